@@ -1,0 +1,3 @@
+//! YAML -> a validated [`plan::Plan`]. Parsed once; no other room reads raw configuration.
+
+pub mod plan;

@@ -1,0 +1,243 @@
+//! The Plan: what the agent is going to do, in types that cannot be wrong.
+//!
+//! Everything here was checked when the configuration was read; nobody checks it again. Defaults
+//! live in `defaults.rs`, each with its reason.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The whole configuration, validated.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where and how connections are captured.
+    pub capture: Capture,
+    /// The routes, in the order they were written. At least one.
+    pub routes: Vec<Arc<Route>>,
+    /// The identities that routes refer to by [`Route::identity`].
+    pub identities: Vec<Arc<Identity>>,
+    /// The trusts that routes refer to by [`Route::trust`].
+    pub trusts: Vec<Arc<Trust>>,
+    /// Limits of the whole agent.
+    pub limits: Limits,
+    /// How names are resolved.
+    pub resolver: Resolver,
+    /// Health, readiness and metrics.
+    pub admin: Admin,
+    /// Diagnostics and the access log.
+    pub log: Log,
+    /// How long a drain may take, from SIGTERM to the last connection.
+    pub drain_deadline: Duration,
+    /// Number of worker threads.
+    pub workers: usize,
+}
+
+/// Where and how connections are captured.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// The cgroup the programs hang on; `None`: look for `kubepods*` under the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// Where links and maps are pinned (a directory on bpffs).
+    pub bpffs: PathBuf,
+    /// The node-local range VIPs for IPv4 destinations are taken from.
+    pub vips4: Cidr,
+    /// The node-local range VIPs for IPv6 destinations are taken from.
+    pub vips6: Cidr,
+    /// The port the agent listens on, on every VIP.
+    pub port: u16,
+    /// How many captured connections one pod may have open at a time.
+    pub connections_per_pod: u32,
+}
+
+/// An address range.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cidr {
+    /// The first address; bits below the prefix are zero.
+    pub addr: IpAddr,
+    /// Number of leading bits that count.
+    pub prefix: u8,
+}
+
+/// Index of a route in [`Plan::routes`].
+pub type RouteIndex = usize;
+
+/// Destinations -> upstream, with one mode, one enforcement, one identity, one trust.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The name used in logs, metrics and errors.
+    pub name: Arc<str>,
+    /// What pods dial. At least one.
+    pub destinations: Vec<Destination>,
+    /// What the agent dials.
+    pub upstream: Upstream,
+    /// How the pod's bytes are understood.
+    pub protocol: Protocol,
+    /// The relay's mode.
+    pub mode: Mode,
+    /// What happens to connections that cannot be served.
+    pub enforcement: Enforcement,
+    /// Index into [`Plan::identities`].
+    pub identity: usize,
+    /// Index into [`Plan::trusts`].
+    pub trust: usize,
+    /// This route's deadlines.
+    pub timeouts: Timeouts,
+}
+
+/// What a pod dials: name or address, and port.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Destination {
+    /// The host as written.
+    pub host: Host,
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// A host, by name or by address.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Host {
+    /// A DNS name, lower case, without a trailing dot.
+    Name(Arc<str>),
+    /// An address; never v4-mapped.
+    Addr(IpAddr),
+}
+
+/// What the agent dials: a URL of its own, never derived from the destination.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// The host to resolve and, unless [`Upstream::server_name`] says otherwise, to verify.
+    pub host: Host,
+    /// The TCP port.
+    pub port: u16,
+    /// What stands before every request's path: empty, or `/base` without a trailing slash.
+    pub base_path: String,
+    /// The name the certificate must carry and that SNI announces.
+    pub server_name: rustls_pki_types::ServerName<'static>,
+    /// The `Host` of forwarded requests: the host, and the port where it is not 443.
+    pub authority: String,
+    /// How many idle connections one worker keeps; 0 keeps none.
+    pub pool_idle: usize,
+}
+
+/// How the pod's bytes are understood.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// HTTP/1.1, relayed request by request.
+    Http,
+    /// Any bytes, relayed as they come over one upstream connection per captured one.
+    Opaque,
+}
+
+/// How a route carries connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// Plaintext in, mutual TLS out.
+    ReverseProxy,
+}
+
+/// What happens to connections that the route cannot or must not serve.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Enforcement {
+    /// Redirected; requests for other names on the same address pass through untouched.
+    Loose,
+    /// Redirected or refused, never direct.
+    Strict,
+}
+
+/// A certificate chain and its private key, and where they come from.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The name routes refer to.
+    pub name: Arc<str>,
+    /// PEM file with the certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key (PKCS#8, PKCS#1 or SEC1).
+    pub key: PathBuf,
+}
+
+/// What the agent accepts from an upstream.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    /// The name routes refer to.
+    pub name: Arc<str>,
+    /// Where the roots come from.
+    pub roots: Roots,
+}
+
+/// Where trusted roots come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Roots {
+    /// One PEM file with one or more CA certificates.
+    File(PathBuf),
+    /// The system's store.
+    System,
+}
+
+/// A route's deadlines.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// From the first byte of a connection or request to the end of its head.
+    pub head: Duration,
+    /// How long a client connection may stay idle between requests (HTTP), or in both directions (opaque).
+    pub idle: Duration,
+    /// Resolve and TCP connect to the upstream.
+    pub connect: Duration,
+    /// TLS handshake with the upstream.
+    pub tls: Duration,
+    /// From the end of the request to the first byte of the answer.
+    pub response: Duration,
+}
+
+/// Limits of the whole agent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Client connections open at a time, over all workers.
+    pub connections: usize,
+    /// Bytes of a request's or an answer's head.
+    pub head_bytes: usize,
+    /// Bytes of each buffer a relay holds while bytes are under way.
+    pub buffer_bytes: usize,
+}
+
+/// How names are resolved.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    /// Normally `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+    /// Normally `/etc/hosts`.
+    pub hosts: PathBuf,
+    /// How long an address stays captured after the name stopped resolving to it.
+    pub grace: Duration,
+    /// The shortest time between two look-ups of a name, whatever the TTL says.
+    pub min_ttl: Duration,
+    /// The longest.
+    pub max_ttl: Duration,
+}
+
+/// Health, readiness and metrics.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` serves nothing.
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// Diagnostics and the access log.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Form of both.
+    pub format: LogFormat,
+    /// `tracing` filter for diagnostics, such as `info` or `hnp_agent::capture=debug,info`.
+    pub level: String,
+    /// Whether an access line is written per request or connection.
+    pub access: bool,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}

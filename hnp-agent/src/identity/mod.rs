@@ -1,0 +1,3 @@
+//! Identity sources: publish validated snapshots, keep the last good one.
+
+pub mod snapshot;

@@ -1,0 +1,39 @@
+//! What an identity source publishes: a certificate chain and key that belong together.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::sign::CertifiedKey;
+
+/// One validated generation of an identity. Never half-loaded.
+#[derive(Debug)]
+pub struct IdentitySnapshot {
+    /// The identity's name in the Plan.
+    pub name: Arc<str>,
+    /// Grows by one with every published change of this identity, starting at 1.
+    pub generation: u64,
+    /// Chain and key, ready to be presented. May be X.509 v1, which rustls' own builder refuses.
+    pub certified_key: Arc<CertifiedKey>,
+    /// What the leaf says.
+    pub leaf: LeafInfo,
+}
+
+/// The facts of a leaf certificate that logs, metrics and people need.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeafInfo {
+    /// RFC 4514-like text, such as `O=Example ORG, CN=Client`.
+    pub subject: String,
+    /// The issuer's name, in the same form.
+    pub issuer: String,
+    /// Lower-case hexadecimal, no separators, no leading zeros beyond whole bytes.
+    pub serial: String,
+    /// First moment it is valid.
+    pub not_before: SystemTime,
+    /// Last moment it is valid.
+    pub not_after: SystemTime,
+    /// X.509 version: 1, 2 or 3.
+    pub version: u8,
+}
+
+/// The current generation; `None` until the first one was loaded.
+pub type SharedIdentity = Arc<arc_swap::ArcSwapOption<IdentitySnapshot>>;

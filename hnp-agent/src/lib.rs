@@ -1,0 +1,15 @@
+//! hnp-agent: takes what pods send to a destination and carries it to the upstream over mutual TLS.
+//!
+//! The rooms and who may know whom are drawn in DESIGN.md. `app` is the only file that knows them all.
+
+pub mod admin;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod identity;
+pub mod proxy;
+pub mod resolve;
+pub mod telemetry;
+pub mod trust;
+pub mod upstream;
+pub mod workload;

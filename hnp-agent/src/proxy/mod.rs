@@ -1,0 +1,3 @@
+//! The data path: accept -> flow -> classify -> serve.
+
+pub mod flow;

@@ -1,0 +1,76 @@
+//! The one record that is written when a request (HTTP) or a connection (everything else) ends.
+//!
+//! Access line and counters are made from the same record, so they cannot disagree.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hnp_common::Reason;
+
+use crate::workload::Workload;
+
+/// One finished request or connection. Never holds a header value, a query string or a body.
+#[derive(Clone, Debug)]
+pub struct AccessRecord {
+    /// When it began (first byte of the request, or accept).
+    pub started: SystemTime,
+    /// From then to the end.
+    pub duration: Duration,
+    /// Names the connection: unique on this node while the agent runs; also in error bodies.
+    pub flow_id: u64,
+    /// The route's name; `None` where the connection never reached one.
+    pub route: Option<Arc<str>>,
+    /// `reverse-proxy`, `opaque` or `passthrough`: how the bytes were carried.
+    pub mode: &'static str,
+    /// Who called.
+    pub workload: Arc<Workload>,
+    /// The client's address as the agent sees it.
+    pub client: SocketAddr,
+    /// What the client dialled.
+    pub destination: Option<SocketAddr>,
+    /// The upstream's authority and the address that was used, when one was dialled.
+    pub upstream: Option<UpstreamRecord>,
+    /// The request, on HTTP routes.
+    pub http: Option<HttpRecord>,
+    /// Payload bytes from the client to the upstream (HTTP: head and body as received).
+    pub bytes_up: u64,
+    /// Payload bytes from the upstream to the client (HTTP: head and body as sent).
+    pub bytes_down: u64,
+    /// Why it ended.
+    pub reason: Reason,
+    /// The developer's words for a failure; never key material, never a header value.
+    pub detail: Option<String>,
+}
+
+/// The upstream side of a record.
+#[derive(Clone, Debug)]
+pub struct UpstreamRecord {
+    /// The upstream's authority (host and port as configured).
+    pub authority: Arc<str>,
+    /// The address dialled; `None` if it never came to that.
+    pub addr: Option<SocketAddr>,
+    /// The connection came from the pool.
+    pub reused: bool,
+    /// Resolve, TCP connect and TLS handshake together; zero when reused.
+    pub connect: Duration,
+    /// From the last byte of the request's head sent to the first byte of the answer.
+    pub first_byte: Option<Duration>,
+    /// Such as `TLSv1.3`; `None` in cleartext (passthrough).
+    pub tls_version: Option<&'static str>,
+    /// Such as `X25519MLKEM768`.
+    pub key_exchange: Option<&'static str>,
+    /// The generation of the identity that was presented.
+    pub identity_generation: Option<u64>,
+}
+
+/// The HTTP side of a record.
+#[derive(Clone, Debug)]
+pub struct HttpRecord {
+    /// The method as sent.
+    pub method: String,
+    /// The path without the query: queries carry account ids and keys.
+    pub path: String,
+    /// Status of the answer that the client got; 0 if it got none.
+    pub status: u16,
+}

@@ -1,0 +1,3 @@
+//! Trust: what the agent accepts from the other side.
+
+pub mod snapshot;

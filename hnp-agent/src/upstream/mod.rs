@@ -1,0 +1,1 @@
+//! What the agent dials: resolve, TCP, TLS, pool.

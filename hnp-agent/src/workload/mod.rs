@@ -1,0 +1,26 @@
+//! Who is calling: from a flow's cgroup ids to a pod.
+//!
+//! The cgroup path holds the pod's UID from the first instruction of the container, long before its
+//! IP address reaches the API; so the kernel's cgroup id is the key and cgroupfs the first source.
+
+use std::sync::Arc;
+
+use crate::proxy::flow::Flow;
+
+/// Who is calling, as far as this node can tell.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Workload {
+    /// Path below the cgroup2 mount, such as `/kubepods/besteffort/pod<uid>/<container>`.
+    pub cgroup: Option<String>,
+    /// The pod's UID with dashes, as the API shows it.
+    pub pod_uid: Option<String>,
+    /// The container's id, without the runtime's prefix.
+    pub container_id: Option<String>,
+}
+
+/// Where the data path asks who is calling. Must answer from memory or with a few file-system
+/// calls: it runs right after accept.
+pub trait WorkloadSource: Send + Sync + 'static {
+    /// The caller of a flow; fields stay `None` where nothing is known.
+    fn identify(&self, flow: &Flow) -> Arc<Workload>;
+}

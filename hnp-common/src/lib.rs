@@ -1,0 +1,10 @@
+//! Facts that the kernel programs and the agent must agree on: map layouts, limits and reasons.
+//!
+//! `no_std`, padding-free, sizes asserted at compile time. Nothing here does anything; it only says
+//! what things are, so that neither side can drift from the other.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod reason;
+
+pub use reason::{Reason, Side};

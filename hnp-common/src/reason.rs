@@ -1,0 +1,190 @@
+//! Why a connection or a request ended. One table, many readers: the kernel's counters and events,
+//! the metric label `reason=`, the access log, the JSON error body, the CLI and the docs.
+//!
+//! The code is an interface: dashboards and runbooks hold on to it. Add rows; never rename or
+//! renumber. Zero is no reason, so memory that nobody wrote cannot pass for one. A reason is chosen
+//! where the failure is known and never guessed later from an error's text.
+
+/// Whose side a reason lies on: where the person on call should look first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// Nobody's fault: the ordinary end.
+    None,
+    /// The workload that dialled the destination.
+    Client,
+    /// The manager or the network towards it.
+    Upstream,
+    /// hnp, its configuration, its identity or this node.
+    Local,
+}
+
+impl Side {
+    /// The word used in logs and in `explain`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Local => "local",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $what:literal])+ $name:ident = $num:literal, $code:literal, $side:ident, $status:literal, $fix:literal;)+) => {
+        /// One code for every way a connection or a request can end.
+        #[repr(u16)]
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub enum Reason { $($(#[doc = $what])+ $name = $num,)+ }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The stable word for metrics, logs and error bodies.
+            pub const fn code(self) -> &'static str { match self { $(Self::$name => $code),+ } }
+
+            /// Whose side it lies on.
+            pub const fn side(self) -> Side { match self { $(Self::$name => Side::$side),+ } }
+
+            /// What happened, in a sentence.
+            pub const fn what(self) -> &'static str { match self { $(Self::$name => concat!($($what),+).trim_ascii_start()),+ } }
+
+            /// What to do about it.
+            pub const fn fix(self) -> &'static str { match self { $(Self::$name => $fix),+ } }
+
+            /// The HTTP status of an answer hnp gives itself for this reason; 0 where it gives none.
+            pub const fn status(self) -> u16 { match self { $(Self::$name => $status),+ } }
+        }
+    };
+}
+
+// name = number, code, side, status of our own HTTP answer (0: none), what to do
+reasons! {
+    /// The connection or request ended as both sides meant it to.
+    Ok = 1, "ok", None, 0, "Nothing.";
+    /// The client closed or reset the connection before its request was answered in full.
+    ClientGone = 2, "client_gone", Client, 0, "Look at the workload: it timed out, crashed or was deleted.";
+    /// The agent was told to stop and the drain deadline cut this connection.
+    Drained = 3, "drained", Local, 503, "Raise `drain.deadline` if requests are expected to run longer.";
+    /// The connection was idle longer than the route allows.
+    IdleTimeout = 4, "idle_timeout", Client, 0, "Nothing, unless clients complain: then raise `timeouts.idle`.";
+    /// The request's Host names something this loose route does not serve; it was passed through to
+    /// where the client dialled.
+    Passthrough = 5, "passthrough", None, 0, "Nothing, or list the name under the route's destinations.";
+
+    /// The connection reached the agent's listener without a captured flow.
+    NoFlow = 20, "no_flow", Client, 0, "Somebody dialled the agent's port without passing capture: a neighbour on the network, or a process outside the kubepods cgroup.";
+    /// The connection arrived on a local address outside the VIP range.
+    NotVip = 21, "not_vip", Client, 0, "Somebody dialled the agent's port on the node's own address. Pods must dial the destination.";
+    /// The VIP that was dialled stands for no destination.
+    VipUnassigned = 22, "vip_unassigned", Client, 0, "The destination left the configuration, or a pod dials VIPs by itself.";
+    /// The pod has as many captured connections as it may have.
+    FlowLimit = 23, "flow_limit", Client, 0, "Look for a connection leak in the workload.";
+    /// The kernel could not keep the original destination, so the connection was refused.
+    OrigDstNotStored = 24, "orig_dst_not_stored", Local, 0, "The node is out of memory for socket storage.";
+    /// A datagram was sent to a destination (QUIC); refused, so that the client falls back to TCP.
+    UdpRefused = 25, "udp_refused", Client, 0, "Nothing: clients fall back to TCP.";
+    /// A process under kubepods tried to bind the agent's port.
+    BindRefused = 26, "bind_refused", Client, 0, "Choose another port for the workload, or change `capture.port`.";
+    /// A pod dialled a VIP on a port that is not the agent's.
+    VipPort = 27, "vip_port", Client, 0, "Pods must dial the destination, not the VIP.";
+
+    /// The request is not well-formed HTTP/1.1.
+    BadRequest = 40, "bad_request", Client, 400, "The message names the rule that was broken; look at the client.";
+    /// The request's framing is ambiguous: conflicting lengths, or a transfer coding hnp does not know.
+    AmbiguousFraming = 41, "ambiguous_framing", Client, 400, "Look at the client: this is how request smuggling looks.";
+    /// The request's head is larger than the limit.
+    HeadTooLarge = 42, "head_too_large", Client, 431, "Raise `limits.head_bytes` if the client means it.";
+    /// The request's head did not arrive in time.
+    HeadTimeout = 43, "head_timeout", Client, 408, "Look at the client or the network between pod and node.";
+    /// The request's Host is not one that this strict route serves.
+    HostRefused = 44, "host_refused", Client, 421, "Add the name to the route's destinations, or have the client dial another address.";
+    /// The client speaks TLS to a route that expects plaintext.
+    TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination.";
+    /// The client speaks a protocol that this route does not carry.
+    ProtocolRefused = 46, "protocol_refused", Client, 0, "Set `protocol: opaque` on the route if the bytes are not HTTP.";
+    /// The client's request asks for something hnp does not do on this route (CONNECT, HTTP/2).
+    NotImplemented = 47, "not_implemented", Client, 501, "Use HTTP/1.1 with an origin-form target.";
+
+    /// The upstream's name does not resolve.
+    UpstreamNameNotFound = 60, "upstream_name_not_found", Upstream, 502, "Check the upstream's host name and the node's DNS.";
+    /// The name server did not answer.
+    UpstreamDnsFailed = 61, "upstream_dns_failed", Upstream, 502, "Check the node's DNS servers.";
+    /// The upstream refused the TCP connection.
+    UpstreamRefused = 62, "upstream_refused", Upstream, 502, "Is the manager listening on that port?";
+    /// The upstream did not accept the TCP connection in time.
+    UpstreamConnectTimeout = 63, "upstream_connect_timeout", Upstream, 504, "A firewall that drops, or a dead host, between node and manager.";
+    /// The upstream cannot be reached from this node.
+    UpstreamUnreachable = 64, "upstream_unreachable", Upstream, 502, "Check the node's routes to the manager.";
+    /// The upstream accepted the connection and did not finish the TLS handshake in time.
+    UpstreamTlsTimeout = 65, "upstream_tls_timeout", Upstream, 504, "Something accepts connections and does not speak TLS in time.";
+    /// The TLS handshake with the upstream failed for a reason other than certificates.
+    UpstreamTlsFailed = 66, "upstream_tls_failed", Upstream, 502, "Does the upstream speak TLS 1.2 or 1.3 on that port?";
+    /// The upstream did not begin its answer in time.
+    UpstreamResponseTimeout = 67, "upstream_response_timeout", Upstream, 504, "The manager is slow; raise `timeouts.response` if that is expected.";
+    /// The upstream closed the connection before its answer began.
+    UpstreamClosed = 68, "upstream_closed", Upstream, 502, "The manager restarted or closed an idle connection; retry.";
+    /// The upstream's answer is not well-formed HTTP/1.1.
+    UpstreamBadResponse = 69, "upstream_bad_response", Upstream, 502, "The message names the rule that was broken; look at the manager.";
+    /// The upstream's answer ended before its announced length.
+    UpstreamTruncated = 70, "upstream_truncated", Upstream, 502, "The manager or something between closed the connection mid-answer.";
+    /// The upstream closed or reset the connection in the middle of the exchange.
+    UpstreamReset = 71, "upstream_reset", Upstream, 502, "The manager or something between reset the connection.";
+
+    /// The upstream's certificate has expired, or is not valid yet.
+    UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock.";
+    /// The upstream's certificate is for another name.
+    UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host with the names in its certificate.";
+    /// The upstream's certificate was not issued by a CA this route trusts.
+    UpstreamCertificateUnknownCa = 82, "upstream_certificate_unknown_ca", Upstream, 502, "Compare the route's trust with the chain the manager sends.";
+    /// The upstream's certificate cannot be used for another reason.
+    UpstreamCertificateBad = 83, "upstream_certificate_bad", Upstream, 502, "The message has the verifier's words.";
+    /// The upstream refused our client certificate, or wants one and got none it accepts.
+    ClientCertificateRefused = 84, "client_certificate_refused", Local, 502, "Is the identity's CA known to the manager, and is the certificate still valid?";
+
+    /// The identity this route presents could not be loaded, so nothing was sent.
+    IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for the file and the mistake in it.";
+    /// The agent has as many connections as it may have.
+    TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
+    /// A bug in hnp.
+    Internal = 99, "internal", Local, 500, "Please report it with the log.";
+}
+
+impl Reason {
+    /// The number shared with the kernel, logs and events.
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// Looks a number up that was read from the kernel; unknown numbers are nobody's reason.
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.number() == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn numbers_and_codes_are_unique_and_never_zero() {
+        for (i, a) in Reason::ALL.iter().enumerate() {
+            assert_ne!(a.number(), 0);
+            assert_eq!(Reason::from_number(a.number()), Some(*a));
+            for b in &Reason::ALL[i + 1..] {
+                assert_ne!(a.number(), b.number(), "{a:?} {b:?}");
+                assert_ne!(a.code(), b.code(), "{a:?} {b:?}");
+            }
+        }
+        assert_eq!(Reason::from_number(0), None);
+    }
+
+    #[test]
+    fn codes_are_label_safe_and_rows_say_something() {
+        for reason in Reason::ALL {
+            assert!(reason.code().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason:?}");
+            assert!(!reason.fix().is_empty() && !reason.what().is_empty());
+        }
+    }
+}
