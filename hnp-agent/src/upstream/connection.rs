@@ -73,7 +73,11 @@ impl UpstreamConnection {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),

@@ -51,7 +51,10 @@ impl Upstreams {
         let tls = match timeout(plan.timeouts.tls, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                return Err(failed(tls_reason(&error).unwrap_or(Reason::UpstreamTlsFailed), error.to_string()));
+                return Err(failed(
+                    tls_reason(&error).unwrap_or(Reason::UpstreamTlsFailed),
+                    error.to_string(),
+                ));
             }
             Err(_) => {
                 let detail = format!("no TLS handshake within {:?}", plan.timeouts.tls);
@@ -66,10 +69,20 @@ impl Upstreams {
             key_exchange: key_exchange(&tls),
             identity_generation: Some(current.identity.generation),
         };
-        Ok(UpstreamConnection { io: Io::Tls(Box::new(tls)), info: Rc::new(info), reused: false, key: Some(key) })
+        Ok(UpstreamConnection {
+            io: Io::Tls(Box::new(tls)),
+            info: Rc::new(info),
+            reused: false,
+            key: Some(key),
+        })
     }
 
-    async fn addresses(&self, host: &Host, port: u16, deadline: Duration) -> Result<Vec<SocketAddr>, DialError> {
+    async fn addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Vec<SocketAddr>, DialError> {
         let failed = |reason, detail| DialError { reason, detail, addr: None };
         let addrs = match host {
             Host::Addr(addr) => vec![*addr],
@@ -82,7 +95,10 @@ impl Upstreams {
                     return Err(failed(Reason::UpstreamDnsFailed, format!("{name}: {error}")));
                 }
                 Err(_) => {
-                    return Err(failed(Reason::UpstreamDnsFailed, format!("{name}: no answer within {deadline:?}")));
+                    return Err(failed(
+                        Reason::UpstreamDnsFailed,
+                        format!("{name}: no answer within {deadline:?}"),
+                    ));
                 }
             },
         };
@@ -101,7 +117,10 @@ impl Upstreams {
         for (tried, addr) in addrs.iter().enumerate() {
             let failed = |reason, detail| DialError { reason, detail, addr: Some(*addr) };
             if self.is_vip(addr.ip()) {
-                last = failed(Reason::UpstreamUnreachable, format!("{addr} is a VIP of this node: the upstream would be hnp"));
+                last = failed(
+                    Reason::UpstreamUnreachable,
+                    format!("{addr} is a VIP of this node: the upstream would be hnp"),
+                );
                 continue;
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -114,7 +133,10 @@ impl Upstreams {
                 }
                 Ok(Err(error)) => last = failed(tcp_reason(&error), format!("{addr}: {error}")),
                 Err(_) => {
-                    last = failed(Reason::UpstreamConnectTimeout, format!("{addr}: no connection within {share:?}"));
+                    last = failed(
+                        Reason::UpstreamConnectTimeout,
+                        format!("{addr}: no connection within {share:?}"),
+                    );
                 }
             }
         }
@@ -161,4 +183,3 @@ fn key_exchange(tls: &TlsStream<TcpStream>) -> Option<&'static str> {
         _ => "other",
     })
 }
-

@@ -47,7 +47,12 @@ struct Current {
 
 impl Upstreams {
     /// `identities` and `trusts` are in the order of the Plan.
-    pub fn new(plan: Arc<Plan>, identities: Vec<SharedIdentity>, trusts: Vec<SharedTrust>, resolver: Resolver) -> Self {
+    pub fn new(
+        plan: Arc<Plan>,
+        identities: Vec<SharedIdentity>,
+        trusts: Vec<SharedTrust>,
+        resolver: Resolver,
+    ) -> Self {
         Self { plan, identities, trusts, resolver, configs: RefCell::default(), pool: RefCell::default() }
     }
 
@@ -78,7 +83,11 @@ impl Upstreams {
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn connect_direct(&self, addr: SocketAddr, deadline: Duration) -> Result<UpstreamConnection, DialError> {
+    pub async fn connect_direct(
+        &self,
+        addr: SocketAddr,
+        deadline: Duration,
+    ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
         let tcp = self.tcp(&[addr], deadline).await?;
         Ok(UpstreamConnection::plain(tcp, addr, started.elapsed()))
@@ -115,7 +124,9 @@ impl Upstreams {
     fn current(&self, route: &Route) -> Result<Current, DialError> {
         let unavailable = |what: &str, name: &str| DialError {
             reason: Reason::IdentityUnavailable,
-            detail: format!("{what} `{name}` could not be loaded; see the log for the file and the mistake in it"),
+            detail: format!(
+                "{what} `{name}` could not be loaded; see the log for the file and the mistake in it"
+            ),
             addr: None,
         };
         let identity = self.identities[route.identity]

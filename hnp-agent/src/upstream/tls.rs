@@ -32,7 +32,8 @@ impl TlsConfigs {
     pub(super) fn key(&mut self, route: RouteIndex, plan: &Route, current: &Current) -> Rc<PoolKey> {
         let identity = (plan.identity, current.identity.generation);
         let trust = (plan.trust, current.trust.generation);
-        if let Some(key) = self.keys.get(&route).filter(|key| key.identity == identity && key.trust == trust) {
+        if let Some(key) = self.keys.get(&route).filter(|key| key.identity == identity && key.trust == trust)
+        {
             return key.clone();
         }
         let server_name = plan.upstream.server_name.clone();
@@ -45,7 +46,11 @@ impl TlsConfigs {
     ///
     /// # Errors
     /// rustls' words, where the provider lacks what TLS 1.2 and 1.3 need; not seen in practice.
-    pub(super) fn config(&mut self, key: &Rc<PoolKey>, current: &Current) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub(super) fn config(
+        &mut self,
+        key: &Rc<PoolKey>,
+        current: &Current,
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
         if let Some(config) = self.configs.get(key) {
             return Ok(config.clone());
         }
@@ -53,7 +58,9 @@ impl TlsConfigs {
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .dangerous() // rustls' word for any verifier handed over; ours always verifies (crate::trust)
             .with_custom_certificate_verifier(current.trust.verifier.clone())
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(current.identity.certified_key.clone())));
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+                current.identity.certified_key.clone(),
+            )));
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         config.alpn_protocols = match key.protocol {
             Protocol::Http => vec![b"http/1.1".to_vec()],

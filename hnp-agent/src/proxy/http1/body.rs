@@ -233,7 +233,9 @@ impl TrailerLine {
 fn check_trailer(line: &[u8]) -> Result<(), BodyError> {
     let colon = line.iter().position(|b| *b == b':').ok_or(BodyError::Trailer)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().all(|b| is_token_byte(*b)) || !value.iter().all(|b| is_field_value_byte(*b))
+    if name.is_empty()
+        || !name.iter().all(|b| is_token_byte(*b))
+        || !value.iter().all(|b| is_field_value_byte(*b))
     {
         return Err(BodyError::Trailer);
     }

@@ -102,7 +102,9 @@ pub struct Lines {
 /// As soon as the bytes at hand cannot become a head hnp would forward.
 pub fn find_end(bytes: &[u8], scanned: &mut usize, limit: usize) -> Result<Option<usize>, HeadError> {
     let window = &bytes[..bytes.len().min(limit)];
-    while let Some(found) = window.get(*scanned..).and_then(|rest| rest.iter().position(|b| *b < 0x20 || *b == 0x7f)) {
+    while let Some(found) =
+        window.get(*scanned..).and_then(|rest| rest.iter().position(|b| *b < 0x20 || *b == 0x7f))
+    {
         let at = *scanned + found;
         match window[at] {
             b'\t' => *scanned = at + 1,

@@ -2,10 +2,12 @@
 //! time on each connection.
 //!
 //! `head`, `request`, `response` and `body` are pure: bytes in, ranges and decisions out. `exchange`
-//! moves the bytes of one request and its answer; `serve` repeats that over a client connection.
+//! moves the bytes of one request and its answer; `forward` chooses the upstream, retries and records;
+//! `serve` repeats that over a client connection.
 
 pub mod body;
 pub mod exchange;
+pub mod forward;
 pub mod head;
 pub mod request;
 pub mod response;

@@ -2,7 +2,9 @@
 
 use super::body::Framing;
 use super::head::{Field, HeadError, Lines, content_length};
-use super::syntax::{is_client_cert_field, is_hop_by_hop, is_token_byte, list_members, must_not_be_nominated, one_of};
+use super::syntax::{
+    is_client_cert_field, is_hop_by_hop, is_token_byte, list_members, must_not_be_nominated, one_of,
+};
 use std::ops::Range;
 
 /// A request's head, checked. Ranges are into the head's bytes.
@@ -86,7 +88,8 @@ impl Request {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
         if self.upgrade {
-            for field in self.fields.iter().filter(|f| head[f.name.clone()].eq_ignore_ascii_case(b"upgrade")) {
+            for field in self.fields.iter().filter(|f| head[f.name.clone()].eq_ignore_ascii_case(b"upgrade"))
+            {
                 out.extend_from_slice(&head[field.line.clone()]);
             }
             out.extend_from_slice(b"Connection: Upgrade\r\n");
@@ -130,7 +133,9 @@ impl Request {
                         () if member.eq_ignore_ascii_case(b"close") => self.keep_alive = false,
                         () if member.eq_ignore_ascii_case(b"upgrade") => wants_upgrade = true,
                         () if must_not_be_nominated(member) => return Err(HeadError::ConnectionNames),
-                        () if !member.iter().all(|b| is_token_byte(*b)) => return Err(HeadError::ConnectionNames),
+                        () if !member.iter().all(|b| is_token_byte(*b)) => {
+                            return Err(HeadError::ConnectionNames);
+                        }
                         () => {
                             let start = member.as_ptr().addr() - head.as_ptr().addr();
                             self.nominated.push(start..start + member.len());
@@ -190,7 +195,11 @@ fn first_line(head: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<us
         return Err(HeadError::FirstLine);
     };
     let (method, target, version) = (&bytes[..a], &bytes[a + 1..b], &bytes[b + 1..]);
-    if method.is_empty() || target.is_empty() || !method.iter().all(|b| is_token_byte(*b)) || target.contains(&b'\t') {
+    if method.is_empty()
+        || target.is_empty()
+        || !method.iter().all(|b| is_token_byte(*b))
+        || target.contains(&b'\t')
+    {
         return Err(HeadError::FirstLine);
     }
     let http10 = match version {
@@ -214,7 +223,9 @@ fn host_of(authority: &[u8]) -> Result<String, HeadError> {
     } else {
         let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
         let name = name.strip_suffix('.').unwrap_or(name);
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
+        if name.is_empty()
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        {
             return Err(HeadError::Host);
         }
         (name.to_ascii_lowercase(), port)
@@ -264,13 +275,18 @@ mod tests {
         let head = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         assert!(parse(head).unwrap().upgrade);
         assert!(rewritten(head).ends_with("Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"));
-        assert!(!parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n").unwrap().upgrade);
+        assert!(
+            !parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+                .unwrap()
+                .upgrade
+        );
         assert!(!parse("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n").unwrap().upgrade);
     }
 
     #[test]
     fn framing() {
-        let framing = |fields: &str| parse(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).map(|r| r.framing);
+        let framing =
+            |fields: &str| parse(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).map(|r| r.framing);
         assert_eq!(framing(""), Ok(Framing::None));
         assert_eq!(framing("Content-Length: 12\r\n"), Ok(Framing::Length(12)));
         assert_eq!(framing("Transfer-Encoding: Chunked\r\n"), Ok(Framing::Chunked));
@@ -302,7 +318,8 @@ mod tests {
         let host = |value: &str| parse(&format!("GET / HTTP/1.1\r\nHost: {value}\r\n\r\n")).map(|r| r.host);
         assert_eq!(host("Manager.HNP.test.:80"), Ok(Some("manager.hnp.test".into())));
         assert_eq!(host("[FD00::9]:80"), Ok(Some("fd00::9".into())));
-        for value in ["", "a b", "a/b", "a@b", "a:80:80", "a:x", "[::1", "a\"b", "a,b", "é", ".", "a:123456"] {
+        for value in ["", "a b", "a/b", "a@b", "a:80:80", "a:x", "[::1", "a\"b", "a,b", "é", ".", "a:123456"]
+        {
             assert_eq!(host(value), Err(HeadError::Host), "{value:?}");
         }
         assert_eq!(parse("GET / HTTP/1.1\r\n\r\n").map(|_| ()), Err(HeadError::Host));
@@ -333,7 +350,9 @@ mod tests {
 
     #[test]
     fn connection_cannot_name_what_must_arrive() {
-        for name in ["Host", "content-length", "Authorization", "X-Access-Key", "x-forwarded-client-cert", "a b"] {
+        for name in
+            ["Host", "content-length", "Authorization", "X-Access-Key", "x-forwarded-client-cert", "a b"]
+        {
             assert_eq!(
                 parse(&format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, {name}\r\n\r\n")).map(|_| ()),
                 Err(HeadError::ConnectionNames),
@@ -344,7 +363,14 @@ mod tests {
 
     #[test]
     fn first_lines() {
-        for line in ["GET /", "GET  / HTTP/1.1", "GET / x HTTP/1.1", "G(T / HTTP/1.1", "GET / http/1.1", " GET / HTTP/1.1"] {
+        for line in [
+            "GET /",
+            "GET  / HTTP/1.1",
+            "GET / x HTTP/1.1",
+            "G(T / HTTP/1.1",
+            "GET / http/1.1",
+            " GET / HTTP/1.1",
+        ] {
             assert_eq!(
                 parse(&format!("{line}\r\nHost: a\r\n\r\n")).map(|_| ()),
                 Err(HeadError::FirstLine),

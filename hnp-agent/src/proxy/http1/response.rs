@@ -137,7 +137,8 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
         _ => return Err(HeadError::FirstLine),
     };
     match &line[9..] {
-        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] | [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..] => {
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9']
+        | [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..] => {
             let digit = |d: &u8| u16::from(d - b'0');
             Ok((digit(a) * 100 + digit(b) * 10 + digit(c), http10))
         }
@@ -171,7 +172,10 @@ mod tests {
             framing(200, "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", GET),
             Err(HeadError::TwoLengths)
         );
-        assert_eq!(framing(200, "Content-Length: 3\r\nContent-Length: 4\r\n", GET), Err(HeadError::ContentLength));
+        assert_eq!(
+            framing(200, "Content-Length: 3\r\nContent-Length: 4\r\n", GET),
+            Err(HeadError::ContentLength)
+        );
         assert_eq!(framing(200, "Transfer-Encoding: gzip\r\n", GET), Err(HeadError::TransferEncoding));
     }
 
@@ -197,13 +201,27 @@ mod tests {
         let mut out = Vec::new();
         response.write_for_client(head.as_bytes(), asked, false, &mut out);
         let out = String::from_utf8(out).unwrap();
-        assert!(out.contains("\r\nUpgrade: websocket\r\n") && out.contains("\r\nConnection: Upgrade\r\n"), "{out}");
+        assert!(
+            out.contains("\r\nUpgrade: websocket\r\n") && out.contains("\r\nConnection: Upgrade\r\n"),
+            "{out}"
+        );
     }
 
     #[test]
     fn status_lines() {
-        for line in ["HTTP/1.1 20 X", "HTTP/1.1 2000 X", "HTTP/2 200 X", "HTTP/1.1  200 X", "HTTP/1.1 099 X", "ICY 200 OK"] {
-            assert_eq!(parse(&format!("{line}\r\n\r\n"), GET).map(|_| ()), Err(HeadError::FirstLine), "{line}");
+        for line in [
+            "HTTP/1.1 20 X",
+            "HTTP/1.1 2000 X",
+            "HTTP/2 200 X",
+            "HTTP/1.1  200 X",
+            "HTTP/1.1 099 X",
+            "ICY 200 OK",
+        ] {
+            assert_eq!(
+                parse(&format!("{line}\r\n\r\n"), GET).map(|_| ()),
+                Err(HeadError::FirstLine),
+                "{line}"
+            );
         }
         assert_eq!(parse("HTTP/1.1 200\r\n\r\n", GET).unwrap().status, 200);
         assert!(!parse("HTTP/1.0 200 OK\r\n\r\n", GET).unwrap().keep_alive);

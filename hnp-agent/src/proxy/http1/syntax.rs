@@ -2,8 +2,23 @@
 
 /// Whether a byte may stand in a token: method and field names (RFC 9110 section 5.6.2).
 pub fn is_token_byte(byte: u8) -> bool {
-    matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
-        || byte.is_ascii_alphanumeric()
+    matches!(
+        byte,
+        b'!' | b'#'
+            | b'$'
+            | b'%'
+            | b'&'
+            | b'\''
+            | b'*'
+            | b'+'
+            | b'-'
+            | b'.'
+            | b'^'
+            | b'_'
+            | b'`'
+            | b'|'
+            | b'~'
+    ) || byte.is_ascii_alphanumeric()
 }
 
 /// Whether a byte may stand in a field value (RFC 9110 section 5.5): visible, space, tab, obs-text.
@@ -66,7 +81,10 @@ pub fn is_client_cert_field(name: &[u8]) -> bool {
 
 /// Fields that must not come after the body (RFC 9110 section 6.5.1).
 pub fn forbidden_in_trailer(name: &[u8]) -> bool {
-    is_hop_by_hop(name) || must_not_be_nominated(name) || is_client_cert_field(name) || one_of(name, &["trailer", "set-cookie"])
+    is_hop_by_hop(name)
+        || must_not_be_nominated(name)
+        || is_client_cert_field(name)
+        || one_of(name, &["trailer", "set-cookie"])
 }
 
 /// Case-insensitive membership.
