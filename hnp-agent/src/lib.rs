@@ -10,6 +10,7 @@ pub mod crypto;
 pub mod identity;
 pub mod proxy;
 pub mod resolve;
+pub mod tasks;
 pub mod telemetry;
 pub mod trust;
 pub mod upstream;

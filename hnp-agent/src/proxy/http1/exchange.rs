@@ -20,7 +20,7 @@ use super::body::{Decoder, Framing};
 use super::head::find_end;
 use super::response::{Asked, Response};
 use crate::proxy::buffer::Buffer;
-use crate::upstream::{Io, dial::tls_reason};
+use crate::upstream::{Io, tls_reason};
 
 /// Interim answers (1xx) before the final one; more is a server gone wrong.
 const MAX_INTERIM: usize = 16;
