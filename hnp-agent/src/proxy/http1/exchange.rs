@@ -589,3 +589,6 @@ fn look(page: &[u8]) -> Page {
         Page::No
     }
 }
+
+#[cfg(test)]
+mod tests;
