@@ -265,12 +265,14 @@ impl Exchange<'_> {
                     DownState::Done { exact, framing } => (exact, framing),
                     _ => (false, Framing::UntilClose),
                 };
-                let clean = exact && sent && !self.down.early;
-                let to_close = framing == Framing::UntilClose || self.terms.asked.http10;
+                let until_close = framing == Framing::UntilClose;
+                let clean = exact && sent && !self.down.early && !until_close;
+                // A head that travels as it came has told the client itself that the server closes.
+                let told = until_close || (self.terms.verbatim && !self.down.keep_alive);
                 End::Complete {
                     // Bytes after the answer's end were not asked for: nobody may read them as theirs.
                     upstream_reusable: clean && self.down.keep_alive && self.down.answer.is_empty(),
-                    client_reusable: sent && !to_close && !self.terms.close,
+                    client_reusable: sent && !told && !self.terms.asked.http10 && !self.terms.close,
                     certificate_refused: self.down.page == Page::Yes,
                 }
             }
