@@ -24,7 +24,7 @@ use crate::proxy::thread::{self, Parts};
 use crate::resolve::{DesiredDestination, Resolver, schedule};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
-use crate::telemetry::readiness::Readiness;
+use crate::telemetry::readiness::{Pending, Readiness};
 use crate::workload::{CgroupWorkloads, WorkloadSource};
 use crate::{admin, identity, trust};
 
@@ -73,10 +73,14 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
     let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.mount.clone(), node.cgroup.clone()));
     let mut capture = Capture::start(&plan, &node, vips.clone()).await?;
     telemetry.register(capture.metrics());
+    if let Some(listener) = admin {
+        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
+    }
 
     let stop = CancellationToken::new();
     let kill = CancellationToken::new();
     let mut workers = Vec::with_capacity(plan.workers);
+    let mut failed = None;
     for (index, listeners) in listeners.into_iter().enumerate() {
         let parts = Parts {
             index,
@@ -92,7 +96,10 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
             stop: stop.child_token(),
             kill: kill.child_token(),
         };
-        workers.push(thread::spawn(parts).context("cannot start a worker thread")?);
+        match thread::spawn(parts) {
+            Ok(worker) => workers.push(worker),
+            Err(error) => failed = Some(error),
+        }
     }
     for source in identities {
         tasks.spawn(source.watch(tasks.token()));
@@ -100,50 +107,58 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
     for source in trusts {
         tasks.spawn(source.watch(tasks.token()));
     }
-    if let Some(listener) = admin {
-        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
-    }
-    let (send, mut desired) = mpsc::unbounded_channel::<Vec<DesiredDestination>>();
-    let resolver = Resolver::new(&plan.resolver)?;
-    let names = schedule::keep_in_step(plan.clone(), resolver, readiness.clone(), telemetry.clone(), send, tasks.token());
-    tasks.spawn(names);
-    drop(starting);
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        cgroup = %node.cgroup.display(),
-        port = plan.capture.port,
-        workers = plan.workers,
-        routes = plan.routes.len(),
-        "capturing"
-    );
 
-    let why = loop {
-        // Every branch is cancel-safe: signals and channels lose nothing when dropped.
-        tokio::select! {
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
-            Some(destinations) = desired.recv() => apply(&mut capture, &destinations, &readiness),
-            () = any_ended(&workers) => break "a worker ended",
+    let mut why = "a worker thread could not be started";
+    if failed.is_none() {
+        let (send, mut desired) = mpsc::unbounded_channel::<Vec<DesiredDestination>>();
+        let names = follow_names(&plan, &readiness, &telemetry, send, &tasks);
+        let mut behind = Some(starting);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            cgroup = %node.cgroup.display(),
+            port = plan.capture.port,
+            workers = plan.workers,
+            routes = plan.routes.len(),
+            "capturing"
+        );
+        why = loop {
+            // Every branch is cancel-safe: signals and channels lose nothing when dropped.
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                () = any_ended(&workers) => break "a worker ended",
+                Some(destinations) = desired.recv(), if names.is_ok() => {
+                    behind = apply(&mut capture, &destinations, &readiness);
+                }
+            }
+        };
+        drop(behind);
+        if let Err(error) = names {
+            failed = Some(std::io::Error::other(error));
         }
-    };
+    }
     let draining = readiness.pending("drain", format!("draining: {why}"));
-    let failed = drain(&plan, why, workers, &stop, &kill).await;
+    failed = drain(&plan, why, workers, &stop, &kill).await.or(failed);
     tasks.end().await;
-    capture.detach().await.context("cannot take the programs off again; see `hnp` under the bpffs mount")?;
+    capture.detach().await.context("cannot take the programs off again")?;
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
     }
     drop(draining);
-    failed.map_or(Ok(()), |error| Err(error).context("a worker ended"))
+    failed.map_or(Ok(()), |error| Err(error).context(why))
 }
 
-fn apply(capture: &mut Capture, destinations: &[DesiredDestination], readiness: &Readiness) {
+/// Brings the kernel in step. What it returns holds readiness down until the next try: an address
+/// that should be captured is not.
+fn apply(capture: &mut Capture, destinations: &[DesiredDestination], readiness: &Readiness) -> Option<Pending> {
     match capture.sync(destinations) {
-        Ok(()) => tracing::info!(destinations = destinations.len(), "destinations in step with the kernel"),
+        Ok(()) => {
+            tracing::info!(destinations = destinations.len(), "destinations are in step with the kernel");
+            None
+        }
         Err(error) => {
-            // Readiness stays down for good: an address that should be captured is not.
-            tracing::error!(%error, "destinations could not be brought in step with the kernel");
-            std::mem::forget(readiness.pending("destinations", error.to_string()));
+            tracing::error!(%error, "destinations cannot be brought in step with the kernel");
+            Some(readiness.pending("destinations", error.to_string()))
         }
     }
 }
