@@ -5,7 +5,7 @@
 //! redirected to a port that nobody answers yet. Stop: readiness falls, listeners close, what runs may
 //! finish until the deadline, then the kernel is left as it was found.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{self, Capture};
@@ -21,15 +20,18 @@ use crate::config::plan::Plan;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
 use crate::proxy::thread::{self, Parts};
-use crate::resolve::{DesiredDestination, Resolver, schedule};
+use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
-use crate::telemetry::readiness::{Pending, Readiness};
+use crate::telemetry::readiness::Readiness;
 use crate::workload::{CgroupWorkloads, WorkloadSource};
 use crate::{admin, identity, trust};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// `None` once it was detached.
+type SharedCapture = Arc<Mutex<Option<Capture>>>;
 
 type WorkerThread = JoinHandle<std::io::Result<usize>>;
 
@@ -71,8 +73,11 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
 
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.mount.clone(), node.cgroup.clone()));
-    let mut capture = Capture::start(&plan, &node, vips.clone()).await?;
+    let resolver = Resolver::new(&plan.resolver)?;
+    let capture = Capture::start(&plan, &node, vips.clone()).await?;
     telemetry.register(capture.metrics());
+    let flows = capture.flow_source();
+    let capture: SharedCapture = Arc::new(Mutex::new(Some(capture)));
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
     }
@@ -86,7 +91,7 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
             index,
             plan: plan.clone(),
             listeners,
-            flows: capture.flow_source(),
+            flows: flows.clone(),
             vips: vips.clone(),
             workloads: workloads.clone(),
             identities: identities.iter().map(identity::Source::shared).collect(),
@@ -108,11 +113,10 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
         tasks.spawn(source.watch(tasks.token()));
     }
 
-    let mut why = "a worker thread could not be started";
+    let mut why = "the start failed";
     if failed.is_none() {
-        let (send, mut desired) = mpsc::unbounded_channel::<Vec<DesiredDestination>>();
-        let names = follow_names(&plan, &readiness, &telemetry, send, &tasks);
-        let mut behind = Some(starting);
+        tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        drop(starting);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             cgroup = %node.cgroup.display(),
@@ -121,26 +125,20 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
             routes = plan.routes.len(),
             "capturing"
         );
-        why = loop {
-            // Every branch is cancel-safe: signals and channels lose nothing when dropped.
-            tokio::select! {
-                _ = terminate.recv() => break "SIGTERM",
-                _ = interrupt.recv() => break "SIGINT",
-                () = any_ended(&workers) => break "a worker ended",
-                Some(destinations) = desired.recv(), if names.is_ok() => {
-                    behind = apply(&mut capture, &destinations, &readiness);
-                }
-            }
+        // All branches are cancel-safe, and none is polled twice.
+        why = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = any_ended(&workers) => "a worker ended",
         };
-        drop(behind);
-        if let Err(error) = names {
-            failed = Some(std::io::Error::other(error));
-        }
     }
     let draining = readiness.pending("drain", format!("draining: {why}"));
     failed = drain(&plan, why, workers, &stop, &kill).await.or(failed);
     tasks.end().await;
-    capture.detach().await.context("cannot take the programs off again")?;
+    let taken = capture.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(capture) = taken {
+        capture.detach().await.context("cannot take the programs off again")?;
+    }
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
     }
@@ -148,19 +146,24 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
     failed.map_or(Ok(()), |error| Err(error).context(why))
 }
 
-/// Brings the kernel in step. What it returns holds readiness down until the next try: an address
-/// that should be captured is not.
-fn apply(capture: &mut Capture, destinations: &[DesiredDestination], readiness: &Readiness) -> Option<Pending> {
-    match capture.sync(destinations) {
-        Ok(()) => {
-            tracing::info!(destinations = destinations.len(), "destinations are in step with the kernel");
-            None
-        }
-        Err(error) => {
-            tracing::error!(%error, "destinations cannot be brought in step with the kernel");
-            Some(readiness.pending("destinations", error.to_string()))
-        }
-    }
+/// Names as they resolve, and with them what the kernel captures.
+fn follow_names(
+    plan: &Arc<Plan>,
+    resolver: Resolver,
+    readiness: &Readiness,
+    telemetry: &Arc<Telemetry>,
+    capture: &SharedCapture,
+    tasks: &Tasks,
+) -> impl Future<Output = ()> + Send + use<> {
+    let status = Arc::new(NameStatus::default());
+    let gauges = status.clone();
+    telemetry.register(move |out| gauges.write(out));
+    let capture = capture.clone();
+    let apply = move |desired: Desired| {
+        let mut capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
+        capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired.destinations))
+    };
+    keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
 }
 
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.

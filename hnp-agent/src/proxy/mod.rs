@@ -16,3 +16,6 @@ pub mod record;
 pub mod relay;
 pub mod thread;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;
