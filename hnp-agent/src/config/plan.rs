@@ -121,7 +121,7 @@ pub struct Upstream {
 }
 
 /// How the pod's bytes are understood.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Protocol {
     /// HTTP/1.1, relayed request by request.
     Http,

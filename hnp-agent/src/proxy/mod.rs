@@ -14,4 +14,5 @@ pub mod listener;
 pub mod opaque;
 pub mod record;
 pub mod relay;
+pub mod thread;
 pub mod worker;

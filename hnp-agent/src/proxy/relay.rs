@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::buffer::Buffer;
-use crate::upstream::{Io, dial::tls_reason};
+use crate::upstream::{Io, tls_reason};
 
 /// How a relay ended, and what it carried.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable};
 use crate::config::plan::Plan;
-use crate::telemetry::WorkerStats;
+use crate::telemetry::stats::WorkerStats;
 use crate::upstream::Upstreams;
 use crate::workload::WorkloadSource;
 

@@ -5,12 +5,12 @@
 //! generation, no request travels on a connection or a TLS session of the old one.
 
 mod connection;
-pub(crate) mod dial;
+mod dial;
 mod pool;
 mod tls;
 
 pub use connection::{ConnectionInfo, Io, UpstreamConnection};
-pub use dial::DialError;
+pub use dial::{DialError, tls_reason};
 pub use pool::PoolKey;
 
 use std::cell::RefCell;

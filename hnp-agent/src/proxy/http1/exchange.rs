@@ -20,7 +20,7 @@ use super::body::{Decoder, Framing};
 use super::head::find_end;
 use super::response::{Asked, Response};
 use crate::proxy::buffer::Buffer;
-use crate::upstream::{Io, dial::tls_reason};
+use crate::upstream::{Io, tls_reason};
 
 /// Interim answers (1xx) before the final one; more is a server gone wrong.
 const MAX_INTERIM: usize = 16;
@@ -265,12 +265,14 @@ impl Exchange<'_> {
                     DownState::Done { exact, framing } => (exact, framing),
                     _ => (false, Framing::UntilClose),
                 };
-                let clean = exact && sent && !self.down.early;
-                let to_close = framing == Framing::UntilClose || self.terms.asked.http10;
+                let until_close = framing == Framing::UntilClose;
+                let clean = exact && sent && !self.down.early && !until_close;
+                // A head that travels as it came has told the client itself that the server closes.
+                let told = until_close || (self.terms.verbatim && !self.down.keep_alive);
                 End::Complete {
                     // Bytes after the answer's end were not asked for: nobody may read them as theirs.
                     upstream_reusable: clean && self.down.keep_alive && self.down.answer.is_empty(),
-                    client_reusable: sent && !to_close && !self.terms.close,
+                    client_reusable: sent && !told && !self.terms.asked.http10 && !self.terms.close,
                     certificate_refused: self.down.page == Page::Yes,
                 }
             }
@@ -589,3 +591,6 @@ fn look(page: &[u8]) -> Page {
         Page::No
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,11 +198,12 @@ mod tests {
     #[test]
     fn a_head_that_trickles_in_is_found_at_the_same_place() {
         let bytes = b"GET / HTTP/1.1\r\nHost: a\tb\r\n\r\nbody\n";
-        assert_eq!(whole(bytes), Ok(Some(30)));
-        for cut in 1..30 {
+        let end = bytes.len() - b"body\n".len();
+        assert_eq!(whole(bytes), Ok(Some(end)));
+        for cut in 1..end {
             let mut scanned = 0;
             assert_eq!(find_end(&bytes[..cut], &mut scanned, 1024), Ok(None), "{cut}");
-            assert_eq!(find_end(bytes, &mut scanned, 1024), Ok(Some(30)), "{cut}");
+            assert_eq!(find_end(bytes, &mut scanned, 1024), Ok(Some(end)), "{cut}");
         }
     }
 

@@ -381,3 +381,61 @@ mod tests {
         assert_eq!(parse("PRI * HTTP/2.0\r\n\r\n").map(|_| ()), Err(HeadError::Method));
     }
 }
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::super::head::find_end;
+    use super::*;
+
+    /// Bytes that heads are made of, and those that break them.
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            4 => Just(b"\r\n".to_vec()),
+            1 => Just(b"\n".to_vec()),
+            1 => Just(b"\r".to_vec()),
+            2 => Just(b"Host: a.test".to_vec()),
+            2 => Just(b"Content-Length: 3".to_vec()),
+            2 => Just(b"Transfer-Encoding: chunked".to_vec()),
+            2 => Just(b"Connection: x-a, close".to_vec()),
+            2 => Just(b"X-A: b".to_vec()),
+            1 => Just(b" ".to_vec()),
+            1 => Just(b"\t".to_vec()),
+            1 => Just(b":".to_vec()),
+            2 => proptest::collection::vec(any::<u8>(), 0..8),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever is accepted here, httparse accepts and reads the same fields out of; and the
+        /// rewritten head is itself a head that both accept, with our Host and nothing smuggled.
+        #[test]
+        fn what_is_accepted_means_the_same_to_httparse(pieces in proptest::collection::vec(piece(), 0..14)) {
+            let mut bytes = b"POST /a?b HTTP/1.1\r\n".to_vec();
+            bytes.extend(pieces.concat());
+            bytes.extend(b"\r\n\r\n");
+            let Ok(Some(end)) = find_end(&bytes, &mut 0, 65536) else { return Ok(()) };
+            let head = &bytes[..end];
+            let Ok(request) = Request::parse(head) else { return Ok(()) };
+            let mut fields = [httparse::EMPTY_HEADER; 64];
+            let mut theirs = httparse::Request::new(&mut fields);
+            prop_assert_eq!(theirs.parse(head), Ok(httparse::Status::Complete(end)));
+            prop_assert_eq!(theirs.headers.len(), request.fields.len());
+            for (ours, theirs) in request.fields.iter().zip(theirs.headers.iter()) {
+                prop_assert_eq!(&head[ours.name.clone()], theirs.name.as_bytes());
+                prop_assert_eq!(&head[ours.value.clone()], theirs.value);
+            }
+            let mut out = Vec::new();
+            request.write_for_upstream(head, "up.test", "", &mut out);
+            prop_assert_eq!(find_end(&out, &mut 0, 65536), Ok(Some(out.len())));
+            let again = Request::parse(&out);
+            prop_assert!(again.is_ok());
+            let again = again.expect("checked just above");
+            prop_assert_eq!(again.framing, request.framing);
+            prop_assert_eq!(again.host.as_deref(), Some("up.test"));
+        }
+    }
+}
