@@ -45,7 +45,7 @@ impl Settings {
     /// The addresses of `name` (lower case, no trailing dot).
     pub(super) async fn ask(&self, name: &str) -> Result<Answer, ResolveError> {
         if self.servers.is_empty() {
-            return Err(ResolveError::Failed(format!("{} names no name server", self.resolv_conf.display())));
+            return Err(ResolveError::Failed(self.no_servers.clone()));
         }
         let name = Name::from_ascii(name)
             .map_err(|error| ResolveError::Failed(format!("not a DNS name: {error}")))?;
@@ -111,7 +111,8 @@ impl Settings {
                     self.preferred.store(index, Relaxed);
                     let addrs = lookup.answers().iter().filter_map(|record| record.data.ip_addr());
                     let addrs: Vec<IpAddr> = addrs.map(|addr| addr.to_canonical()).collect();
-                    let ttl = Instant::from_std(lookup.valid_until()).saturating_duration_since(Instant::now());
+                    let ttl =
+                        Instant::from_std(lookup.valid_until()).saturating_duration_since(Instant::now());
                     return if addrs.is_empty() {
                         Err(No::Records)
                     } else {

@@ -283,7 +283,8 @@ mod tests {
         let dns = Dns::start();
         dns.set("slow.test.", Answer::ServFail);
         dns.set("good.test.", Answer::addrs(300, &["10.0.0.2"]));
-        let run = Running::start(&Node::new(&dns), &["10.0.0.1:80", "good.test:80", "slow.test:80"]);
+        let node = Node::new(&dns);
+        let run = Running::start(&node, &["10.0.0.1:80", "good.test:80", "slow.test:80"]);
         run.until(&["10.0.0.1:80", "10.0.0.2:80"], false).await;
         {
             let sets = run.sets.lock().unwrap();
@@ -341,9 +342,13 @@ mod tests {
     #[tokio::test]
     async fn addresses_no_destination_can_have_are_left_out() {
         let dns = Dns::start();
-        dns.set("some.test.", Answer::addrs(300, &["127.0.0.1", "10.0.0.1", "169.254.77.3", "::1", "224.0.0.1"]));
+        dns.set(
+            "some.test.",
+            Answer::addrs(300, &["127.0.0.1", "10.0.0.1", "169.254.77.3", "::1", "224.0.0.1"]),
+        );
         dns.set("none.test.", Answer::addrs(300, &["0.0.0.0", "::ffff:127.0.0.1", "fd00:77::1"]));
-        let run = Running::start(&Node::new(&dns), &["some.test:80", "none.test:80"]);
+        let node = Node::new(&dns);
+        let run = Running::start(&node, &["some.test:80", "none.test:80"]);
         run.until(&["10.0.0.1:80"], false).await;
         eventually("the guard's words", async || {
             matches!(&run.readiness.conditions()[..], [(name, why)] if name == "name none.test" && why.contains("127.0.0.1"))
@@ -368,7 +373,8 @@ mod tests {
             }
             if calls.len() < 4 { Err("the map is full") } else { Ok(()) }
         };
-        let resolver = Node::new(&dns).resolver();
+        let node = Node::new(&dns);
+        let resolver = node.resolver();
         let status = Arc::new(NameStatus::default());
         keep_in_step(plan, resolver, readiness.clone(), status, on_change, cancel.clone()).await;
         assert!(readiness.is_ready());

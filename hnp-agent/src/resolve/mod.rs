@@ -160,8 +160,7 @@ impl Resolver {
         if now.saturating_duration_since(state.checked) >= CHECK_FILES {
             state.checked = now;
             if state.files.reread(&self.shared.plan) {
-                state.settings =
-                    Arc::new(Settings::parse(&state.files, &self.shared.plan, self.shared.port));
+                state.settings = Arc::new(Settings::parse(&state.files, &self.shared.plan, self.shared.port));
                 state.generation += 1;
                 state.cache.clear();
             }
@@ -208,7 +207,8 @@ mod tests {
     async fn an_answer_is_asked_for_again_when_its_ttl_is_over_and_not_before() {
         let dns = Dns::start();
         dns.set("m.test.", Answer::addrs(1, &["10.0.0.1"]));
-        let resolver = Node::new(&dns).resolver();
+        let node = Node::new(&dns);
+        let resolver = node.resolver();
         let first = resolver.lookup(&name("m.test")).await.unwrap();
         dns.set("m.test.", Answer::addrs(300, &["10.0.0.9"]));
         assert_eq!(resolver.lookup(&name("m.test")).await.unwrap(), first);
@@ -235,7 +235,10 @@ mod tests {
         assert_eq!(resolver.lookup(&name("nodata.test")).await, Err(ResolveError::NotFound));
         let (servfail, silent) = (name("servfail.test"), name("silent.test"));
         let (servfail, silent) = tokio::join!(resolver.lookup(&servfail), resolver.lookup(&silent));
-        assert!(matches!(&servfail, Err(ResolveError::Failed(why)) if why.contains("127.0.0.1")), "{servfail:?}");
+        assert!(
+            matches!(&servfail, Err(ResolveError::Failed(why)) if why.contains("127.0.0.1")),
+            "{servfail:?}"
+        );
         assert!(matches!(silent, Err(ResolveError::Failed(_))), "{silent:?}");
         // Not remembered: as soon as the server is well again, so is the name.
         dns.set("silent.test.", Answer::addrs(60, &["10.0.0.1"]));
@@ -301,11 +304,16 @@ mod tests {
         let dns = Dns::start();
         dns.set("m.test.", Answer::addrs(60, &["10.0.0.1"]));
         let node = Node::new(&dns);
-        node.write_hosts("# managers\n10.9.9.1 other M.Test. # the one\n::ffff:10.9.9.2 m.test\nnonsense m.test\n");
+        node.write_hosts(
+            "# managers\n10.9.9.1 other M.Test. # the one\n::ffff:10.9.9.2 m.test\nnonsense m.test\n",
+        );
         let resolver = node.resolver();
         let found = resolver.lookup(&name("m.test")).await.unwrap();
         let addrs: Vec<String> = found.addrs.iter().map(IpAddr::to_string).collect();
-        assert_eq!((addrs.as_slice(), dns.asked("m.test.")), (&["10.9.9.1".into(), "10.9.9.2".into()][..], 0));
+        assert_eq!(
+            (addrs.as_slice(), dns.asked("m.test.")),
+            (&["10.9.9.1".into(), "10.9.9.2".into()][..], 0)
+        );
 
         let before = resolver.generation();
         node.write_hosts("10.9.9.3 m.test\n");
@@ -339,7 +347,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_stands_for_itself() {
         let dns = Dns::start();
-        let resolver = Node::new(&dns).resolver();
+        let node = Node::new(&dns);
+        let resolver = node.resolver();
         let host = Host::Addr("192.0.2.1".parse().unwrap());
         let found = resolver.lookup(&host).await.unwrap();
         assert_eq!(found.addrs, ["192.0.2.1".parse::<IpAddr>().unwrap()]);

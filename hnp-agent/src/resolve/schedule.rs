@@ -122,9 +122,9 @@ impl NameTable {
         let Some(entry) = self.names.iter_mut().find(|entry| *entry.name == *name) else { return false };
         let gone = std::mem::replace(&mut entry.current, addrs.to_vec());
         entry.leaving.retain(|(addr, until)| *until > now && !addrs.contains(addr));
-        entry.leaving.extend(
-            gone.into_iter().filter(|addr| !addrs.contains(addr)).map(|addr| (addr, now + grace)),
-        );
+        entry
+            .leaving
+            .extend(gone.into_iter().filter(|addr| !addrs.contains(addr)).map(|addr| (addr, now + grace)));
         entry.lookup = Lookup::Due(valid_until.clamp(now + LEAST, now + max_ttl));
         std::mem::take(&mut entry.failures) > 0
     }

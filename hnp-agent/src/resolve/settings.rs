@@ -76,8 +76,8 @@ pub(super) struct Settings {
     pub(super) ndots: usize,
     /// By lower-case name without a trailing dot.
     pub(super) hosts: HashMap<String, Vec<IpAddr>>,
-    /// For errors.
-    pub(super) resolv_conf: PathBuf,
+    /// What to say where there is no server.
+    pub(super) no_servers: String,
 }
 
 /// One name server. Each has a hickory resolver of its own, because hickory's pool ends at the first
@@ -89,9 +89,8 @@ pub(super) struct Server {
 
 impl Files {
     pub(super) fn read(plan: &plan::Resolver) -> Result<Self, SettingsError> {
-        let read = |path: &Path| {
-            File::read(path).map_err(|source| SettingsError { path: path.to_owned(), source })
-        };
+        let read =
+            |path: &Path| File::read(path).map_err(|source| SettingsError { path: path.to_owned(), source });
         Ok(Self { resolv_conf: read(&plan.resolv_conf)?, hosts: read(&plan.hosts)? })
     }
 
@@ -161,22 +160,19 @@ impl Stamp {
 
 impl Settings {
     pub(super) fn parse(files: &Files, plan: &plan::Resolver, port: u16) -> Self {
-        let (config, options) =
-            match hickory_resolver::system_conf::parse_resolv_conf(&files.resolv_conf.content) {
-                Ok(parsed) => parsed,
-                // Not worth a word here: each look-up that needs a server will say it.
-                Err(_) => (ResolverConfig::default(), ResolverOpts::default()),
-            };
-        let servers =
-            config.name_servers.iter().take(MAX_SERVERS).filter_map(|server| {
-                match Server::new(server.ip, port, &options) {
-                    Ok(server) => Some(server),
-                    Err(error) => {
-                        tracing::warn!(server = %server.ip, %error, "name server left out");
-                        None
-                    }
+        let parsed = hickory_resolver::system_conf::parse_resolv_conf(&files.resolv_conf.content);
+        // Not worth a word here: each look-up that needs a server will say it.
+        let trouble = parsed.as_ref().err().map(ToString::to_string);
+        let (config, options) = parsed.unwrap_or_default();
+        let servers = config.name_servers.iter().take(MAX_SERVERS).filter_map(|server| {
+            match Server::new(server.ip, port, &options) {
+                Ok(server) => Some(server),
+                Err(error) => {
+                    tracing::warn!(server = %server.ip, %error, "name server left out");
+                    None
                 }
-            });
+            }
+        });
         Self {
             servers: servers.collect(),
             preferred: AtomicUsize::new(0),
@@ -184,7 +180,11 @@ impl Settings {
             search: config.search,
             ndots: options.ndots,
             hosts: parse_hosts(&String::from_utf8_lossy(&files.hosts.content)),
-            resolv_conf: plan.resolv_conf.clone(),
+            no_servers: format!(
+                "{} names no name server that can be used{}",
+                plan.resolv_conf.display(),
+                trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default()
+            ),
         }
     }
 }

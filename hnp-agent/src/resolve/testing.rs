@@ -116,8 +116,10 @@ fn serve(socket: &UdpSocket, zone: &Mutex<Zone>) {
             };
             match answer {
                 Answer::Addrs(ttl, addrs) => {
-                    let fitting =
-                        addrs.into_iter().map(RData::from).filter(|data| data.record_type() == question.query_type());
+                    let fitting = addrs
+                        .into_iter()
+                        .map(RData::from)
+                        .filter(|data| data.record_type() == question.query_type());
                     response
                         .answers
                         .extend(fitting.map(|data| Record::from_rdata(question.name().clone(), ttl, data)));
