@@ -236,11 +236,6 @@ pub(super) fn vips(v4: bool) -> impl Fn(&str) -> Value<Cidr> {
 }
 
 impl Cidr {
-    /// True when `addr` is in the range. Addresses of the other family never are.
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        addr.is_ipv4() == self.addr.is_ipv4() && Self { addr, prefix: self.prefix }.base() == self.addr
-    }
-
     /// The address with all bits after the prefix zero.
     fn base(&self) -> IpAddr {
         match self.addr {

@@ -128,7 +128,7 @@ impl Source {
             }
         };
         let roots = store.len();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = crate::crypto::provider();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?;
         Ok(Loaded { verifier, roots, warnings })
     }
