@@ -82,6 +82,13 @@ impl Telemetry {
     }
 }
 
+/// `2026-11-21T03:04:05.678Z`.
+pub fn rfc3339(at: std::time::SystemTime) -> String {
+    let mut text = Vec::new();
+    time::write_rfc3339(&mut text, at);
+    String::from_utf8(text).expect("it is ASCII")
+}
+
 impl std::fmt::Debug for Telemetry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Telemetry").field("workers", &self.workers.len()).finish_non_exhaustive()
