@@ -180,7 +180,8 @@ async fn renames_and_the_kubernetes_symlink_swap_are_followed_within_two_seconds
     }
     let source = Source::open(identity(root), &Readiness::new());
     let (shared, status, cancel) = (source.shared(), source.status(), CancellationToken::new());
-    let watching = tokio::spawn(source.watch(cancel.clone()));
+    let mut watching = tokio::task::JoinSet::new();
+    watching.spawn(source.watch(cancel.clone()));
     until_served(&shared, 1, "first").await;
 
     // when the kubelet swaps the link
@@ -204,7 +205,7 @@ async fn renames_and_the_kubernetes_symlink_swap_are_followed_within_two_seconds
     );
     assert_eq!(status.failures(), 0);
     cancel.cancel();
-    watching.await.unwrap();
+    watching.join_next().await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -216,9 +217,10 @@ async fn a_change_behind_a_link_that_inotify_does_not_see_is_polled() {
     }
     let source = Source::open(identity(dir.path()), &Readiness::new());
     let (shared, cancel) = (source.shared(), CancellationToken::new());
-    let watching = tokio::spawn(source.watch(cancel.clone()));
+    let mut watching = tokio::task::JoinSet::new();
+    watching.spawn(source.watch(cancel.clone()));
     write(elsewhere.path(), &ca.issue("second", VALID));
     assert!(until_served(&shared, 2, "second").await < Duration::from_secs(2));
     cancel.cancel();
-    watching.await.unwrap();
+    watching.join_next().await.unwrap().unwrap();
 }

@@ -37,7 +37,9 @@ fn of_certificate(error: &CertificateError) -> Reason {
             Reason::UpstreamCertificateName
         }
         // A signature that does not fit is a CA of the same name with another key: the CA was made anew.
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => Reason::UpstreamCertificateUnknownCa,
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            Reason::UpstreamCertificateUnknownCa
+        }
         // Not our own enum, and it grows: what is new is bad in a way of its own.
         _ => Reason::UpstreamCertificateBad,
     }
