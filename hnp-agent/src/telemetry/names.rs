@@ -87,7 +87,7 @@ mod tests {
     use hnp_common::Reason;
 
     use super::*;
-    use crate::telemetry::access;
+    use crate::telemetry::line;
 
     const DOC: &str = include_str!("../../../docs/logs-and-metrics.md");
 
@@ -110,7 +110,7 @@ mod tests {
             let row = format!("| `{}` |", reason.code());
             assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
         }
-        for field in access::FIELDS {
+        for field in line::FIELDS {
             let row = format!("| `{field}` |");
             assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
         }
