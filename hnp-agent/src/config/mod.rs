@@ -1,7 +1,7 @@
 //! YAML -> a validated [`plan::Plan`]. Parsed once; no other room reads raw configuration.
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
-//! mistakes, `values` knows what single values look like, `parse` is the table of keys. A pure
+//! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys. A pure
 //! function from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
@@ -9,6 +9,7 @@ pub mod defaults;
 pub mod plan;
 
 mod error;
+mod hosts;
 mod parse;
 mod read;
 mod values;

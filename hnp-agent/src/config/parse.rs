@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::defaults;
 use super::error::{ConfigErrors, Mistake};
+use super::hosts;
 use super::plan::{
     Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Limits, Log, Mode, Plan, Protocol,
     Resolver, Roots, Route, Timeouts, Trust, Upstream,
@@ -72,8 +73,14 @@ pub(super) fn plan(text: &str, path: &Path, workers: usize) -> Result<(Plan, Vec
     let mut identities = identities(&mut r, &top);
     let mut trusts = trusts(&mut r, &top);
     let routes = routes(&mut r, &top, &capture, &mut identities, &mut trusts);
+    let limits = limits(&mut r, &top);
+    if capture.connections_per_pod as usize >= limits.connections {
+        let section = r.section(&top, "capture", CAPTURE);
+        let what = "is not below limits.connections: one pod alone can take them all";
+        r.warning(section.mark_of("connections_per_pod"), "capture.connections_per_pod", what);
+    }
     let plan = Plan {
-        limits: limits(&mut r, &top),
+        limits,
         resolver: resolver(&mut r, &top),
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
@@ -96,8 +103,8 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
     Capture {
         cgroup: r.optional(&s, "cgroup", values::path),
         bpffs: r.or(&s, "bpffs", defaults::BPFFS.into(), values::path),
-        vips4: r.or(&s, "vips4", defaults::VIPS4, values::vips(true)),
-        vips6: r.or(&s, "vips6", defaults::VIPS6, values::vips(false)),
+        vips4: r.or(&s, "vips4", defaults::VIPS4, hosts::vips(true)),
+        vips6: r.or(&s, "vips6", defaults::VIPS6, hosts::vips(false)),
         port: r.or(&s, "port", defaults::PORT, values::port),
         connections_per_pod: {
             let default = defaults::CONNECTIONS_PER_POD as usize;
@@ -289,7 +296,7 @@ fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut S
     let mut destinations = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let key = format!("{}[{index}]", s.key("destinations"));
-        let Some(destination) = r.item(node, &key, values::destination) else { continue };
+        let Some(destination) = r.item(node, &key, hosts::destination) else { continue };
         if let Some(range) = vip_range(capture, &destination.host) {
             let what = format!(
                 "{:?} lies in the VIP range {range}; allowed: what pods dial",
@@ -313,8 +320,8 @@ fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut S
 }
 
 fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstream> {
-    let url = r.required(s, "upstream", "https://HOST[:PORT][/BASE]", values::upstream);
-    let server_name = r.optional(s, "server_name", values::server_name);
+    let url = r.required(s, "upstream", "https://HOST[:PORT][/BASE]", hosts::upstream);
+    let server_name = r.optional(s, "server_name", hosts::server_name);
     let pool_idle = r.or(s, "pool_idle", defaults::POOL_IDLE, values::count(0, 10_000));
     let url = url?;
     if let Some(range) = vip_range(capture, &url.host) {
@@ -329,7 +336,7 @@ fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstre
         port => format!("{}:{port}", url.host),
     };
     Some(Upstream {
-        server_name: server_name.unwrap_or_else(|| values::server_name_of(&url.host)),
+        server_name: server_name.unwrap_or_else(|| hosts::server_name_of(&url.host)),
         host: url.host,
         port: url.port,
         base_path: url.base_path,

@@ -6,6 +6,8 @@
 
 pub mod pem;
 pub mod reload;
+#[cfg(test)]
+pub(crate) mod testpki;
 pub mod watch;
 
 use std::io::Read as _;

@@ -288,7 +288,7 @@ fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityEr
             Some((SectionKind::EcPrivateKey, der)) => PrivateKeyDer::Sec1(der.into()),
             Some(_) | None => return Err(unsupported()),
         };
-        keys.push(rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|_| unsupported())?);
+        keys.push(crate::crypto::provider().key_provider.load_private_key(key).map_err(|_| unsupported())?);
     }
     if keys.is_empty() {
         return Err(IdentityError::NoKey { path: path.to_owned(), found: pem::found(&blocks) });

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::record::AccessRecord;
 use super::time::write_rfc3339;
@@ -132,15 +132,16 @@ impl AccessLog {
         }
     }
 
-    /// Gives the worker's lines to the writer, or leaves them where they are when the queue is full.
-    pub(super) fn hand_over(&self, lines: &mut Lines) {
+    /// Gives the worker's lines to the writer, or leaves them where they are when the queue is full;
+    /// true when none are left.
+    pub(super) fn hand_over(&self, lines: &mut Lines) -> bool {
         let len = lines.bytes.len();
         if len == 0 {
-            return;
+            return true;
         }
         if self.queued_bytes.fetch_add(len, Relaxed) + len > QUEUE_BYTES {
             self.queued_bytes.fetch_sub(len, Relaxed);
-            return;
+            return false;
         }
         let sent = self.sender().try_send(Message::Lines(std::mem::take(lines)));
         if let Err(mpsc::TrySendError::Full(message) | mpsc::TrySendError::Disconnected(message)) = sent {
@@ -148,13 +149,25 @@ impl AccessLog {
             if let Message::Lines(kept) = message {
                 *lines = kept;
             }
+            return false;
         }
+        true
     }
 
-    /// Waits until everything handed over so far is written; false when `deadline` came first.
-    pub(super) fn flush(&self, deadline: Duration) -> bool {
+    /// Waits until everything handed over so far is written; false when `end` came first.
+    pub(super) fn flush(&self, end: Instant) -> bool {
         let (done, wait) = mpsc::sync_channel(1);
-        self.sender().try_send(Message::Flush(done)).is_ok() && wait.recv_timeout(deadline).is_ok()
+        let mut message = Message::Flush(done);
+        // A queue full of small buffers has no place for the request either.
+        while let Err(refused) = self.sender().try_send(message) {
+            let (mpsc::TrySendError::Full(back) | mpsc::TrySendError::Disconnected(back)) = refused;
+            if Instant::now() >= end {
+                return false;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        wait.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok()
     }
 
     /// Lines that were dropped so far.
@@ -376,7 +389,7 @@ fn escape(out: &mut Vec<u8>, value: &str) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
-    use std::time::{Instant, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use hnp_common::Reason;
     use proptest::prelude::*;
@@ -532,6 +545,37 @@ mod tests {
         }
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn a_drain_writes_what_did_not_fit_into_the_queue() {
+        let plan = crate::config::parse(
+            "identities: {c: {certificate: /c, key: /k}}\n\
+             routes: [{name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c}]\n\
+             workers: 2",
+            std::path::Path::new("x"),
+        )
+        .unwrap();
+        // given a blocked stdout, a full queue, and workers that hold lines of their own
+        let gate = Gate::default();
+        gate.closed.store(true, Relaxed);
+        let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(gate.clone()));
+        let workers = [telemetry.worker(0), telemetry.worker(1)];
+        let mut lines = 0;
+        while telemetry.access.dropped() == 0 {
+            workers.iter().for_each(|worker| worker.finish(&record()));
+            lines += 2;
+        }
+        assert!(!telemetry.flush(Duration::from_millis(1)), "nothing can be written yet");
+        // when stdout opens during the drain
+        gate.closed.store(false, Relaxed);
+        assert!(telemetry.flush(Duration::from_secs(10)));
+        // then all lines but the counted ones are there
+        assert_eq!(gate.lines(), lines - telemetry.access.dropped());
+    }
+
     #[test]
     fn flush_loses_nothing() {
         let gate = Gate::default();
@@ -545,7 +589,7 @@ mod tests {
             }
         }
         log.hand_over(&mut lines);
-        assert!(log.flush(Duration::from_secs(10)));
+        assert!(log.flush(soon()));
         assert_eq!((gate.lines(), log.dropped()), (10_000, 0));
     }
 
@@ -563,13 +607,13 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(10), "the worker waited for stdout");
         assert!(log.dropped() > 0);
         assert!(lines.bytes.len() < WORKER_BYTES + 16 * 1024);
-        assert!(!log.flush(Duration::from_millis(1)), "nothing can be written yet");
+        assert!(!log.flush(Instant::now()), "nothing can be written yet");
         gate.closed.store(false, Relaxed);
         while log.queued_bytes.load(Relaxed) > 0 {
             std::thread::yield_now();
         }
         log.hand_over(&mut lines);
-        assert!(log.flush(Duration::from_secs(10)));
+        assert!(log.flush(soon()));
         assert_eq!(gate.lines() + log.dropped(), total);
         for line in gate.written.lock().unwrap().split_inclusive(|b| *b == b'\n') {
             serde_json::from_slice::<serde_json::Value>(line).unwrap();
@@ -591,7 +635,7 @@ mod tests {
         let mut lines = Lines::default();
         log.write(&record(), &mut lines);
         log.hand_over(&mut lines);
-        assert!(log.flush(Duration::from_secs(10)));
+        assert!(log.flush(soon()));
         assert_eq!(log.dropped(), 1);
     }
 }

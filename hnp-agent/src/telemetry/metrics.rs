@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use hnp_common::Reason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -87,13 +87,11 @@ impl Exposition<'_, '_> {
         };
         let mut family = self.encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
         for (labels, value) in samples {
-            let mut sample = family.encode_family(&labels)?;
-            match (metric.kind, value.into()) {
-                (Kind::Counter, Value::Whole(n)) => sample.encode_counter::<NoLabels, _, u64>(&n, None)?,
-                (Kind::Counter, Value::Real(x)) => sample.encode_counter::<NoLabels, _, u64>(&x, None)?,
-                (Kind::Gauge, Value::Whole(n)) => sample.encode_gauge(&n)?,
-                (Kind::Gauge, Value::Real(x)) => sample.encode_gauge(&x)?,
-                (Kind::Histogram, _) => return Err(fmt::Error),
+            let value = value.into();
+            if labels.is_empty() {
+                write(metric.kind, &mut family, value)?;
+            } else {
+                write(metric.kind, &mut family.encode_family(&labels)?, value)?;
             }
         }
         Ok(())
@@ -118,6 +116,16 @@ impl Exposition<'_, '_> {
             )?;
         }
         Ok(())
+    }
+}
+
+fn write(kind: Kind, sample: &mut MetricEncoder<'_>, value: Value) -> fmt::Result {
+    match (kind, value) {
+        (Kind::Counter, Value::Whole(n)) => sample.encode_counter::<NoLabels, _, u64>(&n, None),
+        (Kind::Counter, Value::Real(x)) => sample.encode_counter::<NoLabels, _, u64>(&x, None),
+        (Kind::Gauge, Value::Whole(n)) => sample.encode_gauge(&n),
+        (Kind::Gauge, Value::Real(x)) => sample.encode_gauge(&x),
+        (Kind::Histogram, Value::Whole(_) | Value::Real(_)) => Err(fmt::Error),
     }
 }
 
@@ -291,5 +299,140 @@ impl ProcStat {
         let stat = std::fs::read_to_string("/proc/stat").ok()?;
         let boot: f64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
         Some(boot + self.start_ticks as f64 / TICKS_PER_SECOND)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::record::{AccessRecord, HttpRecord, UpstreamRecord};
+
+    const CONFIG: &str = "
+identities: {c: {certificate: /c, key: /k}}
+routes:
+- {name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c}
+- {name: n, destinations: ['n.test:80'], upstream: 'https://n.test', identity: c}
+workers: 2
+";
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn record(route: Option<&str>, status: Option<u16>, reason: Reason) -> AccessRecord {
+        AccessRecord {
+            started: std::time::SystemTime::now(),
+            duration: Duration::from_millis(30),
+            flow_id: 1,
+            route: route.map(Into::into),
+            mode: "reverse-proxy",
+            workload: Arc::default(),
+            client: "10.0.0.1:1".parse().unwrap(),
+            destination: None,
+            upstream: Some(UpstreamRecord {
+                authority: "m.test".into(),
+                addr: None,
+                reused: false,
+                connect: Duration::from_millis(3),
+                first_byte: None,
+                tls_version: None,
+                key_exchange: None,
+                identity_generation: None,
+            }),
+            http: status.map(|status| HttpRecord { method: "GET".into(), path: "/".into(), status }),
+            bytes_up: 10,
+            bytes_down: 100,
+            reason,
+            detail: None,
+        }
+    }
+
+    #[test]
+    fn workers_are_added_up_and_lines_and_counters_agree() {
+        let plan = crate::config::parse(CONFIG, std::path::Path::new("x")).unwrap();
+        let written = Written::default();
+        let telemetry = Telemetry::writing_to(&plan, Box::new(written.clone()));
+        let (a, b) = (telemetry.worker(0), telemetry.worker(1));
+        let open = [a.connection_opened(), b.connection_opened()];
+        a.finish(&record(Some("m"), Some(200), Reason::Ok));
+        b.finish(&record(Some("m"), Some(204), Reason::Ok));
+        b.finish(&record(Some("m"), Some(502), Reason::UpstreamRefused));
+        b.finish(&record(Some("n"), None, Reason::IdleTimeout));
+        b.finish(&record(None, None, Reason::NoFlow));
+        a.connection_ended(Some(0), Reason::Ok);
+        a.upstream_dialed(0, Reason::Ok);
+        b.upstream_dialed(0, Reason::UpstreamRefused);
+        a.upstream_handshake(0, false);
+        b.upstream_handshake(0, true);
+        a.pool_idle_changed(0, 2);
+        b.pool_idle_changed(0, -1);
+        a.pool_hit(0);
+        b.retried(0);
+        telemetry.register(|out| {
+            out.family(&names::KERNEL_VERDICTS, [(&[("verdict", "redirect")][..], 7u64)]);
+        });
+        let text = telemetry.metrics_text();
+        for line in [
+            "hnp_workers 2",
+            "hnp_connections_open 2",
+            "hnp_requests_total{route=\"m\",reason=\"ok\",status=\"2xx\"} 2",
+            "hnp_requests_total{route=\"m\",reason=\"upstream_refused\",status=\"5xx\"} 1",
+            "hnp_connections_total{route=\"m\",reason=\"ok\"} 1",
+            "hnp_connections_total{route=\"n\",reason=\"idle_timeout\"} 1",
+            "hnp_connections_total{route=\"-\",reason=\"no_flow\"} 1",
+            "hnp_bytes_up_total{route=\"m\"} 30",
+            "hnp_bytes_down_total{route=\"-\"} 100",
+            "hnp_upstream_dials_total{route=\"m\",reason=\"upstream_refused\"} 1",
+            "hnp_upstream_handshakes_total{route=\"m\",resumed=\"true\"} 1",
+            "hnp_pool_idle{route=\"m\"} 1",
+            "hnp_pool_hits_total{route=\"m\"} 1",
+            "hnp_retries_total{route=\"m\"} 1",
+            "hnp_request_duration_seconds_count{route=\"m\"} 3",
+            "hnp_request_duration_seconds_bucket{le=\"0.025\",route=\"m\"} 0",
+            "hnp_request_duration_seconds_bucket{le=\"0.05\",route=\"m\"} 3",
+            "hnp_request_duration_seconds_bucket{le=\"+Inf\",route=\"m\"} 3",
+            "hnp_upstream_connect_seconds_count{route=\"n\"} 1",
+            "hnp_kernel_verdicts_total{verdict=\"redirect\"} 7",
+            "hnp_access_lines_dropped_total 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        assert_eq!(text.matches("hnp_requests_total{").count(), 2, "what never happened has no sample");
+
+        drop(open);
+        assert!(telemetry.metrics_text().contains("\nhnp_connections_open 0\n"));
+        assert!(telemetry.flush(Duration::from_secs(10)));
+        let lines = written.0.lock().unwrap().iter().filter(|b| **b == b'\n').count();
+        assert_eq!(lines, 5, "one line for each record, none for the connection that has requests");
+    }
+
+    #[test]
+    fn every_metric_that_is_written_is_in_the_table() {
+        let plan = crate::config::parse(CONFIG, std::path::Path::new("x")).unwrap();
+        let telemetry = Telemetry::writing_to(&plan, Box::new(std::io::sink()));
+        let text = telemetry.metrics_text();
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let name = line.split(' ').next().unwrap();
+            assert!(names::ALL.iter().any(|metric| metric.name == name), "{name}");
+        }
+        for name in ["process_resident_memory_bytes ", "process_cpu_seconds_total ", "process_open_fds "] {
+            let line = text.lines().find(|line| line.starts_with(name)).expect(name);
+            assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 0.0, "{line}");
+        }
     }
 }

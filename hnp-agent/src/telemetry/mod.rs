@@ -14,7 +14,7 @@ pub mod stats;
 mod time;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::plan::Plan;
 use access::{AccessLog, Format};
@@ -65,12 +65,18 @@ impl Telemetry {
     }
 
     /// Hands over what the workers still hold and waits until the access log is written out.
-    /// Returns false when `deadline` came first. For the end of a drain, after the workers stopped.
+    /// Returns false when `deadline` came first. For the end of a drain, after the workers stopped;
+    /// blocks the calling thread.
     pub fn flush(&self, deadline: Duration) -> bool {
-        for worker in &self.workers {
-            worker.flush();
+        let end = Instant::now() + deadline;
+        loop {
+            // What does not fit into the queue stays with the worker until the writer made room.
+            let handed_over = self.workers.iter().filter(|worker| !worker.flush()).count() == 0;
+            let written = self.access.flush(end);
+            if handed_over && written || Instant::now() >= end {
+                return handed_over && written;
+            }
         }
-        self.access.flush(deadline)
     }
 
     fn providers(&self) -> Vec<Provider> {
@@ -80,6 +86,13 @@ impl Telemetry {
     fn lock_providers(&self) -> std::sync::MutexGuard<'_, Vec<Provider>> {
         self.providers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `2026-11-21T03:04:05.678Z`.
+pub fn rfc3339(at: std::time::SystemTime) -> String {
+    let mut text = Vec::new();
+    time::write_rfc3339(&mut text, at);
+    String::from_utf8(text).expect("it is ASCII")
 }
 
 impl std::fmt::Debug for Telemetry {

@@ -133,10 +133,11 @@ impl WorkerStats {
     }
 
     /// Hands the access lines that wait in this worker's buffer to the writer. For a timer: lines of
-    /// a quiet worker must not wait until the buffer is full. Never blocks.
-    pub fn flush(&self) {
+    /// a quiet worker must not wait until the buffer is full. Never blocks; false when the writer's
+    /// queue is full and the lines stay here for now.
+    pub fn flush(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        self.access.hand_over(&mut lines);
+        self.access.hand_over(&mut lines)
     }
 
     /// An attempt to connect to the route's upstream ended; [`Reason::Ok`] when TLS is up.

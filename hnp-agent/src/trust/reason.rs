@@ -36,7 +36,10 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Reason::UpstreamCertificateName
         }
-        CertificateError::UnknownIssuer => Reason::UpstreamCertificateUnknownCa,
+        // A signature that does not fit is a CA of the same name with another key: the CA was made anew.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            Reason::UpstreamCertificateUnknownCa
+        }
         // Not our own enum, and it grows: what is new is bad in a way of its own.
         _ => Reason::UpstreamCertificateBad,
     }
