@@ -188,16 +188,16 @@ pub(crate) fn event_cookie(ctx: &SockOpsContext) -> u64 {
 pub(crate) fn local(ctx: &SockOpsContext) -> Endpoint {
     const AF_INET: u32 = 2;
     let ops: *mut bpf_sock_ops = ctx.ops;
-    let address = if read!(ops, family) == AF_INET {
-        Address::v4(read!(ops, local_ip4))
-    } else {
-        Address([
-            read!(ops, local_ip6[0]),
-            read!(ops, local_ip6[1]),
-            read!(ops, local_ip6[2]),
-            read!(ops, local_ip6[3]),
-        ])
-    };
+    // Both families are read before one is chosen: volatile loads in two branches still become one
+    // load behind the branch, through a computed pointer ("dereference of modified ctx ptr").
+    let v4 = read!(ops, local_ip4);
+    let v6 = [
+        read!(ops, local_ip6[0]),
+        read!(ops, local_ip6[1]),
+        read!(ops, local_ip6[2]),
+        read!(ops, local_ip6[3]),
+    ];
+    let address = if read!(ops, family) == AF_INET { Address::v4(v4) } else { Address(v6) };
     // The one port that the kernel hands out in host order.
     Endpoint { address, port: (read!(ops, local_port) as u16).to_be() }
 }
