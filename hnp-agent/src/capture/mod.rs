@@ -1,1 +1,149 @@
 //! The kernel side's only counterpart: loads, attaches and feeds the BPF programs, takes flows.
+//!
+//! No other room knows BPF, bpffs or netlink; this one knows no TLS and no HTTP. What is missing on a
+//! node is reported in one go before anything is touched, and a start that fails leaves nothing
+//! behind. An agent that dies leaves its programs pinned and enforcing; the next one takes over from
+//! the pins without a moment in which destinations are open.
+//!
+//! Everything here blocks for a few system calls at most and needs no runtime.
+
+mod anyip;
+mod attach;
+mod cgroups;
+mod counters;
+mod error;
+mod flows;
+mod kernel_log;
+mod object;
+mod pins;
+mod preflight;
+mod sync;
+mod sys;
+mod vips;
+
+use std::sync::Arc;
+
+use hnp_common::layout::Range;
+
+pub use error::{CaptureError, Missing};
+pub use sync::Desired;
+
+use crate::config::plan;
+use crate::proxy::flow::{FlowSource, SharedVipTable};
+
+/// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
+pub struct Capture {
+    // In the order in which they must be dropped: first nobody is redirected any more, then the
+    // route goes, then the log's reader, and the lock last.
+    attachment: attach::Attachment,
+    destinations: sync::Destinations,
+    counters: counters::Counters,
+    flows: Arc<flows::KernelFlows>,
+    qos: cgroups::QosCgroups,
+    routes: anyip::Routes,
+    _log: Option<kernel_log::Reader>,
+}
+
+impl Capture {
+    /// Checks the node, makes the VIP ranges local, loads the programs and attaches them.
+    ///
+    /// From here on what a former agent captured stays captured; new destinations come with
+    /// [`Capture::sync`]. `vips` is published by this room alone. Must be called in the network
+    /// namespace the agent listens in.
+    ///
+    /// # Errors
+    /// When the node lacks something, another agent is running, or the kernel refuses a step. The
+    /// message says what to do, and nothing is left behind.
+    pub fn start(plan: &plan::Plan, vips: SharedVipTable) -> Result<Self, CaptureError> {
+        let plan = &plan.capture;
+        let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
+        let ground = preflight::check(plan)?;
+        let ranges = Ranges::of(plan);
+
+        let lock = pins::Lock::take(&plan.bpffs)?;
+        let routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
+        let mut loaded = attach::Loaded::load(object, &ground, plan, ranges)?;
+        let log = kernel_log::Reader::start(&mut loaded.ebpf);
+        let mut destinations = sync::Destinations::new(loaded.map("DESTINATIONS")?, plan, vips)?;
+        destinations.inherit(&plan.bpffs)?;
+        let mut qos = cgroups::QosCgroups::new(&ground.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
+        qos.refresh()?;
+        let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
+        let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
+        let attachment = loaded.attach(&ground.cgroup, lock)?;
+        Ok(Self { attachment, destinations, counters, flows, qos, routes, _log: log })
+    }
+
+    /// Where workers take the flows of accepted connections from.
+    pub fn flow_source(&self) -> Arc<dyn FlowSource> {
+        self.flows.clone()
+    }
+
+    /// Makes the kernel capture exactly `desired`, and publishes the VIP table that goes with it: a
+    /// VIP is known to the agent before the kernel sends anybody there, and until after it stopped.
+    ///
+    /// Destinations with the same address and port must have been merged into one.
+    ///
+    /// # Errors
+    /// When VIPs or map entries run out, or the kernel refuses. What could be done was done: all
+    /// that was captured and is still desired stays captured, and the table agrees with the kernel.
+    pub fn sync(&mut self, desired: &[Desired]) -> Result<(), CaptureError> {
+        self.qos.refresh()?;
+        self.destinations.sync(desired)
+    }
+
+    /// The kernel's verdicts since start, by name: for metrics.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
+        self.counters.verdicts()
+    }
+
+    /// How many flows wait to be taken: connections between connect() and accept.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn flow_count(&self) -> Result<usize, CaptureError> {
+        self.flows.count()
+    }
+
+    /// How many captured connections are open, by the cgroup id of their pod. Pods without any may
+    /// be listed with 0.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn open_connections(&self) -> Result<Vec<(u64, u64)>, CaptureError> {
+        self.counters.open_connections()
+    }
+
+    /// Detaches the programs and removes pins and routes, as a clean exit does.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were tried all the same.
+    pub fn detach(self) -> Result<(), CaptureError> {
+        let Self { attachment, routes, .. } = self;
+        let detached = attachment.detach();
+        let removed = routes.remove();
+        detached.and(removed)
+    }
+}
+
+/// The two VIP ranges, in the kernel's form.
+#[derive(Clone, Copy, Debug)]
+struct Ranges {
+    v4: Range,
+    v6: Range,
+}
+
+impl Ranges {
+    fn of(plan: &plan::Capture) -> Self {
+        let range = |cidr: plan::Cidr| Range::of(cidr.addr, cidr.prefix);
+        Self { v4: range(plan.vips4), v6: range(plan.vips6) }
+    }
+}
+
+/// A range as it is written.
+fn written(range: plan::Cidr) -> String {
+    format!("{}/{}", range.addr, range.prefix)
+}
