@@ -72,8 +72,13 @@ impl Topology {
         SWEEP.call_once(|| sweep(TEST_PREFIX));
         let thread = std::thread::current();
         let test = thread.name().and_then(|name| name.rsplit("::").next()).unwrap_or("unnamed");
+        let started = Instant::now();
         match Self::named(&format!("{TEST_PREFIX}{}", slug(test)), driver) {
-            Ok(topology) => topology,
+            Ok(topology) => {
+                let (took, hint) = (started.elapsed(), topology.enter_hint());
+                eprintln!("world {} made in {took:?}; enter its node: {hint}", topology.name());
+                topology
+            }
             Err(error) => panic!("{error:#}"),
         }
     }
@@ -90,14 +95,11 @@ impl Topology {
         );
         raise_open_files();
         let name = format!("{prefix}-{}-{}", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed));
-        let started = Instant::now();
         let made = World::create(name.clone(), driver);
         if made.is_err() {
             let _ = remove(&name);
         }
-        let world = Arc::new(made?);
-        eprintln!("world {} made in {:?}; enter its node: {}", name, started.elapsed(), world.enter_hint());
-        Ok(Self { world })
+        Ok(Self { world: Arc::new(made?) })
     }
 
     /// A new pod: best effort, one container.
