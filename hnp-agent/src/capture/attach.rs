@@ -15,7 +15,7 @@ use super::Ranges;
 use super::cgroups::Cgroup;
 use super::error::CaptureError;
 use super::pins::Lock;
-use super::preflight::Ground;
+use super::preflight::Node;
 use super::sys;
 use crate::config::plan;
 
@@ -42,19 +42,19 @@ impl Loaded {
     /// Creates the maps and has the verifier look at every program.
     pub(super) fn load(
         object: &[u8],
-        ground: &Ground,
+        node: &Node,
         plan: &plan::Capture,
         ranges: Ranges,
     ) -> Result<Self, CaptureError> {
         let config = Config {
-            exempt_cgroup: ground.own_cgroup.unwrap_or(0),
-            attached_cgroup: ground.cgroup.id,
-            agent_netns: ground.netns_cookie.unwrap_or(0),
+            exempt_cgroup: node.own_cgroup.unwrap_or(0),
+            attached_cgroup: node.cgroup.id,
+            agent_netns: node.netns_cookie.unwrap_or(0),
             vips4: ranges.v4,
             vips6: ranges.v6,
             connections_per_pod: plan.connections_per_pod,
             agent_port: plan.port.to_be(),
-            has_set_retval: ground.has_set_retval.into(),
+            has_set_retval: node.has_set_retval.into(),
             pad: 0,
         };
         let mut ebpf = EbpfLoader::new()

@@ -26,10 +26,13 @@ use std::sync::Arc;
 use hnp_common::layout::Range;
 
 pub use error::{CaptureError, Missing};
-pub use sync::Desired;
+pub use preflight::Node;
 
 use crate::config::plan;
 use crate::proxy::flow::{FlowSource, SharedVipTable};
+use crate::resolve::Desired;
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::names;
 
 /// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
 pub struct Capture {
@@ -45,32 +48,30 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Checks the node, makes the VIP ranges local, loads the programs and attaches them.
+    /// Makes the VIP ranges local, loads the programs and attaches them.
     ///
     /// From here on what a former agent captured stays captured; new destinations come with
     /// [`Capture::sync`]. `vips` is published by this room alone. Must be called in the network
     /// namespace the agent listens in.
     ///
     /// # Errors
-    /// When the node lacks something, another agent is running, or the kernel refuses a step. The
-    /// message says what to do, and nothing is left behind.
-    pub fn start(plan: &plan::Plan, vips: SharedVipTable) -> Result<Self, CaptureError> {
-        let plan = &plan.capture;
+    /// When another agent is running, or the kernel refuses a step. The message says what to do, and
+    /// nothing is left behind.
+    pub fn start(node: &Node, plan: &plan::Capture, vips: SharedVipTable) -> Result<Self, CaptureError> {
         let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
-        let ground = preflight::check(plan)?;
         let ranges = Ranges::of(plan);
 
         let lock = pins::Lock::take(&plan.bpffs)?;
         let routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
-        let mut loaded = attach::Loaded::load(object, &ground, plan, ranges)?;
+        let mut loaded = attach::Loaded::load(object, node, plan, ranges)?;
         let log = kernel_log::Reader::start(&mut loaded.ebpf);
         let mut destinations = sync::Destinations::new(loaded.map("DESTINATIONS")?, plan, vips)?;
         destinations.inherit(&plan.bpffs)?;
-        let mut qos = cgroups::QosCgroups::new(&ground.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
+        let mut qos = cgroups::QosCgroups::new(&node.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
         qos.refresh()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
-        let attachment = loaded.attach(&ground.cgroup, lock)?;
+        let attachment = loaded.attach(&node.cgroup, lock)?;
         Ok(Self { attachment, destinations, counters, flows, qos, routes, _log: log })
     }
 
@@ -82,39 +83,35 @@ impl Capture {
     /// Makes the kernel capture exactly `desired`, and publishes the VIP table that goes with it: a
     /// VIP is known to the agent before the kernel sends anybody there, and until after it stopped.
     ///
-    /// Destinations with the same address and port must have been merged into one.
+    /// While names are unresolved (`complete` is false) what a former agent captured stays captured.
     ///
     /// # Errors
     /// When VIPs or map entries run out, or the kernel refuses. What could be done was done: all
     /// that was captured and is still desired stays captured, and the table agrees with the kernel.
-    pub fn sync(&mut self, desired: &[Desired]) -> Result<(), CaptureError> {
+    pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         self.qos.refresh()?;
         self.destinations.sync(desired)
     }
 
-    /// The kernel's verdicts since start, by name: for metrics.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read the map.
-    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
-        self.counters.verdicts()
-    }
-
-    /// How many flows wait to be taken: connections between connect() and accept.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read the map.
-    pub fn flow_count(&self) -> Result<usize, CaptureError> {
-        self.flows.count()
-    }
-
-    /// How many captured connections are open, by the cgroup id of their pod. Pods without any may
-    /// be listed with 0.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read the map.
-    pub fn open_connections(&self) -> Result<Vec<(u64, u64)>, CaptureError> {
-        self.counters.open_connections()
+    /// Writes what the kernel counts and what is captured, at a scrape.
+    pub fn write_metrics(&self, out: &mut Exposition<'_, '_>) {
+        let unreadable = |error: CaptureError| tracing::warn!(%error, "the kernel's counters cannot be read");
+        match self.counters.verdicts() {
+            Ok(verdicts) => {
+                let labels: Vec<_> =
+                    verdicts.iter().map(|(name, count)| ([("verdict", *name)], *count)).collect();
+                out.family(
+                    &names::KERNEL_VERDICTS,
+                    labels.iter().map(|(labels, count)| (&labels[..], *count)),
+                );
+            }
+            Err(error) => unreadable(error),
+        }
+        match self.flows.count() {
+            Ok(count) => out.single(&names::FLOWS, count as u64),
+            Err(error) => unreadable(error),
+        }
+        out.single(&names::DESTINATIONS, self.destinations.len() as u64);
     }
 
     /// Detaches the programs and removes pins and routes, as a clean exit does.

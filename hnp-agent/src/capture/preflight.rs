@@ -16,9 +16,9 @@ use super::error::{CaptureError, Missing};
 use super::sys;
 use crate::config::plan;
 
-/// What was found.
+/// A node that has what capture needs: the proof that it was looked at.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub struct Node {
     /// The cgroup to attach to.
     pub(super) cgroup: Cgroup,
     /// The agent's own cgroup, when it lies below that.
@@ -29,8 +29,25 @@ pub(super) struct Ground {
     pub(super) has_set_retval: bool,
 }
 
-/// Looks at everything and reports everything that is missing.
-pub(super) fn check(plan: &plan::Capture) -> Result<Ground, CaptureError> {
+impl Node {
+    /// Looks at everything and touches nothing.
+    ///
+    /// # Errors
+    /// All that is missing, each with why it matters and what to do.
+    pub fn check(plan: &plan::Capture) -> Result<Self, CaptureError> {
+        if super::object::embedded().is_none() {
+            return Err(CaptureError::NotBuiltIn);
+        }
+        check(plan)
+    }
+
+    /// The directory of the cgroup that capture attaches to.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup.path
+    }
+}
+
+fn check(plan: &plan::Capture) -> Result<Node, CaptureError> {
     let mut missing = Vec::new();
     let capable = capabilities(&mut missing);
     let cgroup = find_cgroup(plan, &mut missing);
@@ -38,7 +55,7 @@ pub(super) fn check(plan: &plan::Capture) -> Result<Ground, CaptureError> {
     // Without the capabilities every probe fails, and none of the answers would mean anything.
     let has_set_retval = capable && kernel(&mut missing);
     match cgroup {
-        Some(cgroup) if missing.is_empty() => Ok(Ground {
+        Some(cgroup) if missing.is_empty() => Ok(Node {
             own_cgroup: cgroups::own_below(&cgroup.path),
             netns_cookie: sys::netns_cookie().ok(),
             has_set_retval,

@@ -16,17 +16,7 @@ use super::pins;
 use super::vips::VipPool;
 use crate::config::plan::{self, RouteIndex};
 use crate::proxy::flow::{SharedVipTable, VipEntry, VipTable};
-
-/// A destination to be captured.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Desired {
-    /// Its address and port. A v4-mapped address is taken for the IPv4 one.
-    pub address: SocketAddr,
-    /// The routes whose destinations include it, in the order of the Plan. Not empty.
-    pub routes: Vec<RouteIndex>,
-    /// One of them is strict.
-    pub strict: bool,
-}
+use crate::resolve::{Desired, DesiredDestination};
 
 /// What is captured at the moment.
 pub(super) struct Destinations {
@@ -89,12 +79,18 @@ impl Destinations {
         Ok(())
     }
 
+    /// How many addresses are captured.
+    pub(super) fn len(&self) -> usize {
+        self.captured.len()
+    }
+
     /// As [`Capture::sync`](super::Capture::sync).
-    pub(super) fn sync(&mut self, desired: &[Desired]) -> Result<(), CaptureError> {
+    pub(super) fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         // The first failure is reported; the rest is done all the same.
         let mut outcome = Ok(());
-        let desired: HashMap<SocketAddr, &Desired> =
-            desired.iter().map(|desired| (canonical(desired.address), desired)).collect();
+        let complete = desired.complete;
+        let desired: HashMap<SocketAddr, &DesiredDestination> =
+            desired.destinations.iter().map(|desired| (desired.addr, desired)).collect();
 
         let mut changed = Vec::new();
         for (address, desired) in &desired {
@@ -112,8 +108,14 @@ impl Destinations {
                 outcome = outcome.and(Err(error("insert into", source)));
             }
         }
-        let gone: Vec<_> =
-            self.captured.keys().filter(|address| !desired.contains_key(*address)).copied().collect();
+        // Inherited and not yet desired: it may be the address of a name that has not resolved yet.
+        let stays = |captured: &Captured| !complete && captured.routes.is_empty();
+        let gone: Vec<_> = self
+            .captured
+            .iter()
+            .filter(|(address, captured)| !desired.contains_key(*address) && !stays(captured))
+            .map(|(address, _)| *address)
+            .collect();
         for address in gone {
             match self.kernel.remove(&key(address)) {
                 Ok(()) | Err(MapError::KeyNotFound) => self.forget(address),
@@ -126,7 +128,7 @@ impl Destinations {
     }
 
     /// Makes room for a destination here; `true`: the kernel must hear of it.
-    fn prepare(&mut self, address: SocketAddr, desired: &Desired) -> Result<bool, CaptureError> {
+    fn prepare(&mut self, address: SocketAddr, desired: &DesiredDestination) -> Result<bool, CaptureError> {
         if let Some(captured) = self.captured.get_mut(&address) {
             let strict_changed = captured.strict != desired.strict;
             captured.strict = desired.strict;
@@ -192,10 +194,6 @@ fn open_same_shape(pin: &Path) -> Result<Option<KernelMap<MapData, DestinationKe
         return Ok(None);
     }
     KernelMap::try_from(Map::from_map_data(data)?).map(Some)
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn key(address: SocketAddr) -> DestinationKey {
