@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{self, Capture};
+use crate::capture::{Capture, Node};
 use crate::config::plan::Plan;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
@@ -41,7 +41,7 @@ type WorkerThread = JoinHandle<std::io::Result<usize>>;
 /// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
 pub fn run(plan: Plan) -> Result<()> {
     let plan = Arc::new(plan);
-    let node = capture::preflight(&plan.capture)?;
+    let node = Node::check(&plan.capture)?;
     raise_file_limit();
     let port = plan.capture.port;
     let listeners = listener::open(port, plan.workers).with_context(|| {
@@ -52,7 +52,7 @@ pub fn run(plan: Plan) -> Result<()> {
     control.block_on(serve(plan, node, listeners))
 }
 
-async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Listeners>) -> Result<()> {
+async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>) -> Result<()> {
     // Before anything is touched, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -72,12 +72,17 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
     };
 
     let vips = SharedVipTable::new(ArcSwap::default());
-    let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.mount.clone(), node.cgroup.clone()));
+    let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.cgroup()));
     let resolver = Resolver::new(&plan.resolver)?;
-    let capture = Capture::start(&plan, &node, vips.clone()).await?;
-    telemetry.register(capture.metrics());
+    let capture = Capture::start(&node, &plan.capture, vips.clone())?;
     let flows = capture.flow_source();
     let capture: SharedCapture = Arc::new(Mutex::new(Some(capture)));
+    let counters = capture.clone();
+    telemetry.register(move |out| {
+        if let Some(capture) = &*counters.lock().unwrap_or_else(PoisonError::into_inner) {
+            capture.write_metrics(out);
+        }
+    });
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
     }
@@ -119,7 +124,7 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
         drop(starting);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            cgroup = %node.cgroup.display(),
+            cgroup = %node.cgroup().display(),
             port = plan.capture.port,
             workers = plan.workers,
             routes = plan.routes.len(),
@@ -137,7 +142,7 @@ async fn serve(plan: Arc<Plan>, node: capture::Node, listeners: Vec<listener::Li
     tasks.end().await;
     let taken = capture.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(capture) = taken {
-        capture.detach().await.context("cannot take the programs off again")?;
+        capture.detach().context("cannot take the programs off again")?;
     }
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
@@ -161,7 +166,7 @@ fn follow_names(
     let capture = capture.clone();
     let apply = move |desired: Desired| {
         let mut capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
-        capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired.destinations))
+        capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired))
     };
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
 }

@@ -18,8 +18,11 @@ pub struct Args {
 
 /// Prints what was asked for.
 pub fn run(args: &Args) -> ExitCode {
-    let found: Vec<Reason> =
-        Reason::ALL.iter().copied().filter(|r| args.code.as_deref().is_none_or(|code| r.code() == code)).collect();
+    let found: Vec<Reason> = Reason::ALL
+        .iter()
+        .copied()
+        .filter(|r| args.code.as_deref().is_none_or(|code| r.code() == code))
+        .collect();
     if found.is_empty() {
         eprintln!(
             "hnp-agent: no reason is called {:?}; `hnp-agent explain` lists them all",

@@ -70,7 +70,11 @@ impl Ca {
         Arc::new(roots)
     }
 
-    fn issue(&self, name: &str, serial: u64) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    fn issue(
+        &self,
+        name: &str,
+        serial: u64,
+    ) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.serial_number = Some(SerialNumber::from(serial));
@@ -146,8 +150,9 @@ impl World {
         let ca = Ca::new();
         let seen = Arc::<Seen>::default();
         let (chain, key) = ca.issue("localhost", 9000);
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(ca.roots(), crate::crypto::provider()).build().unwrap();
+        let clients = WebPkiClientVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
+            .build()
+            .unwrap();
         let config = rustls::ServerConfig::builder_with_provider(crate::crypto::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -164,7 +169,9 @@ impl World {
              server_name: localhost, enforcement: strict, identity: i, trust: t}}]\n"
         );
         let plan: Arc<Plan> = Arc::new(crate::config::parse(&text, Path::new("test.yaml")).unwrap());
-        let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider()).build().unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
+            .build()
+            .unwrap();
         let trust = TrustSnapshot { name: "t".into(), generation: 1, verifier, roots: 1 };
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
@@ -269,7 +276,8 @@ async fn a_connection_that_died_is_replaced_where_that_is_safe() {
         let (status, _) = ask(&mut client, "GET /die HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
         assert_eq!(status, "HTTP/1.1 200 OK", "idempotent: sent again on a new connection");
         assert_eq!(world.upstream_connections(), 2);
-        let (status, body) = ask(&mut client, "POST /die HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n").await;
+        let (status, body) =
+            ask(&mut client, "POST /die HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(status, "HTTP/1.1 502 Bad Gateway", "a POST may have been done: it is not sent again");
         assert!(body.contains("\"reason\":\"upstream_closed\""), "{body}");
         assert_eq!(world.seen.requests.lock().unwrap().len(), 4);

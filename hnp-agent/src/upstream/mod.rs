@@ -66,7 +66,8 @@ impl Upstreams {
         if let Some(warm) = self.pool.borrow_mut().take(&key, Instant::now()) {
             return Ok(warm);
         }
-        self.dial_tls(route, key, &current).await
+        // Boxed: dialling is rare and its future large, and every connection's future would hold it.
+        Box::pin(self.dial_tls(route, key, &current)).await
     }
 
     /// A new connection, never a pooled one: for a retry, and for opaque routes.
@@ -76,7 +77,7 @@ impl Upstreams {
     pub async fn connect_fresh(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
         let current = self.current(&self.plan.routes[route])?;
         let key = self.key(route, &current);
-        self.dial_tls(route, key, &current).await
+        Box::pin(self.dial_tls(route, key, &current)).await
     }
 
     /// A cleartext connection to where a client was going: passthrough. Never pooled.
@@ -89,7 +90,7 @@ impl Upstreams {
         deadline: Duration,
     ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
-        let tcp = self.tcp(&[addr], deadline).await?;
+        let tcp = Box::pin(self.tcp(&[addr], deadline)).await?;
         Ok(UpstreamConnection::plain(tcp, addr, started.elapsed()))
     }
 

@@ -159,7 +159,8 @@ async fn conclude(
         }
         End::Switched => {
             let idle = worker.plan.routes[route].timeouts.idle;
-            let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle).await;
+            let relayed =
+                Box::pin(relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle)).await;
             recording.record.bytes_up += relayed.up;
             recording.record.bytes_down += relayed.down;
             recording.finish(relayed.reason, relayed.detail);

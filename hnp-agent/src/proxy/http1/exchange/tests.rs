@@ -138,8 +138,10 @@ async fn malformed_answers_are_not_passed_on() {
 
 #[tokio::test]
 async fn interim_answers_come_first_and_not_to_http10() {
-    let answer: &[&[u8]] =
-        &[b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"];
+    let answer: &[&[u8]] = &[
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ];
     let out = run_one(terms(Framing::None, GET), b"", 8, answer, false).await;
     assert_eq!(complete(&out.ended), (true, true));
     assert!(out.client_read.starts_with(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"));

@@ -1,0 +1,156 @@
+//! The agent's configuration, as an operator would write it.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::pki::Files;
+use crate::topology::World;
+
+/// A configuration under construction. The fields are what scenarios change.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `capture.cgroup`
+    pub cgroup: PathBuf,
+    /// `capture.bpffs`
+    pub bpffs: PathBuf,
+    /// `admin.listen`
+    pub admin: SocketAddr,
+    /// `drain.deadline`
+    pub drain: String,
+    /// `workers`
+    pub workers: usize,
+    /// The content of `resolver`, without braces.
+    pub resolver: String,
+    /// Further content of `capture`, without braces: `connections_per_pod: 8`.
+    pub capture: String,
+    /// The content of `limits`, without braces.
+    pub limits: String,
+    identities: Vec<(String, Files)>,
+    trusts: Vec<(String, PathBuf)>,
+    routes: Vec<Route>,
+}
+
+impl Config {
+    /// For the node of a world: its kubepods, its bpffs, its hosts and resolv.conf.
+    pub fn new(world: &World) -> Self {
+        let (hosts, resolv_conf) = (world.hosts_file(), world.resolv_conf());
+        Self {
+            cgroup: world.kubepods(),
+            bpffs: world.bpffs(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 15090)),
+            drain: "10s".to_owned(),
+            workers: 2,
+            resolver: format!(
+                "resolv_conf: {}, hosts: {}, min_ttl: 1s",
+                resolv_conf.display(),
+                hosts.display()
+            ),
+            capture: String::new(),
+            limits: String::new(),
+            identities: Vec::new(),
+            trusts: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+
+    /// Adds an identity from files.
+    #[must_use]
+    pub fn identity(mut self, name: &str, files: &Files) -> Self {
+        self.identities.push((name.to_owned(), files.clone()));
+        self
+    }
+
+    /// Adds a trust in a file of roots.
+    #[must_use]
+    pub fn trust(mut self, name: &str, roots: &Path) -> Self {
+        self.trusts.push((name.to_owned(), roots.to_owned()));
+        self
+    }
+
+    /// Adds a route.
+    #[must_use]
+    pub fn route(mut self, route: Route) -> Self {
+        self.routes.push(route);
+        self
+    }
+
+    /// The file's text.
+    pub fn to_yaml(&self) -> String {
+        self.write().expect("strings grow")
+    }
+
+    fn write(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        let Self { cgroup, bpffs, admin, drain, workers, resolver, .. } = self;
+        writeln!(text, "capture:\n  cgroup: {}\n  bpffs: {}", cgroup.display(), bpffs.display())?;
+        for setting in self.capture.split(", ").filter(|setting| !setting.is_empty()) {
+            writeln!(text, "  {setting}")?;
+        }
+        writeln!(text, "identities:")?;
+        for (name, files) in &self.identities {
+            let (certificate, key) = (files.certificate.display(), files.key.display());
+            writeln!(text, "  {name}: {{certificate: {certificate}, key: {key}}}")?;
+        }
+        writeln!(text, "trusts:")?;
+        for (name, roots) in &self.trusts {
+            writeln!(text, "  {name}: {{roots: {}}}", roots.display())?;
+        }
+        writeln!(text, "routes:")?;
+        for route in &self.routes {
+            text.push_str(&route.yaml);
+        }
+        if !self.limits.is_empty() {
+            writeln!(text, "limits: {{{}}}", self.limits)?;
+        }
+        writeln!(text, "resolver: {{{resolver}}}")?;
+        writeln!(text, "admin: {{listen: \"{admin}\"}}")?;
+        writeln!(text, "log: {{format: json, level: info, access: true}}")?;
+        writeln!(text, "drain: {{deadline: {drain}}}\nworkers: {workers}")?;
+        Ok(text)
+    }
+}
+
+/// A route under construction: strict and HTTP unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct Route {
+    yaml: String,
+}
+
+impl Route {
+    /// A strict HTTP route.
+    pub fn strict(name: &str, destinations: &[&str], upstream: &str) -> Self {
+        Self::new(name, destinations, upstream, "strict", "http")
+    }
+
+    /// A loose HTTP route.
+    pub fn loose(name: &str, destinations: &[&str], upstream: &str) -> Self {
+        Self::new(name, destinations, upstream, "loose", "http")
+    }
+
+    /// A strict route for any bytes.
+    pub fn opaque(name: &str, destinations: &[&str], upstream: &str) -> Self {
+        Self::new(name, destinations, upstream, "strict", "opaque")
+    }
+
+    fn new(name: &str, destinations: &[&str], upstream: &str, enforcement: &str, protocol: &str) -> Self {
+        let yaml = format!(
+            "  - name: {name}\n    destinations: {destinations:?}\n    upstream: {upstream}\n    \
+             protocol: {protocol}\n    enforcement: {enforcement}\n"
+        );
+        Self { yaml }
+    }
+
+    /// Which identity it presents and which trust it has.
+    #[must_use]
+    pub fn with(self, identity: &str, trust: &str) -> Self {
+        self.set("identity", identity).set("trust", trust)
+    }
+
+    /// Sets a key to a value in YAML's flow form: `timeouts`, `{connect: 1s}`.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        writeln!(self.yaml, "    {key}: {value}").expect("strings grow");
+        self
+    }
+}

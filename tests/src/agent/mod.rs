@@ -1,0 +1,319 @@
+//! The agent that ships, as a child process on a world's node: its configuration, its access log, its
+//! metrics, its end.
+//!
+//! It runs with CAP_BPF and CAP_NET_ADMIN and nothing else, because that is what it promises to need.
+
+mod config;
+mod metrics;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+pub use self::config::{Config, Route};
+pub use self::metrics::Metrics;
+
+use crate::poll::{eventually, until};
+use crate::process::{Finished, Place, Running, tail};
+use crate::tools;
+use crate::topology::{Topology, World};
+
+/// CAP_NET_ADMIN of linux/capability.h.
+pub const CAP_NET_ADMIN: u8 = 12;
+/// CAP_BPF of linux/capability.h.
+pub const CAP_BPF: u8 = 39;
+/// All that the agent may have.
+pub const CAPABILITIES: &[u8] = &[CAP_NET_ADMIN, CAP_BPF];
+
+/// A start takes a second or so; a machine under load may take longer.
+const START: Duration = Duration::from_secs(20);
+
+/// A running agent. Killed, by its process id, when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    running: Running,
+    place: Place,
+    admin: SocketAddr,
+}
+
+impl Agent {
+    /// Starts the agent and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends or is not ready in time; its log is shown.
+    #[track_caller]
+    pub fn start(topology: &Topology, config: &Config) -> Self {
+        let mut agent = Self::spawn(topology.agent_place(), config, CAPABILITIES);
+        agent.wait_until_ready();
+        agent
+    }
+
+    /// Starts the agent somewhere, with a bounding set of capabilities, and does not wait.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn spawn(place: Place, config: &Config, capabilities: &[u8]) -> Self {
+        let path = write_config(&place.world, config);
+        let running = command(&place, "run", &path).capabilities(capabilities).spawn();
+        Self { running, place, admin: config.admin }
+    }
+
+    /// Runs `hnp-agent check` on a configuration.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn check(place: &Place, config: &Config) -> Finished {
+        command(place, "check", &write_config(&place.world, config)).run()
+    }
+
+    /// Waits for `/readyz` to say yes.
+    ///
+    /// # Panics
+    /// When the agent ends or is not ready in time.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        let mut last = String::new();
+        for _ in 0..START.as_millis() / 10 {
+            assert!(self.running.is_alive(), "the agent ended:\n{}", tail(&self.log()));
+            match self.get("/readyz") {
+                Ok((200, _)) => return,
+                Ok((_, body)) => last = body,
+                Err(error) => last = error.to_string(),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the agent is not ready within {START:?}: {last}\n{}", tail(&self.log()));
+    }
+
+    /// Asks the admin port, from the node: status and body.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let admin = self.admin;
+        let answer = self.place.netns().run(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(admin)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Ok((status, body.to_owned()))
+    }
+
+    /// The metrics of this moment.
+    ///
+    /// # Panics
+    /// When the agent does not answer.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        match self.get("/metrics") {
+            Ok((200, text)) => Metrics::parse(&text),
+            other => panic!("/metrics: {other:?}"),
+        }
+    }
+
+    /// All access lines so far.
+    pub fn access_lines(&self) -> Vec<Value> {
+        self.running.stdout().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for an access line for which `wanted` holds.
+    ///
+    /// # Panics
+    /// When none comes within five seconds; those that came are shown.
+    #[track_caller]
+    pub fn access_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut seen = Vec::new();
+        for _ in 0..500 {
+            seen = self.access_lines();
+            if let Some(line) = seen.iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let last: Vec<String> = seen.iter().rev().take(10).map(Value::to_string).collect();
+        panic!("no access line: {what}; the last ones:\n{}", last.join("\n"));
+    }
+
+    /// Waits for an access line with a reason.
+    ///
+    /// # Panics
+    /// When none comes within five seconds.
+    #[track_caller]
+    pub fn access_line_with(&self, reason: &str) -> Value {
+        self.access_line(&format!("reason {reason}"), |line| line["reason"] == reason)
+    }
+
+    /// Waits until a counter has grown by `by` since `before`.
+    ///
+    /// # Panics
+    /// When it has not within five seconds.
+    #[track_caller]
+    pub fn wait_for_count(&self, name: &str, labels: &[(&str, &str)], before: f64, by: f64) {
+        eventually(Duration::from_secs(5), &format!("{name}{labels:?} grows by {by} from {before}"), || {
+            self.metrics().sum(name, labels) >= before + by
+        });
+    }
+
+    /// Diagnostics so far (standard error).
+    pub fn log(&self) -> String {
+        self.running.stderr()
+    }
+
+    /// Standard output so far: the access log.
+    pub fn access_log(&self) -> String {
+        self.running.stdout()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.running.pid()
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.running.is_alive()
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Panics
+    /// When the agent has ended.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the agent runs");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has one");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number of kB") * 1024
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Panics
+    /// When the agent has ended.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the agent runs").count()
+    }
+
+    /// Sends SIGTERM and does not wait.
+    pub fn ask_to_stop(&self) {
+        self.running.signal(Signal::SIGTERM);
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Panics
+    /// When it does not end within `deadline`.
+    #[track_caller]
+    pub fn stop(mut self, deadline: Duration) -> Finished {
+        self.ask_to_stop();
+        self.wait(deadline)
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// When it does not end within `deadline`.
+    #[track_caller]
+    pub fn wait(&mut self, deadline: Duration) -> Finished {
+        match self.running.wait_up_to(deadline) {
+            Some(finished) => finished,
+            None => panic!("the agent did not end within {deadline:?}:\n{}", tail(&self.log())),
+        }
+    }
+
+    /// Kills it without a word, and waits for the end.
+    ///
+    /// # Panics
+    /// When SIGKILL does not end it.
+    pub fn kill(mut self) -> Finished {
+        self.running.signal(Signal::SIGKILL);
+        self.wait(Duration::from_secs(5))
+    }
+
+    /// Waits for a line in the diagnostics, and returns it.
+    ///
+    /// # Panics
+    /// When none comes within five seconds.
+    #[track_caller]
+    pub fn log_line(&self, containing: &str) -> String {
+        let find = || self.log().lines().find(|line| line.contains(containing)).map(str::to_owned);
+        until(
+            Duration::from_secs(5),
+            &format!("a log line with {containing:?}:\n{}", tail(&self.log())),
+            find,
+        )
+        .0
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- agent, diagnostics\n{}", tail(&self.log()));
+            eprintln!("---- agent, access log\n{}", tail(&self.running.stdout()));
+            if let Ok((_, metrics)) = self.get("/metrics") {
+                let counted = metrics.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+                eprintln!("---- agent, counters\n{}", counted.collect::<Vec<_>>().join("\n"));
+            }
+        }
+    }
+}
+
+/// What the agent leaves behind on a node: pins, and routes of the VIP ranges.
+pub fn remains(world: &World) -> Vec<String> {
+    let mut found = Vec::new();
+    pins_below(&world.bpffs(), &mut found);
+    for family in ["-4", "-6"] {
+        let output = world.node_netns().run(|| {
+            std::process::Command::new("ip").args([family, "route", "show", "table", "all"]).output()
+        });
+        let text =
+            output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let routes = text.lines().filter(|line| line.contains("169.254.77.") || line.contains("fd00:77:"));
+        found.extend(routes.map(|route| format!("route {}", route.trim())));
+    }
+    found
+}
+
+fn pins_below(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            pins_below(&path, found);
+        } else {
+            found.push(format!("pin {}", path.display()));
+        }
+    }
+}
+
+/// Where the agent's binary lies: `HNP_AGENT_BIN`, or next to the running one.
+///
+/// # Panics
+/// When it is not there.
+pub fn binary() -> PathBuf {
+    std::env::var_os("HNP_AGENT_BIN").map_or_else(|| tools::sibling("hnp-agent"), PathBuf::from)
+}
+
+fn command(place: &Place, verb: &str, config: &Path) -> crate::process::Cmd {
+    place.command(binary()).args([verb, "--config"]).arg(config)
+}
+
+fn write_config(world: &Arc<World>, config: &Config) -> PathBuf {
+    static SEQUENCE: AtomicU32 = AtomicU32::new(0);
+    let path = world.path(&format!("agent-{}.yaml", SEQUENCE.fetch_add(1, Ordering::Relaxed)));
+    fs::write(&path, config.to_yaml()).expect("the world's directory is ours");
+    path
+}

@@ -1,0 +1,344 @@
+//! The load client: runs inside a pod, does one job (JSON on standard input), prints one report
+//! (JSON on standard output). Knows nothing of hnp; it dials destinations like any workload.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hnp_tests::client::{End, Job, RawAnswer, RawCase, Report, Target};
+use hnp_tests::pattern::{Pattern, hex};
+use hnp_tests::wire::{Framing, Wire};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant as TokioInstant, sleep, sleep_until, timeout};
+
+/// No single exchange may take longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many failures are reported in words.
+const WORDS: usize = 20;
+
+fn main() -> Result<()> {
+    let job: Job = serde_json::from_reader(std::io::stdin()).context("the job on standard input")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let started = Instant::now();
+    let mut report = runtime.block_on(perform(job))?;
+    report.seconds = started.elapsed().as_secs_f64();
+    serde_json::to_writer(std::io::stdout(), &report)?;
+    Ok(())
+}
+
+async fn perform(job: Job) -> Result<Report> {
+    match job {
+        Job::Short { targets, total, concurrency } => Ok(short(targets, total, concurrency).await),
+        Job::Held { targets, connections } => Ok(held(targets, connections).await),
+        Job::Steady { target, rate, connections, seconds } => {
+            Ok(steady(target, rate, connections, Duration::from_secs_f64(seconds)).await)
+        }
+        Job::Raw { addr, cases } => {
+            let mut answers = Vec::new();
+            for case in &cases {
+                answers.push(raw(addr, case).await);
+            }
+            Ok(Report { answers, ..Report::default() })
+        }
+        Job::Peer { addr } => {
+            let stream = TcpStream::connect(addr).await?;
+            let (peer, local) = (Some(stream.peer_addr()?), Some(stream.local_addr()?));
+            Ok(Report { ok: 1, peer, local, ..Report::default() })
+        }
+        Job::Upload { target, bytes, seed, chunked } => upload(&target, bytes, seed, chunked).await,
+        Job::Download { target } => download(&target).await,
+        Job::Datagram { addr } => Ok(one(datagram(addr))),
+        Job::Bind { addr } => Ok(one(std::net::TcpListener::bind(addr).map(drop).map_err(Into::into))),
+    }
+}
+
+/// The outcome of something that happens once.
+fn one(outcome: Result<()>) -> Report {
+    match outcome {
+        Ok(()) => Report { ok: 1, ..Report::default() },
+        Err(error) => Report { failed: 1, failures: vec![format!("{error:#}")], ..Report::default() },
+    }
+}
+
+fn datagram(addr: SocketAddr) -> Result<()> {
+    let any = if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    std::net::UdpSocket::bind(any)?.send_to(b"anybody there?", addr)?;
+    Ok(())
+}
+
+/// Counts what many tasks do.
+#[derive(Default)]
+struct Tally {
+    report: Mutex<Report>,
+    tokens: AtomicU64,
+}
+
+impl Tally {
+    /// A token that no other request of this run carries.
+    fn token(&self) -> String {
+        format!("{:x}-{}", std::process::id(), self.tokens.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn count(&self, what: impl Future<Output = Result<()>>) {
+        let started = Instant::now();
+        let outcome = timeout(PATIENCE, what).await.unwrap_or_else(|_| bail!("no answer in {PATIENCE:?}"));
+        let took = started.elapsed().as_secs_f64() * 1e3;
+        let mut report = self.report.lock().expect("no panic while held");
+        report.slowest_ms = report.slowest_ms.max(took);
+        let Err(error) = outcome else {
+            report.ok += 1;
+            return;
+        };
+        report.failed += 1;
+        match error.downcast_ref::<Wrong>() {
+            Some(Wrong::Manager(..)) => report.misrouted += 1,
+            Some(Wrong::Token(..)) => report.mixed_up += 1,
+            None => {}
+        }
+        if report.failures.len() < WORDS {
+            report.failures.push(format!("{error:#}"));
+        }
+    }
+
+    fn into_report(self: Arc<Self>) -> Report {
+        std::mem::take(&mut *self.report.lock().expect("no panic while held"))
+    }
+}
+
+/// An answer that belongs to somebody else.
+#[derive(Debug)]
+enum Wrong {
+    Manager(String, String),
+    Token(String, String),
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Manager(expected, got) => write!(f, "answered by {got:?}, expected {expected:?}"),
+            Self::Token(expected, got) => write!(f, "token {got:?} in the answer to {expected:?}"),
+        }
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+async fn short(targets: Vec<Target>, total: u64, concurrency: u64) -> Report {
+    let (tally, next) = (Arc::new(Tally::default()), Arc::new(AtomicU64::new(0)));
+    let targets = Arc::new(targets);
+    let mut workers = JoinSet::new();
+    for _ in 0..concurrency {
+        let (tally, next, targets) = (Arc::clone(&tally), Arc::clone(&next), Arc::clone(&targets));
+        workers.spawn(async move {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= total {
+                    return;
+                }
+                let target = &targets[usize::try_from(number).unwrap_or(0) % targets.len()];
+                tally
+                    .count(async {
+                        let mut wire = dial(target).await?;
+                        exchange(&mut wire, target, &tally.token(), true).await
+                    })
+                    .await;
+            }
+        });
+    }
+    while workers.join_next().await.is_some() {}
+    tally.into_report()
+}
+
+async fn held(targets: Vec<Target>, connections: u64) -> Report {
+    let tally = Arc::new(Tally::default());
+    let mut open = Vec::new();
+    for number in 0..connections {
+        let target = &targets[usize::try_from(number).unwrap_or(0) % targets.len()];
+        match dial(target).await {
+            Ok(wire) => open.push((wire, target.clone())),
+            Err(error) => tally.count(async { Err(error) }).await,
+        }
+    }
+    let mut tasks = JoinSet::new();
+    for (mut wire, target) in open {
+        let tally = Arc::clone(&tally);
+        tasks.spawn(async move {
+            tally.count(exchange(&mut wire, &target, &tally.token(), false)).await;
+            wire
+        });
+    }
+    // Every connection stays open until the last one has been used.
+    let _still_open: Vec<Wire> = tasks.join_all().await;
+    tally.into_report()
+}
+
+async fn steady(target: Target, rate: u64, connections: u64, length: Duration) -> Report {
+    let tally = Arc::new(Tally::default());
+    let begin = TokioInstant::now();
+    let interval = Duration::from_secs_f64(connections as f64 / rate as f64);
+    let mut tasks = JoinSet::new();
+    for number in 0..connections {
+        let (tally, target) = (Arc::clone(&tally), target.clone());
+        // Spread evenly over the first interval.
+        let mut due = begin + interval.mul_f64(number as f64 / connections as f64);
+        tasks.spawn(async move {
+            let mut wire = None;
+            while due < begin + length {
+                sleep_until(due).await;
+                due += interval;
+                tally
+                    .count(async {
+                        let mut open = match wire.take() {
+                            Some(open) => open,
+                            None => dial(&target).await?,
+                        };
+                        exchange(&mut open, &target, &tally.token(), false).await?;
+                        wire = Some(open);
+                        Ok(())
+                    })
+                    .await;
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    tally.into_report()
+}
+
+async fn dial(target: &Target) -> Result<Wire> {
+    let stream = TcpStream::connect(target.addr).await.with_context(|| format!("connect {}", target.addr))?;
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    ensure!(peer == target.addr, "dialled {}, getpeername says {peer}", target.addr);
+    Ok(Wire::new(Box::new(stream), Arc::default()))
+}
+
+/// One GET with a token of its own; the answer must carry it and come from the expected manager.
+async fn exchange(wire: &mut Wire, target: &Target, token: &str, close: bool) -> Result<()> {
+    let Target { host, path, .. } = target;
+    let connection = if close { "connection: close\r\n" } else { "" };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\n{connection}\r\n");
+    wire.write(request.as_bytes()).await.context("sending the request")?;
+    let answer = read_answer(wire).await?;
+    check(&answer, target, token)
+}
+
+struct Answer {
+    status: u16,
+    token: String,
+    body: Vec<u8>,
+}
+
+async fn read_answer(wire: &mut Wire) -> Result<Answer> {
+    let head = wire.read_head().await.context("reading the answer")?.context("closed before the answer")?;
+    let mut body = Vec::new();
+    let framing = head.framing(Framing::UntilClose)?;
+    wire.read_body(framing, &mut |piece| body.extend_from_slice(piece)).await.context("reading the body")?;
+    let token = head.header("x-token").unwrap_or_default().to_owned();
+    Ok(Answer { status: head.status()?, token, body })
+}
+
+fn check(answer: &Answer, target: &Target, token: &str) -> Result<()> {
+    let text = String::from_utf8_lossy(&answer.body);
+    ensure!(answer.status == 200, "status {}: {text}", answer.status);
+    let body: serde_json::Value =
+        serde_json::from_slice(&answer.body).with_context(|| format!("body {text:?}"))?;
+    for got in [answer.token.as_str(), body["token"].as_str().unwrap_or_default()] {
+        ensure!(got == token, Wrong::Token(token.to_owned(), got.to_owned()));
+    }
+    let manager = body["manager"].as_str().unwrap_or_default();
+    ensure!(manager == target.expect, Wrong::Manager(target.expect.clone(), manager.to_owned()));
+    Ok(())
+}
+
+async fn upload(target: &Target, bytes: u64, seed: u64, chunked: bool) -> Result<Report> {
+    let mut wire = dial(target).await?;
+    let framing =
+        if chunked { "transfer-encoding: chunked".to_owned() } else { format!("content-length: {bytes}") };
+    let Target { host, path, .. } = target;
+    let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\nx-token: upload\r\n{framing}\r\n\r\n");
+    wire.write(head.as_bytes()).await?;
+    let (mut pattern, mut hash) = (Pattern::new(seed, bytes), Sha256::new());
+    while let Some(block) = pattern.next_block() {
+        hash.update(block);
+        if chunked {
+            wire.write(format!("{:x}\r\n", block.len()).as_bytes()).await?;
+            wire.write(block).await?;
+            wire.write(b"\r\n").await?;
+        } else {
+            wire.write(block).await?;
+        }
+    }
+    if chunked {
+        wire.write(b"0\r\n\r\n").await?;
+    }
+    let answer = read_answer(&mut wire).await?;
+    check(&answer, target, "upload")?;
+    let body: serde_json::Value = serde_json::from_slice(&answer.body)?;
+    let sha256 = hex(&hash.finalize());
+    ensure!(
+        body["body_sha256"] == sha256.as_str(),
+        "the manager hashed {}, sent {sha256}",
+        body["body_sha256"]
+    );
+    Ok(Report { ok: 1, bytes, sha256, ..Report::default() })
+}
+
+async fn download(target: &Target) -> Result<Report> {
+    let mut wire = dial(target).await?;
+    let Target { host, path, .. } = target;
+    wire.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await?;
+    let head = wire.read_head().await?.context("closed before the answer")?;
+    ensure!(head.status()? == 200, "{}", head.start_line);
+    let mut hash = Sha256::new();
+    let framing = head.framing(Framing::UntilClose)?;
+    let bytes = wire.read_body(framing, &mut |piece| hash.update(piece)).await?;
+    Ok(Report { ok: 1, bytes, sha256: hex(&hash.finalize()), ..Report::default() })
+}
+
+async fn raw(addr: SocketAddr, case: &RawCase) -> RawAnswer {
+    let quiet = Duration::from_millis(case.quiet_ms);
+    let mut bytes = Vec::new();
+    let stream = match timeout(quiet, TcpStream::connect(addr)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return RawAnswer { bytes, end: End::NotConnected(error.to_string()) },
+        Err(_) => return RawAnswer { bytes, end: End::NotConnected("timed out".to_owned()) },
+    };
+    // Sent and read at the same time: an answer may come before all is sent.
+    let (mut reader, mut writer) = stream.into_split();
+    let send = async {
+        for (number, part) in case.parts.iter().enumerate() {
+            if number > 0 {
+                sleep(Duration::from_millis(case.pause_ms)).await;
+            }
+            // A peer that refuses early closes early; what it said is what counts.
+            if writer.write_all(part).await.is_err() {
+                break;
+            }
+        }
+        if case.half_close {
+            let _ = writer.shutdown().await;
+        }
+        // Kept until reading has ended, or dropping it would end the stream.
+        writer
+    };
+    let receive = async {
+        let mut buffer = vec![0; 16384];
+        loop {
+            match timeout(quiet, reader.read(&mut buffer)).await {
+                Err(_) => return End::Quiet,
+                Ok(Ok(0)) => return End::Eof,
+                Ok(Ok(count)) => bytes.extend_from_slice(&buffer[..count]),
+                Ok(Err(error)) => return End::Broken(error.to_string()),
+            }
+        }
+    };
+    let (_writer, end) = tokio::join!(send, receive);
+    RawAnswer { bytes, end }
+}

@@ -1,0 +1,305 @@
+//! Certificates for every case: good, expired, for another name, from another CA, through an
+//! intermediate, RSA and EC; and the vendor's own recipe, run by openssl as it stands in the manual.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SerialNumber, date_time_ymd,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::pattern::hex;
+use crate::tools;
+
+/// The subject of the client certificates that scenarios present, unless they say otherwise.
+pub const CLIENT_NAME: &str = "hnp test client";
+
+/// A certificate authority.
+#[derive(Debug)]
+pub struct Ca {
+    certificate: Certificate,
+    issuer: Issuer<'static, KeyPair>,
+    /// What is sent above a leaf: empty for a root, the intermediates otherwise.
+    above: Vec<Certificate>,
+}
+
+/// What a leaf should be like; [`Leaf`]s are made from it by [`Ca::issue`].
+#[derive(Clone, Debug)]
+pub struct Spec {
+    common_name: String,
+    names: Vec<String>,
+    usage: ExtendedKeyUsagePurpose,
+    rsa: bool,
+    expired: bool,
+}
+
+/// A certificate with its chain and key.
+#[derive(Debug)]
+pub struct Leaf {
+    /// Leaf first, in PEM.
+    pub chain_pem: String,
+    /// PKCS#8, in PEM.
+    pub key_pem: String,
+    /// The serial in lower-case hexadecimal.
+    pub serial: String,
+}
+
+impl Spec {
+    /// A server's certificate for names and addresses.
+    pub fn server(names: &[&str]) -> Self {
+        Self {
+            common_name: names.first().copied().unwrap_or("nameless").to_owned(),
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            usage: ExtendedKeyUsagePurpose::ServerAuth,
+            rsa: false,
+            expired: false,
+        }
+    }
+
+    /// A client's certificate.
+    pub fn client(common_name: &str) -> Self {
+        Self {
+            common_name: common_name.to_owned(),
+            usage: ExtendedKeyUsagePurpose::ClientAuth,
+            ..Self::server(&[])
+        }
+    }
+
+    /// With an RSA key of 2048 bits instead of one on P-256.
+    #[must_use]
+    pub fn rsa(mut self) -> Self {
+        self.rsa = true;
+        self
+    }
+
+    /// Valid in 2020 and never since.
+    #[must_use]
+    pub fn expired(mut self) -> Self {
+        self.expired = true;
+        self
+    }
+}
+
+impl Ca {
+    /// A new root.
+    ///
+    /// # Panics
+    /// When no key can be made.
+    pub fn new(name: &str) -> Self {
+        let (params, key) = (ca_params(name), KeyPair::generate().expect("P-256 keys can be made"));
+        let certificate = params.self_signed(&key).expect("parameters are valid");
+        Self { certificate, issuer: Issuer::new(params, key), above: Vec::new() }
+    }
+
+    /// An intermediate below this CA; its leaves bring it along in their chain.
+    ///
+    /// # Panics
+    /// When no key can be made.
+    pub fn intermediate(&self, name: &str) -> Self {
+        let (params, key) = (ca_params(name), KeyPair::generate().expect("P-256 keys can be made"));
+        let certificate = params.signed_by(&key, &self.issuer).expect("parameters are valid");
+        let above = std::iter::once(certificate.clone()).chain(self.above.iter().cloned()).collect();
+        Self { certificate, issuer: Issuer::new(params, key), above }
+    }
+
+    /// Issues a leaf.
+    ///
+    /// # Panics
+    /// When a name is no DNS name.
+    pub fn issue(&self, spec: &Spec) -> Leaf {
+        let key = if spec.rsa {
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)
+        } else {
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        };
+        let key = key.expect("keys can be made");
+        let mut params =
+            CertificateParams::new(spec.names.clone()).expect("names are DNS names or addresses");
+        params.distinguished_name.push(DnType::OrganizationName, "Example ORG");
+        params.distinguished_name.push(DnType::CommonName, &*spec.common_name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![spec.usage.clone()];
+        if spec.expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 12, 31));
+        }
+        let serial = fresh_serial();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let leaf = params.signed_by(&key, &self.issuer).expect("parameters are valid");
+        let chain_pem = std::iter::once(&leaf).chain(&self.above).map(Certificate::pem).collect();
+        Leaf { chain_pem, key_pem: key.serialize_pem(), serial: hex(&serial) }
+    }
+
+    /// A server's certificate for names and addresses.
+    pub fn server(&self, names: &[&str]) -> Leaf {
+        self.issue(&Spec::server(names))
+    }
+
+    /// A client's certificate named [`CLIENT_NAME`].
+    pub fn client(&self) -> Leaf {
+        self.issue(&Spec::client(CLIENT_NAME))
+    }
+
+    /// The CA's certificate.
+    pub fn pem(&self) -> String {
+        self.certificate.pem()
+    }
+
+    /// The CA's certificate as rustls takes it.
+    pub fn der(&self) -> CertificateDer<'static> {
+        self.certificate.der().clone()
+    }
+
+    /// Writes the certificate to `dir/<stem>.crt`.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write(&self, dir: &Path, stem: &str) -> PathBuf {
+        let path = dir.join(format!("{stem}.crt"));
+        fs::write(&path, self.pem()).expect("the world's directory is ours");
+        path
+    }
+}
+
+impl Leaf {
+    /// Writes `<stem>.crt` and `<stem>.key` into a directory.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn write(&self, dir: &Path, stem: &str) -> Files {
+        let files =
+            Files { certificate: dir.join(format!("{stem}.crt")), key: dir.join(format!("{stem}.key")) };
+        fs::write(&files.certificate, &self.chain_pem).expect("the world's directory is ours");
+        fs::write(&files.key, &self.key_pem).expect("the world's directory is ours");
+        files
+    }
+
+    /// The chain as rustls takes it.
+    ///
+    /// # Panics
+    /// Never: we wrote the PEM.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(self.chain_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .expect("our own PEM")
+    }
+
+    /// The key as rustls takes it.
+    ///
+    /// # Panics
+    /// Never: we wrote the PEM.
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).expect("our own PEM")
+    }
+}
+
+/// Where a certificate and its key lie.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// Runs the vendor's recipe for a CA and a client certificate in `dir`, word for word: it leaves
+/// `ca.crt`, `ca.key`, `client.crt` and `client.key`. With OpenSSL 3.0 the client certificate is
+/// X.509 version 1.
+///
+/// # Panics
+/// When openssl is missing or refuses.
+pub fn vendor_recipe(dir: &Path) -> Files {
+    const RECIPE: &str = r#"set -e
+openssl req -x509 -sha256 -nodes -days 9999 -newkey rsa:2048 \
+ -subj "/O=Example ORG/CN=CA Cert" -keyout "ca.key" -out "ca.crt"
+cat << EOF > "client.cnf"
+[req]
+default_bits = 2048
+prompt = no
+default_md = sha256
+x509_extensions = v3_req
+distinguished_name = dn
+[dn]
+O = Example ORG
+CN = Client
+[v3_req]
+# empty
+EOF
+openssl req -new -config "client.cnf" -nodes -out "client.csr" -keyout "client.key"
+openssl x509 -req -sha256 -days 9999 -extfile client.cnf -extensions v3_req \
+ -CAcreateserial -CA "ca.crt" -CAkey "ca.key" \
+ -in "client.csr" -out "client.crt"
+"#;
+    tools::need("openssl");
+    tools::run(dir, "sh", &["-c", RECIPE]);
+    Files { certificate: dir.join("client.crt"), key: dir.join("client.key") }
+}
+
+/// The serial of a certificate file in lower-case hexadecimal.
+///
+/// # Panics
+/// When the file holds no certificate.
+pub fn serial_of(certificate: &Path) -> String {
+    facts(&CertificateDer::from_pem_file(certificate).expect("a PEM certificate")).serial
+}
+
+/// The facts of a certificate that a manager records.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Facts {
+    /// Such as `O=Example ORG, CN=Client`.
+    pub subject: String,
+    /// Lower-case hexadecimal.
+    pub serial: String,
+    /// X.509 version: 1 or 3.
+    pub version: u32,
+}
+
+/// Reads a certificate's facts.
+///
+/// # Panics
+/// When it is none.
+pub fn facts(der: &CertificateDer<'_>) -> Facts {
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).expect("a DER certificate");
+    Facts {
+        subject: parsed.subject().to_string(),
+        serial: hex(parsed.raw_serial().strip_prefix(&[0]).unwrap_or(parsed.raw_serial())),
+        version: parsed.version().0 + 1,
+    }
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, "Example ORG");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// Twelve bytes that no other certificate has; positive, without a leading zero.
+fn fresh_serial() -> Vec<u8> {
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("the kernel has random UUIDs");
+    let digits: Vec<u8> = uuid.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ascii"), 16).expect("hex");
+    std::iter::once(0x5a).chain(digits.chunks(2).take(11).map(byte)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ca, Spec, facts};
+
+    #[test]
+    fn serials_are_what_the_certificate_says() {
+        let ca = Ca::new("root").intermediate("middle");
+        let leaf = ca.issue(&Spec::client("somebody"));
+        let chain = leaf.chain();
+        assert_eq!(chain.len(), 2);
+        let facts = facts(&chain[0]);
+        assert_eq!(facts.serial, leaf.serial);
+        assert_eq!(facts.version, 3);
+        assert!(facts.subject.contains("CN=somebody"), "{}", facts.subject);
+    }
+}

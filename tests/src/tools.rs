@@ -1,0 +1,113 @@
+//! The real programs that scenarios need, and what to type when one is missing. A missing program
+//! fails the scenario; it is never skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A binary of this workspace, next to the running one in the target directory.
+///
+/// # Panics
+/// When it has not been built.
+pub fn sibling(name: &str) -> PathBuf {
+    let me = std::env::current_exe().expect("a program knows its own path");
+    let dir = me.parent().expect("a program lies in a directory");
+    // Test executables lie in target/<profile>/deps, binaries one above.
+    let candidates = [dir.join(name), dir.parent().unwrap_or(dir).join(name)];
+    candidates.iter().find(|path| path.is_file()).cloned().unwrap_or_else(|| {
+        panic!(
+            "{name} is not built (looked for {}); run: cargo xtask test --tier host",
+            candidates[1].display()
+        )
+    })
+}
+
+/// The path of a program of the system.
+///
+/// # Panics
+/// When it is missing; the message says which package has it.
+pub fn need(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let extra = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    std::env::split_paths(&path)
+        .chain(extra)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| panic!("{program} is missing; {}", how_to_get(program)))
+}
+
+/// A Python with the `requests` package.
+///
+/// # Panics
+/// When there is none; the message says how to get one.
+pub fn python_with_requests() -> PathBuf {
+    let venv = target_dir().join("hnp-test-venv");
+    [need("python3"), venv.join("bin/python")]
+        .iter()
+        .find_map(|python| python_prefix(python, "import requests, sys; print(sys.executable)"))
+        .unwrap_or_else(|| {
+            let venv = venv.display();
+            panic!(
+                "Python has no `requests`; type: python3 -m venv {venv} && {venv}/bin/pip install requests"
+            )
+        })
+}
+
+/// Python itself, not a shim that looks for it.
+///
+/// # Panics
+/// When it is missing.
+pub fn python() -> PathBuf {
+    python_prefix(&need("python3"), "import sys; print(sys.executable)").expect("python3 runs")
+}
+
+/// Compiles one of `tests/clients/*.c` into a static program in `dir`.
+///
+/// # Panics
+/// When the compiler refuses.
+pub fn compile_static(source: &str, dir: &Path) -> PathBuf {
+    let program = dir.join(Path::new(source).file_stem().expect("sources have names"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(source);
+    let output = Command::new(need("cc"))
+        .args(["-static", "-O1", "-Wall", "-Werror", "-o"])
+        .args([&program, &source])
+        .output()
+        .expect("cc starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
+/// Runs a program of the system on the host, in a directory, and returns its standard output.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn run(dir: &Path, program: &str, args: &[&str]) -> String {
+    let output = Command::new(need(program)).args(args).current_dir(dir).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn python_prefix(python: &Path, script: &str) -> Option<PathBuf> {
+    let output = Command::new(python).args(["-c", script]).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| PathBuf::from(path.trim()))
+}
+
+fn target_dir() -> PathBuf {
+    let me = std::env::current_exe().expect("a program knows its own path");
+    me.ancestors()
+        .find(|dir| dir.join("CACHEDIR.TAG").exists())
+        .map_or_else(std::env::temp_dir, Path::to_path_buf)
+}
+
+fn how_to_get(program: &str) -> String {
+    let package = match program {
+        "nginx" => "nginx-light libnginx-mod-stream",
+        "node" => "nodejs",
+        "cc" => "gcc libc6-dev",
+        "ip" => "iproute2",
+        other => other,
+    };
+    format!("on Debian: apt-get install --no-install-recommends {package}")
+}
