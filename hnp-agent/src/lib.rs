@@ -3,12 +3,16 @@
 //! The rooms and who may know whom are drawn in DESIGN.md. `app` is the only file that knows them all.
 
 pub mod admin;
+pub mod app;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod crypto;
+pub mod files;
 pub mod identity;
 pub mod proxy;
 pub mod resolve;
+pub mod tasks;
 pub mod telemetry;
 pub mod trust;
 pub mod upstream;

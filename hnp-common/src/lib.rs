@@ -5,6 +5,9 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod layout;
 pub mod reason;
+pub mod verdict;
 
 pub use reason::{Reason, Side};
+pub use verdict::Verdict;

@@ -1,1 +1,146 @@
 //! The kernel side's only counterpart: loads, attaches and feeds the BPF programs, takes flows.
+//!
+//! No other room knows BPF, bpffs or netlink; this one knows no TLS and no HTTP. What is missing on a
+//! node is reported in one go before anything is touched, and a start that fails leaves nothing
+//! behind. An agent that dies leaves its programs pinned and enforcing; the next one takes over from
+//! the pins without a moment in which destinations are open.
+//!
+//! Everything here blocks for a few system calls at most and needs no runtime.
+
+mod anyip;
+mod attach;
+mod cgroups;
+mod counters;
+mod error;
+mod flows;
+mod kernel_log;
+mod object;
+mod pins;
+mod preflight;
+mod sync;
+mod sys;
+mod vips;
+
+use std::sync::Arc;
+
+use hnp_common::layout::Range;
+
+pub use error::{CaptureError, Missing};
+pub use preflight::Node;
+
+use crate::config::plan;
+use crate::proxy::flow::{FlowSource, SharedVipTable};
+use crate::resolve::Desired;
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::names;
+
+/// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
+pub struct Capture {
+    // In the order in which they must be dropped: first nobody is redirected any more, then the
+    // route goes, then the log's reader, and the lock last.
+    attachment: attach::Attachment,
+    destinations: sync::Destinations,
+    counters: counters::Counters,
+    flows: Arc<flows::KernelFlows>,
+    qos: cgroups::QosCgroups,
+    routes: anyip::Routes,
+    _log: Option<kernel_log::Reader>,
+}
+
+impl Capture {
+    /// Makes the VIP ranges local, loads the programs and attaches them.
+    ///
+    /// From here on what a former agent captured stays captured; new destinations come with
+    /// [`Capture::sync`]. `vips` is published by this room alone. Must be called in the network
+    /// namespace the agent listens in.
+    ///
+    /// # Errors
+    /// When another agent is running, or the kernel refuses a step. The message says what to do, and
+    /// nothing is left behind.
+    pub fn start(node: &Node, plan: &plan::Capture, vips: SharedVipTable) -> Result<Self, CaptureError> {
+        let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
+        let ranges = Ranges::of(plan);
+
+        let lock = pins::Lock::take(&plan.bpffs)?;
+        let routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
+        let mut loaded = attach::Loaded::load(object, node, plan, ranges)?;
+        let log = kernel_log::Reader::start(&mut loaded.ebpf);
+        let mut destinations = sync::Destinations::new(loaded.map("DESTINATIONS")?, plan, vips)?;
+        destinations.inherit(&plan.bpffs)?;
+        let mut qos = cgroups::QosCgroups::new(&node.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
+        qos.refresh()?;
+        let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
+        let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
+        let attachment = loaded.attach(&node.cgroup, lock)?;
+        Ok(Self { attachment, destinations, counters, flows, qos, routes, _log: log })
+    }
+
+    /// Where workers take the flows of accepted connections from.
+    pub fn flow_source(&self) -> Arc<dyn FlowSource> {
+        self.flows.clone()
+    }
+
+    /// Makes the kernel capture exactly `desired`, and publishes the VIP table that goes with it: a
+    /// VIP is known to the agent before the kernel sends anybody there, and until after it stopped.
+    ///
+    /// While names are unresolved (`complete` is false) what a former agent captured stays captured.
+    ///
+    /// # Errors
+    /// When VIPs or map entries run out, or the kernel refuses. What could be done was done: all
+    /// that was captured and is still desired stays captured, and the table agrees with the kernel.
+    pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
+        self.qos.refresh()?;
+        self.destinations.sync(desired)
+    }
+
+    /// Writes what the kernel counts and what is captured, at a scrape.
+    pub fn write_metrics(&self, out: &mut Exposition<'_, '_>) {
+        let unreadable = |error: CaptureError| tracing::warn!(%error, "the kernel's counters cannot be read");
+        match self.counters.verdicts() {
+            Ok(verdicts) => {
+                let labels: Vec<_> =
+                    verdicts.iter().map(|(name, count)| ([("verdict", *name)], *count)).collect();
+                out.family(
+                    &names::KERNEL_VERDICTS,
+                    labels.iter().map(|(labels, count)| (&labels[..], *count)),
+                );
+            }
+            Err(error) => unreadable(error),
+        }
+        match self.flows.count() {
+            Ok(count) => out.single(&names::FLOWS, count as u64),
+            Err(error) => unreadable(error),
+        }
+        out.single(&names::DESTINATIONS, self.destinations.len() as u64);
+    }
+
+    /// Detaches the programs and removes pins and routes, as a clean exit does.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were tried all the same.
+    pub fn detach(self) -> Result<(), CaptureError> {
+        let Self { attachment, routes, .. } = self;
+        let detached = attachment.detach();
+        let removed = routes.remove();
+        detached.and(removed)
+    }
+}
+
+/// The two VIP ranges, in the kernel's form.
+#[derive(Clone, Copy, Debug)]
+struct Ranges {
+    v4: Range,
+    v6: Range,
+}
+
+impl Ranges {
+    fn of(plan: &plan::Capture) -> Self {
+        let range = |cidr: plan::Cidr| Range::of(cidr.addr, cidr.prefix);
+        Self { v4: range(plan.vips4), v6: range(plan.vips6) }
+    }
+}
+
+/// A range as it is written.
+fn written(range: plan::Cidr) -> String {
+    format!("{}/{}", range.addr, range.prefix)
+}

@@ -1,1 +1,38 @@
-//! One file per subcommand.
+//! The command line: one file per subcommand, exit codes in one place.
+//!
+//! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong.
+
+pub mod check;
+pub mod explain;
+pub mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Takes what pods send to a destination and carries it to the upstream over mutual TLS.
+#[derive(Debug, Parser)]
+#[command(name = "hnp-agent", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Capture, relay and report, until SIGTERM or SIGINT.
+    Run(run::Args),
+    /// Read a configuration, the certificates and roots it names, and say what it amounts to.
+    Check(check::CheckArgs),
+    /// Say what a reason code means, whose side it is on, and what to do about it.
+    Explain(explain::Args),
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
+    }
+}

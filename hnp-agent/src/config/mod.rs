@@ -1,3 +1,57 @@
 //! YAML -> a validated [`plan::Plan`]. Parsed once; no other room reads raw configuration.
+//!
+//! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
+//! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys. A pure
+//! function from start to end: files that the configuration names are looked at by `hnp-agent check`
+//! and when the agent starts, not here.
 
+pub mod defaults;
 pub mod plan;
+
+mod error;
+mod hosts;
+mod parse;
+mod read;
+mod values;
+mod yaml;
+
+use std::path::Path;
+
+pub use error::{ConfigErrors, LoadError, Mistake};
+pub use values::humane;
+
+use plan::Plan;
+
+/// The largest configuration file that is read, in bytes: a hundred routes are some 50 KiB.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// Reads a configuration. `path` is only used in messages.
+///
+/// # Errors
+/// All mistakes, in the order of the file.
+pub fn parse(text: &str, path: &Path) -> Result<Plan, ConfigErrors> {
+    parse_with_warnings(text, path).map(|(plan, _)| plan)
+}
+
+/// The same, with what is allowed and still looks like a mistake (such as an identity that no route uses).
+///
+/// # Errors
+/// All mistakes, in the order of the file.
+pub fn parse_with_warnings(text: &str, path: &Path) -> Result<(Plan, Vec<Mistake>), ConfigErrors> {
+    parse::plan(text, path, defaults::workers())
+}
+
+/// Reads a configuration file, with warnings.
+///
+/// # Errors
+/// When the file cannot be read, or has mistakes.
+pub fn load(path: &Path) -> Result<(Plan, Vec<Mistake>), LoadError> {
+    let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > MAX_BYTES {
+        return Err(LoadError::TooLarge { path: path.to_owned(), bytes: size, max: MAX_BYTES });
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|_| LoadError::NotText { path: path.to_owned() })?;
+    Ok(parse_with_warnings(&text, path)?)
+}

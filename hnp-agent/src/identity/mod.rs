@@ -1,3 +1,182 @@
 //! Identity sources: publish validated snapshots, keep the last good one.
+//!
+//! A [`Source`] is opened at start (one synchronous look, so an agent with good files is ready at
+//! once) and then watched. A broken change keeps the old identity serving, is logged once and raises
+//! a metric; a source that never loaded keeps readiness down and says why.
 
+pub mod load;
 pub mod snapshot;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwapOption;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::plan::Identity;
+use crate::files::reload::{Reload, Step};
+use crate::files::watch::{self, Fingerprints, ReloadStatus};
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::names;
+use crate::telemetry::readiness::{Pending, Readiness};
+use load::{Files, IdentityError, Loaded};
+use snapshot::{IdentitySnapshot, SharedIdentity};
+
+/// One identity's files and what became of them.
+#[derive(Debug)]
+pub struct Source {
+    identity: Arc<Identity>,
+    shared: SharedIdentity,
+    status: Arc<ReloadStatus>,
+    reload: Reload,
+    fingerprints: Fingerprints,
+    pending: Option<Pending>,
+}
+
+impl Source {
+    /// Takes the first look. With good files the identity is published when this returns; without,
+    /// readiness stays down until [`Self::watch`] has seen good ones.
+    pub fn open(identity: Arc<Identity>, readiness: &Readiness) -> Self {
+        let name = format!("identity {}", identity.name);
+        let mut source = Self {
+            pending: Some(readiness.pending(name, "not loaded yet")),
+            identity,
+            shared: Arc::new(ArcSwapOption::empty()),
+            status: Arc::default(),
+            reload: Reload::new(),
+            fingerprints: Fingerprints::default(),
+        };
+        source.look(Instant::now());
+        source
+    }
+
+    /// What is published: empty until the first good look.
+    pub fn shared(&self) -> SharedIdentity {
+        Arc::clone(&self.shared)
+    }
+
+    /// Failures and the alarm.
+    pub fn status(&self) -> Arc<ReloadStatus> {
+        Arc::clone(&self.status)
+    }
+
+    /// Publishes changes until cancelled.
+    pub async fn watch(mut self, cancel: CancellationToken) {
+        let files: Vec<PathBuf> = vec![self.identity.certificate.clone(), self.identity.key.clone()];
+        watch::follow(&files, watch::POLL, cancel, |now| self.look(now)).await;
+    }
+
+    /// One look at the files; when to look again, if sooner than usual.
+    fn look(&mut self, now: Instant) -> Option<Instant> {
+        let files = Files::read(&self.identity);
+        let content = files.fingerprint(&self.fingerprints);
+        let serving = self.shared.load();
+        let step =
+            self.reload.look(now, content, || acceptable(files, serving.as_deref(), SystemTime::now()));
+        match step {
+            Step::Same => {}
+            Step::LookAgain(at) => {
+                if let Some(pending) = &self.pending {
+                    pending.because("the files are incomplete or do not fit; waiting for a change to finish");
+                }
+                return Some(at);
+            }
+            Step::Publish(loaded) => self.publish(loaded),
+            Step::Refuse { error, first } => {
+                if first {
+                    tracing::error!(identity = %self.identity.name, serving = self.generation(), "{error}");
+                }
+                if let Some(pending) = &self.pending {
+                    pending.because(error.to_string());
+                }
+                self.status.refused(error.to_string());
+            }
+            Step::Restored => {
+                tracing::info!(identity = %self.identity.name, "the files hold again what is presented");
+                self.status.good();
+            }
+        }
+        None
+    }
+
+    fn publish(&mut self, loaded: Loaded) {
+        let generation = self.generation() + 1;
+        let name = Arc::clone(&self.identity.name);
+        for warning in &loaded.warnings {
+            tracing::warn!(identity = %name, "{warning}");
+        }
+        tracing::info!(
+            identity = %name,
+            generation,
+            subject = loaded.leaf.subject,
+            serial = loaded.leaf.serial,
+            not_after = seconds(loaded.leaf.not_after),
+            certificates = loaded.certified_key.cert.len(),
+            "identity loaded"
+        );
+        let Loaded { certified_key, leaf, warnings: _ } = loaded;
+        self.shared.store(Some(Arc::new(IdentitySnapshot { name, generation, certified_key, leaf })));
+        self.status.good();
+        self.pending = None;
+    }
+
+    fn generation(&self) -> u64 {
+        self.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)
+    }
+}
+
+/// A pair that cannot be used today must not replace one that can.
+fn acceptable(
+    files: Files<'_>,
+    serving: Option<&IdentitySnapshot>,
+    now: SystemTime,
+) -> Result<Loaded, IdentityError> {
+    let loaded = files.load(now)?;
+    match loaded.not_now() {
+        Some(warning) if serving.is_some_and(|serving| serving.leaf.is_valid_at(now)) => {
+            Err(IdentityError::NotNow(warning.clone()))
+        }
+        Some(_) | None => Ok(loaded),
+    }
+}
+
+/// The metrics of all identities, for [`crate::telemetry::Telemetry::register`].
+pub fn metrics(sources: &[Source]) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
+    let all: Vec<(Arc<str>, SharedIdentity, Arc<ReloadStatus>)> = sources
+        .iter()
+        .map(|source| (Arc::clone(&source.identity.name), source.shared(), source.status()))
+        .collect();
+    move |out| {
+        let labels: Vec<_> = all.iter().map(|(name, _, _)| [("identity", &**name)]).collect();
+        let leaf = |read: fn(&IdentitySnapshot) -> SystemTime| {
+            all.iter().zip(&labels).filter_map(move |((_, shared, _), labels)| {
+                shared.load().as_ref().map(|snapshot| (&labels[..], seconds(read(snapshot))))
+            })
+        };
+        out.family(&names::IDENTITY_NOT_BEFORE, leaf(|snapshot| snapshot.leaf.not_before));
+        out.family(&names::IDENTITY_NOT_AFTER, leaf(|snapshot| snapshot.leaf.not_after));
+        let each = |read: fn(&SharedIdentity, &ReloadStatus) -> u64| {
+            all.iter()
+                .zip(&labels)
+                .map(move |((_, shared, status), labels)| (&labels[..], read(shared, status)))
+        };
+        out.family(
+            &names::IDENTITY_GENERATION,
+            each(|shared, _| shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)),
+        );
+        out.family(&names::IDENTITY_RELOAD_FAILURES, each(|_, status| status.failures()));
+        out.family(&names::IDENTITY_RELOAD_FAILING, each(|_, status| status.is_failing().into()));
+    }
+}
+
+/// Seconds since 1970, negative before it.
+fn seconds(at: SystemTime) -> f64 {
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => after.as_secs_f64(),
+        Err(before) => -before.duration().as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

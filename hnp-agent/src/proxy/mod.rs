@@ -1,3 +1,21 @@
-//! The data path: accept -> flow -> classify -> serve.
+//! The data path: accept -> flow -> classify -> mode -> upstream -> relay -> one access line.
+//!
+//! It goes down this list once and never comes back up. It knows no BPF map and no file path: it is
+//! handed a Plan, flows and handles ([`worker::Worker`]). A worker's connections share that worker
+//! and nothing else.
 
+pub mod answer;
+pub mod authority;
+pub mod buffer;
+pub mod connection;
 pub mod flow;
+pub mod http1;
+pub mod listener;
+pub mod opaque;
+pub mod record;
+pub mod relay;
+pub mod thread;
+pub mod worker;
+
+#[cfg(test)]
+mod tests;

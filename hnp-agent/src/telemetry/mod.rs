@@ -1,3 +1,102 @@
-//! Reasons, metrics and the access log. Known by all rooms, knows none.
+//! Reasons, metrics, readiness and the access log. Known by all rooms, knows none.
+//!
+//! The data path writes to counters and buffers of its own worker only; adding up and formatting
+//! for a scrape happen on the control runtime, and the access log is written by a thread of its
+//! own. Nothing here can block or fail a request: what cannot be kept is dropped and counted.
 
+pub mod access;
+pub mod log;
+pub mod metrics;
+pub mod names;
+pub mod readiness;
 pub mod record;
+pub mod stats;
+mod time;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::plan::Plan;
+use access::{AccessLog, Format};
+use metrics::Provider;
+use stats::{Routes, WorkerStats};
+
+/// The counters of all workers, the access log and what other rooms have registered.
+pub struct Telemetry {
+    routes: Arc<Routes>,
+    workers: Vec<Arc<WorkerStats>>,
+    access: Arc<AccessLog>,
+    providers: Mutex<Vec<Provider>>,
+}
+
+impl Telemetry {
+    /// Telemetry of a whole agent; the access log goes to stdout.
+    pub fn new(plan: &Plan) -> Arc<Self> {
+        Self::writing_to(plan, Box::new(std::io::stdout()))
+    }
+
+    /// The same with another place for the access log.
+    pub fn writing_to(plan: &Plan, out: Box<dyn std::io::Write + Send>) -> Arc<Self> {
+        let format = plan.log.access.then(|| Format::from(plan.log.format));
+        let access = Arc::new(AccessLog::start(format, out));
+        let routes = Arc::new(Routes::of(plan));
+        let workers = (0..plan.workers.max(1))
+            .map(|_| Arc::new(WorkerStats::new(Arc::clone(&routes), Arc::clone(&access))))
+            .collect();
+        Arc::new(Self { routes, workers, access, providers: Mutex::new(Vec::new()) })
+    }
+
+    /// The counters that worker `index` writes.
+    ///
+    /// # Panics
+    /// If the Plan has no such worker: a bug in the caller.
+    pub fn worker(&self, index: usize) -> Arc<WorkerStats> {
+        Arc::clone(&self.workers[index])
+    }
+
+    /// Adds metrics of another room; `provider` is called at every scrape, from any thread.
+    pub fn register(&self, provider: impl Fn(&mut metrics::Exposition<'_, '_>) + Send + Sync + 'static) {
+        self.lock_providers().push(Arc::new(provider));
+    }
+
+    /// The text of `/metrics` (OpenMetrics 1.0; the content type is [`metrics::CONTENT_TYPE`]).
+    pub fn metrics_text(self: &Arc<Self>) -> String {
+        metrics::render(Arc::clone(self))
+    }
+
+    /// Hands over what the workers still hold and waits until the access log is written out.
+    /// Returns false when `deadline` came first. For the end of a drain, after the workers stopped;
+    /// blocks the calling thread.
+    pub fn flush(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        loop {
+            // What does not fit into the queue stays with the worker until the writer made room.
+            let handed_over = self.workers.iter().filter(|worker| !worker.flush()).count() == 0;
+            let written = self.access.flush(end);
+            if handed_over && written || Instant::now() >= end {
+                return handed_over && written;
+            }
+        }
+    }
+
+    fn providers(&self) -> Vec<Provider> {
+        self.lock_providers().clone()
+    }
+
+    fn lock_providers(&self) -> std::sync::MutexGuard<'_, Vec<Provider>> {
+        self.providers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `2026-11-21T03:04:05.678Z`.
+pub fn rfc3339(at: std::time::SystemTime) -> String {
+    let mut text = Vec::new();
+    time::write_rfc3339(&mut text, at);
+    String::from_utf8(text).expect("it is ASCII")
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}

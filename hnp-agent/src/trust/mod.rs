@@ -1,3 +1,153 @@
 //! Trust: what the agent accepts from the other side.
+//!
+//! Roots come from a file or the system's store, are reloaded like identities (a broken change keeps
+//! the old ones), and become rustls' own verifier: there is no way to switch verification off.
 
+pub mod load;
+pub mod reason;
 pub mod snapshot;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::plan::{Roots, Trust};
+use crate::files::reload::{Reload, Step};
+use crate::files::watch::{self, Fingerprints, ReloadStatus};
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::names;
+use crate::telemetry::readiness::{Pending, Readiness};
+use load::Loaded;
+pub use reason::{reason_of, reason_of_io};
+use snapshot::{SharedTrust, TrustSnapshot};
+
+/// How often the system's store is compared: it changes with package upgrades, and reading it means
+/// parsing some 140 certificates.
+const SYSTEM_POLL: Duration = Duration::from_secs(60);
+
+/// One trust's roots and what became of them.
+#[derive(Debug)]
+pub struct Source {
+    trust: Arc<Trust>,
+    shared: SharedTrust,
+    status: Arc<ReloadStatus>,
+    reload: Reload,
+    fingerprints: Fingerprints,
+    pending: Option<Pending>,
+}
+
+impl Source {
+    /// Takes the first look. With good roots the trust is published when this returns; without,
+    /// readiness stays down until [`Self::watch`] has seen good ones.
+    pub fn open(trust: Arc<Trust>, readiness: &Readiness) -> Self {
+        let name = format!("trust {}", trust.name);
+        let mut source = Self {
+            pending: Some(readiness.pending(name, "not loaded yet")),
+            trust,
+            shared: Arc::new(ArcSwapOption::empty()),
+            status: Arc::default(),
+            reload: Reload::new(),
+            fingerprints: Fingerprints::default(),
+        };
+        source.look(Instant::now());
+        source
+    }
+
+    /// What is published: empty until the first good look.
+    pub fn shared(&self) -> SharedTrust {
+        Arc::clone(&self.shared)
+    }
+
+    /// Failures and the alarm.
+    pub fn status(&self) -> Arc<ReloadStatus> {
+        Arc::clone(&self.status)
+    }
+
+    /// Publishes changes until cancelled.
+    pub async fn watch(mut self, cancel: CancellationToken) {
+        let (files, poll): (Vec<PathBuf>, _) = match &self.trust.roots {
+            Roots::File(path) => (vec![path.clone()], watch::POLL),
+            Roots::System => (Vec::new(), SYSTEM_POLL),
+        };
+        watch::follow(&files, poll, cancel, |now| self.look(now)).await;
+    }
+
+    /// One look at the roots; when to look again, if sooner than usual.
+    fn look(&mut self, now: Instant) -> Option<Instant> {
+        let source = load::Source::read(&self.trust.roots);
+        let content = source.fingerprint(&self.fingerprints);
+        match self.reload.look(now, content, || source.load()) {
+            Step::Same => {}
+            Step::LookAgain(at) => {
+                if let Some(pending) = &self.pending {
+                    pending.because("the roots cannot be read; waiting for a change to finish");
+                }
+                return Some(at);
+            }
+            Step::Publish(loaded) => self.publish(loaded),
+            Step::Refuse { error, first } => {
+                if first {
+                    tracing::error!(trust = %self.trust.name, serving = self.generation(), "{error}");
+                }
+                if let Some(pending) = &self.pending {
+                    pending.because(error.to_string());
+                }
+                self.status.refused(error.to_string());
+            }
+            Step::Restored => {
+                tracing::info!(trust = %self.trust.name, "the file holds again the roots in use");
+                self.status.good();
+            }
+        }
+        None
+    }
+
+    fn publish(&mut self, loaded: Loaded) {
+        let generation = self.generation() + 1;
+        let name = Arc::clone(&self.trust.name);
+        let Loaded { verifier, roots, warnings } = loaded;
+        for warning in &warnings {
+            tracing::warn!(trust = %name, "{warning}");
+        }
+        tracing::info!(trust = %name, generation, roots, "trust loaded");
+        self.shared.store(Some(Arc::new(TrustSnapshot { name, generation, verifier, roots })));
+        self.status.good();
+        self.pending = None;
+    }
+
+    fn generation(&self) -> u64 {
+        self.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)
+    }
+}
+
+/// The metrics of all trusts, for [`crate::telemetry::Telemetry::register`].
+pub fn metrics(sources: &[Source]) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
+    let all: Vec<(Arc<str>, SharedTrust, Arc<ReloadStatus>)> = sources
+        .iter()
+        .map(|source| (Arc::clone(&source.trust.name), source.shared(), source.status()))
+        .collect();
+    move |out| {
+        let labels: Vec<_> = all.iter().map(|(name, _, _)| [("trust", &**name)]).collect();
+        let each = |read: fn(&SharedTrust, &ReloadStatus) -> u64| {
+            all.iter()
+                .zip(&labels)
+                .map(move |((_, shared, status), labels)| (&labels[..], read(shared, status)))
+        };
+        let generation = |shared: &SharedTrust, _: &ReloadStatus| {
+            shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)
+        };
+        let roots = |shared: &SharedTrust, _: &ReloadStatus| {
+            shared.load().as_ref().map_or(0, |snapshot| snapshot.roots as u64)
+        };
+        out.family(&names::TRUST_GENERATION, each(generation));
+        out.family(&names::TRUST_ROOTS, each(roots));
+        out.family(&names::TRUST_RELOAD_FAILURES, each(|_, status| status.failures()));
+        out.family(&names::TRUST_RELOAD_FAILING, each(|_, status| status.is_failing().into()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

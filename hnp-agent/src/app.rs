@@ -1,0 +1,232 @@
+//! Wires the rooms together, and owns the order in which they start and the one drain.
+//!
+//! Start: look at what the node has (nothing is touched before that), take the port, load identities
+//! and trusts, attach, serve, then capture destinations as they are known. So no connection is ever
+//! redirected to a port that nobody answers yet. Stop: readiness falls, listeners close, what runs may
+//! finish until the deadline, then the kernel is left as it was found.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::capture::{Capture, Node};
+use crate::config::plan::Plan;
+use crate::proxy::flow::SharedVipTable;
+use crate::proxy::listener;
+use crate::proxy::thread::{self, Parts};
+use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
+use crate::tasks::Tasks;
+use crate::telemetry::Telemetry;
+use crate::telemetry::readiness::Readiness;
+use crate::workload::{CgroupWorkloads, WorkloadSource};
+use crate::{admin, identity, trust};
+
+/// How long the last access lines may take to be written after a drain.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// `None` once it was detached.
+type SharedCapture = Arc<Mutex<Option<Capture>>>;
+
+type WorkerThread = JoinHandle<std::io::Result<usize>>;
+
+/// Runs the agent until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
+pub fn run(plan: Plan) -> Result<()> {
+    let plan = Arc::new(plan);
+    let node = Node::check(&plan.capture)?;
+    raise_file_limit();
+    let port = plan.capture.port;
+    let listeners = listener::open(port, plan.workers).with_context(|| {
+        format!("cannot listen on port {port}: if something else uses it, set `capture.port` to a free port")
+    })?;
+    // The control plane's own thread: names, files, admin. Load on the workers cannot starve it.
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(serve(plan, node, listeners))
+}
+
+async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>) -> Result<()> {
+    // Before anything is touched, so that a signal during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let tasks = Tasks::default();
+    let telemetry = Telemetry::new(&plan);
+    let readiness = Readiness::new();
+    let starting = readiness.pending("start", "the agent is starting");
+
+    let identities: Vec<_> =
+        plan.identities.iter().map(|i| identity::Source::open(i.clone(), &readiness)).collect();
+    let trusts: Vec<_> = plan.trusts.iter().map(|t| trust::Source::open(t.clone(), &readiness)).collect();
+    telemetry.register(identity::metrics(&identities));
+    telemetry.register(trust::metrics(&trusts));
+    let admin = match plan.admin.listen {
+        Some(addr) => Some(admin::bind(addr).await?),
+        None => None,
+    };
+
+    let vips = SharedVipTable::new(ArcSwap::default());
+    let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.cgroup()));
+    let resolver = Resolver::new(&plan.resolver)?;
+    let capture = Capture::start(&node, &plan.capture, vips.clone())?;
+    let flows = capture.flow_source();
+    let capture: SharedCapture = Arc::new(Mutex::new(Some(capture)));
+    let counters = capture.clone();
+    telemetry.register(move |out| {
+        if let Some(capture) = &*counters.lock().unwrap_or_else(PoisonError::into_inner) {
+            capture.write_metrics(out);
+        }
+    });
+    if let Some(listener) = admin {
+        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
+    }
+
+    let stop = CancellationToken::new();
+    let kill = CancellationToken::new();
+    let mut workers = Vec::with_capacity(plan.workers);
+    let mut failed = None;
+    for (index, listeners) in listeners.into_iter().enumerate() {
+        let parts = Parts {
+            index,
+            plan: plan.clone(),
+            listeners,
+            flows: flows.clone(),
+            vips: vips.clone(),
+            workloads: workloads.clone(),
+            identities: identities.iter().map(identity::Source::shared).collect(),
+            trusts: trusts.iter().map(trust::Source::shared).collect(),
+            stats: telemetry.worker(index),
+            // A child of its own: nothing on the data path locks what another worker locks.
+            stop: stop.child_token(),
+            kill: kill.child_token(),
+        };
+        match thread::spawn(parts) {
+            Ok(worker) => workers.push(worker),
+            Err(error) => failed = Some(error),
+        }
+    }
+    for source in identities {
+        tasks.spawn(source.watch(tasks.token()));
+    }
+    for source in trusts {
+        tasks.spawn(source.watch(tasks.token()));
+    }
+
+    let mut why = "the start failed";
+    if failed.is_none() {
+        tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        drop(starting);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            cgroup = %node.cgroup().display(),
+            port = plan.capture.port,
+            workers = plan.workers,
+            routes = plan.routes.len(),
+            "capturing"
+        );
+        // All branches are cancel-safe, and none is polled twice.
+        why = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = any_ended(&workers) => "a worker ended",
+        };
+    }
+    let draining = readiness.pending("drain", format!("draining: {why}"));
+    failed = drain(&plan, why, workers, &stop, &kill).await.or(failed);
+    tasks.end().await;
+    let taken = capture.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(capture) = taken {
+        capture.detach().context("cannot take the programs off again")?;
+    }
+    if !telemetry.flush(LAST_LINES) {
+        tracing::warn!("the last access lines could not be written in time");
+    }
+    drop(draining);
+    failed.map_or(Ok(()), |error| Err(error).context(why))
+}
+
+/// Names as they resolve, and with them what the kernel captures.
+fn follow_names(
+    plan: &Arc<Plan>,
+    resolver: Resolver,
+    readiness: &Readiness,
+    telemetry: &Arc<Telemetry>,
+    capture: &SharedCapture,
+    tasks: &Tasks,
+) -> impl Future<Output = ()> + Send + use<> {
+    let status = Arc::new(NameStatus::default());
+    let gauges = status.clone();
+    telemetry.register(move |out| gauges.write(out));
+    let capture = capture.clone();
+    let apply = move |desired: Desired| {
+        let mut capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
+        capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired))
+    };
+    keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
+}
+
+/// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.
+async fn drain(
+    plan: &Plan,
+    why: &str,
+    workers: Vec<WorkerThread>,
+    stop: &CancellationToken,
+    kill: &CancellationToken,
+) -> Option<std::io::Error> {
+    let deadline = plan.drain_deadline;
+    tracing::info!(why, ?deadline, "draining");
+    stop.cancel();
+    if tokio::time::timeout(deadline, all_ended(&workers)).await.is_err() {
+        kill.cancel();
+        all_ended(&workers).await;
+    }
+    let mut cut = 0;
+    let mut failed = None;
+    for worker in workers {
+        match worker.join() {
+            Ok(Ok(n)) => cut += n,
+            Ok(Err(error)) => failed = Some(error),
+            Err(_) => failed = Some(std::io::Error::other("a worker panicked; see stderr")),
+        }
+    }
+    if cut > 0 {
+        tracing::warn!(cut, ?deadline, "connections were still open at the drain's deadline and were cut");
+    } else {
+        tracing::info!("drained: no connection was cut");
+    }
+    failed
+}
+
+/// Threads have no future to wait on, and this happens once in a process's life.
+const JOIN_POLL: Duration = Duration::from_millis(20);
+
+async fn all_ended(workers: &[WorkerThread]) {
+    while !workers.iter().all(JoinHandle::is_finished) {
+        tokio::time::sleep(JOIN_POLL).await;
+    }
+}
+
+async fn any_ended(workers: &[WorkerThread]) {
+    while !workers.iter().any(JoinHandle::is_finished) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Two descriptors per connection: the soft limit is raised to the hard one.
+fn raise_file_limit() {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard => {
+            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+                tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot read the limit of open files"),
+    }
+}

@@ -1,0 +1,142 @@
+//! What can go wrong between the agent and the kernel. Each message says what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+/// A failed step of [`Capture`](super::Capture).
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The agent was built without an object to load.
+    #[error("built without the BPF programs: cargo xtask build-ebpf, then build again")]
+    NotBuiltIn,
+    /// The node lacks something; all of it is listed.
+    #[error("this node lacks what capture needs:{}", List(.0))]
+    Preflight(Vec<Missing>),
+    /// Another agent uses the same pins.
+    #[error(
+        "another agent is running: it holds {}. Stop it first, or give this one another `capture.bpffs`",
+        dir.display()
+    )]
+    Locked {
+        /// The directory that is locked.
+        dir: PathBuf,
+    },
+    /// The object was refused as a whole.
+    #[error("the kernel refused the BPF object; the cause says which map or relocation")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The object lacks something that this agent expects in it.
+    #[error("the embedded BPF object has no {0}: cargo xtask build-ebpf, then build again")]
+    ObjectLacks(&'static str),
+    /// A program was refused by the verifier.
+    #[error("the kernel refused to load {program}; the cause has the verifier's words")]
+    Verify {
+        /// The program's name.
+        program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error(
+        "cannot attach {program} to {}; is a program without a multi-attach flag on one of its parents? \
+         (bpftool cgroup tree)",
+        cgroup.display()
+    )]
+    Attach {
+        /// The program's name.
+        program: &'static str,
+        /// The cgroup.
+        cgroup: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A link or map could not be pinned.
+    #[error("cannot pin {}; is it on a writable bpffs?", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A file or directory could not be worked on.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The route that makes a VIP range local could not be changed.
+    #[error("cannot {doing} the route `local {range} dev lo`; is lo up, and is the range free on this node?")]
+    Route {
+        /// `add` or `remove`.
+        doing: &'static str,
+        /// The VIP range.
+        range: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {doing} the kernel's map {map}")]
+    Map {
+        /// What was being done.
+        doing: &'static str,
+        /// The map's name.
+        map: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: MapError,
+    },
+    /// A destination is itself a VIP: what goes there would come back for ever.
+    #[error(
+        "the destination {0} lies in a VIP range; give hnp other ranges (`capture.vips4`, `capture.vips6`)"
+    )]
+    DestinationIsVip(std::net::SocketAddr),
+    /// There are more destinations than VIPs.
+    #[error(
+        "no VIP is left in {range} for {destination}: {in_use} are in use; widen `capture.{key}` or \
+         name fewer destinations"
+    )]
+    VipsExhausted {
+        /// The range that is exhausted.
+        range: String,
+        /// Its key in the configuration.
+        key: &'static str,
+        /// The destination that got none.
+        destination: std::net::SocketAddr,
+        /// How many VIPs are in use.
+        in_use: usize,
+    },
+}
+
+/// One thing that a node lacks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Missing {
+    /// What is missing.
+    pub what: String,
+    /// Why the agent needs it.
+    pub why: &'static str,
+    /// What to do.
+    pub fix: String,
+}
+
+struct List<'a>(&'a [Missing]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Missing { what, why, fix } in self.0 {
+            write!(f, "\n  - {what}\n      needed: {why}\n      do: {fix}")?;
+        }
+        Ok(())
+    }
+}

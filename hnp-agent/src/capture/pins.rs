@@ -1,0 +1,155 @@
+//! Pins below `capture.bpffs`: `links/` keep the programs attached, `maps/` keep what they know.
+//!
+//! Links pinned here outlive the agent: when it dies, destinations stay refused rather than open. One
+//! lock on the directory says that an agent is alive; pins without a lock are a dead one's.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::error::CaptureError;
+
+/// The pin directory, locked for this agent. Dropping it removes what this agent pinned, and the
+/// directory if nothing else is in it.
+#[derive(Debug)]
+pub(super) struct Lock {
+    dir: PathBuf,
+    /// The pins below are this agent's. Until then they are a dead one's, which go on enforcing.
+    owns_pins: bool,
+    // Released last.
+    _flock: Flock<File>,
+}
+
+impl Lock {
+    /// Makes the directory if need be, and locks it.
+    pub(super) fn take(dir: &Path) -> Result<Self, CaptureError> {
+        loop {
+            fs::create_dir_all(dir).map_err(|source| file("make", dir, source))?;
+            let open = File::open(dir).map_err(|source| file("open", dir, source))?;
+            let flock =
+                Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                    Errno::EWOULDBLOCK => CaptureError::Locked { dir: dir.to_owned() },
+                    errno => file("lock", dir, errno.into()),
+                })?;
+            // An agent that was just leaving may have removed the directory under the lock.
+            if same_directory(&flock, dir) {
+                return Ok(Self { dir: dir.to_owned(), owns_pins: false, _flock: flock });
+            }
+        }
+    }
+
+    /// Where the link of `program` is pinned.
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.dir.join("links").join(program)
+    }
+
+    /// Where the map `name` is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        map_pin(&self.dir, name)
+    }
+
+    /// Removes a dead agent's pins and makes room for this one's. Whoever calls this has attached
+    /// programs of his own, or destinations would be open from here on.
+    pub(super) fn replace_pins(&mut self) -> Result<(), CaptureError> {
+        self.remove_pins()?;
+        self.owns_pins = true;
+        for sub in ["links", "maps"] {
+            let path = self.dir.join(sub);
+            fs::create_dir(&path).map_err(|source| file("make", &path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Removes this agent's pins and the directory.
+    pub(super) fn clear(&mut self) -> Result<(), CaptureError> {
+        if self.owns_pins {
+            self.remove_pins()?;
+            self.owns_pins = false;
+        }
+        match fs::remove_dir(&self.dir) {
+            // A mount point, gone already, or with something in it that is not ours.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOENT | libc::ENOTEMPTY)) =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(file("remove", &self.dir, source)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Links first: then nobody runs the programs whose maps go.
+    fn remove_pins(&self) -> Result<(), CaptureError> {
+        for sub in ["links", "maps"] {
+            let path = self.dir.join(sub);
+            match fs::remove_dir_all(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(file("remove", &path, source)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "pins are left behind");
+        }
+    }
+}
+
+/// Where the map `name` of an agent with this pin directory is pinned.
+pub(super) fn map_pin(dir: &Path, name: &str) -> PathBuf {
+    dir.join("maps").join(name)
+}
+
+fn same_directory(open: &File, path: &Path) -> bool {
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
+    }
+}
+
+fn file(doing: &'static str, path: &Path, source: io::Error) -> CaptureError {
+    CaptureError::File { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_refused_until_the_first_is_gone() {
+        let parent = tempfile::tempdir().expect("temp dir");
+        let dir = parent.path().join("hnp");
+        let mut first = Lock::take(&dir).expect("free");
+        let second = Lock::take(&dir).expect_err("held");
+        assert!(second.to_string().contains("another agent is running"), "{second}");
+        first.replace_pins().expect("made");
+        fs::write(first.link("hnp_connect4"), "").expect("a pin");
+        drop(first);
+        assert!(!dir.exists(), "nothing is left");
+        Lock::take(&dir).expect("free again");
+    }
+
+    #[test]
+    fn a_dead_agents_pins_outlive_a_start_that_fails() {
+        let parent = tempfile::tempdir().expect("temp dir");
+        let dir = parent.path().join("hnp");
+        fs::create_dir_all(dir.join("maps")).expect("made");
+        fs::write(map_pin(&dir, "FLOWS"), "").expect("a pin");
+
+        drop(Lock::take(&dir).expect("nobody holds it"));
+        assert!(map_pin(&dir, "FLOWS").exists(), "they go on enforcing");
+
+        let mut lock = Lock::take(&dir).expect("free");
+        lock.replace_pins().expect("replaced");
+        assert!(!lock.map("FLOWS").exists());
+    }
+}

@@ -1,0 +1,559 @@
+//! `hnp-agent check`: reads a configuration and the files it names, and says what it amounts to.
+//!
+//! Changes nothing, resolves nothing, needs no privileges beyond reading the files; so it runs in a
+//! pipeline as well as on the node. Exit code 0: the agent would serve. 1: it would not, and stderr
+//! has one line for each mistake.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::config::plan::{Enforcement, Host, Identity, Mode, Plan, Protocol, Roots, Route, Trust};
+use crate::config::{self, LoadError, Mistake, humane};
+use crate::telemetry::rfc3339;
+use crate::{identity, trust};
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// The configuration (YAML; docs/configuration.md has every key).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints what the configuration amounts to, and its mistakes.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let report = Report::of(&args.config);
+    let mut out = std::io::stdout().lock();
+    let written = if args.json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
+    } else {
+        for mistake in &report.mistakes {
+            eprintln!("{}", report.located(mistake));
+        }
+        for warning in &report.warnings {
+            eprintln!("{} (warning)", report.located(warning));
+        }
+        out.write_all(report.text().as_bytes())
+    };
+    if report.ok && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// All that `check` found.
+#[derive(Debug, Serialize)]
+struct Report {
+    file: PathBuf,
+    ok: bool,
+    mistakes: Vec<Finding>,
+    warnings: Vec<Finding>,
+    /// Missing when the configuration itself has mistakes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Summary>,
+}
+
+/// A mistake or a warning.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    /// Missing where the mistake is not in the configuration but in a file it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    key: String,
+    what: String,
+}
+
+/// The Plan in words.
+#[derive(Debug, Serialize)]
+struct Summary {
+    routes: Vec<RouteSummary>,
+    identities: Vec<IdentitySummary>,
+    trusts: Vec<TrustSummary>,
+    agent: Vec<(&'static str, String)>,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteSummary {
+    name: String,
+    enforcement: &'static str,
+    protocol: &'static str,
+    mode: &'static str,
+    destinations: Vec<String>,
+    upstream: String,
+    server_name: String,
+    identity: String,
+    trust: String,
+    timeouts: String,
+    pool_idle: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct IdentitySummary {
+    name: String,
+    certificate: PathBuf,
+    key: PathBuf,
+    /// Missing when it could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaf: Option<LeafSummary>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeafSummary {
+    subject: String,
+    issuer: String,
+    serial: String,
+    not_before: String,
+    not_after: String,
+    version: u8,
+    chain_length: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct TrustSummary {
+    name: String,
+    source: String,
+    /// Missing when it could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roots: Option<usize>,
+}
+
+impl Report {
+    fn of(file: &Path) -> Self {
+        let mut report =
+            Self { file: file.to_owned(), ok: false, mistakes: Vec::new(), warnings: Vec::new(), plan: None };
+        match config::load(file) {
+            Ok((plan, warnings)) => {
+                report.warnings.extend(warnings.iter().map(Finding::in_config));
+                let summary = report.summary(&plan);
+                report.plan = Some(summary);
+            }
+            Err(LoadError::Mistakes(errors)) => {
+                report.mistakes.extend(errors.mistakes.iter().map(Finding::in_config));
+            }
+            Err(
+                error @ (LoadError::Unreadable { .. }
+                | LoadError::TooLarge { .. }
+                | LoadError::NotText { .. }),
+            ) => {
+                let words = error.to_string();
+                let what = words.strip_prefix(&format!("{}: ", file.display())).unwrap_or(&words);
+                report.mistakes.push(Finding::elsewhere(String::new(), what));
+            }
+        }
+        report.ok = report.mistakes.is_empty();
+        report
+    }
+
+    /// Loads what the Plan names; what is wrong with it is noted.
+    fn summary(&mut self, plan: &Plan) -> Summary {
+        for path in [&plan.resolver.resolv_conf, &plan.resolver.hosts] {
+            if let Err(error) = crate::files::read(path) {
+                self.warnings
+                    .push(Finding::elsewhere("resolver".into(), format!("{}: {error}", path.display())));
+            }
+        }
+        for (index, route) in plan.routes.iter().enumerate() {
+            self.warnings.extend(promise(index, route));
+        }
+        Summary {
+            routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
+            identities: plan.identities.iter().map(|identity| self.identity(identity)).collect(),
+            trusts: plan.trusts.iter().map(|trust| self.trust(trust)).collect(),
+            agent: agent_summary(plan),
+        }
+    }
+
+    fn identity(&mut self, identity: &Identity) -> IdentitySummary {
+        let key = format!("identities.{}", identity.name);
+        let leaf = match identity::load::load(identity) {
+            Ok(loaded) => {
+                let warnings = loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning));
+                self.warnings.extend(warnings);
+                let leaf = loaded.leaf;
+                Some(LeafSummary {
+                    subject: leaf.subject,
+                    issuer: leaf.issuer,
+                    serial: leaf.serial,
+                    not_before: rfc3339(leaf.not_before),
+                    not_after: rfc3339(leaf.not_after),
+                    version: leaf.version,
+                    chain_length: loaded.certified_key.cert.len(),
+                })
+            }
+            Err(error) => {
+                self.mistakes.push(Finding::elsewhere(key, error));
+                None
+            }
+        };
+        IdentitySummary {
+            name: identity.name.to_string(),
+            certificate: identity.certificate.clone(),
+            key: identity.key.clone(),
+            leaf,
+        }
+    }
+
+    fn trust(&mut self, trust: &Trust) -> TrustSummary {
+        let key = format!("trusts.{}", trust.name);
+        let roots = match trust::load::load(trust) {
+            Ok(loaded) => {
+                self.warnings
+                    .extend(loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning)));
+                Some(loaded.roots)
+            }
+            Err(error) => {
+                self.mistakes.push(Finding::elsewhere(key, error));
+                None
+            }
+        };
+        let source = match &trust.roots {
+            Roots::File(path) => path.display().to_string(),
+            Roots::System => "the system's store".into(),
+        };
+        TrustSummary { name: trust.name.to_string(), source, roots }
+    }
+
+    /// A finding as a compiler would print it.
+    fn located(&self, finding: &Finding) -> String {
+        let mut text = self.file.display().to_string();
+        if let (Some(line), Some(column)) = (finding.line, finding.column) {
+            let _ = write!(text, ":{line}:{column}");
+        }
+        if !finding.key.is_empty() {
+            let _ = write!(text, ": {}", finding.key);
+        }
+        format!("{text}: {}", finding.what)
+    }
+
+    /// The tables, and a last line that says how it stands.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some(plan) = &self.plan {
+            plan.routes.iter().for_each(|route| route.write(&mut text));
+            plan.identities.iter().for_each(|identity| identity.write(&mut text));
+            plan.trusts.iter().for_each(|trust| trust.write(&mut text));
+            table(&mut text, "agent".into(), &plan.agent);
+        }
+        let verdict = match (self.mistakes.len(), self.warnings.len()) {
+            (0, 0) => "no mistakes".to_owned(),
+            (0, warnings) => format!("no mistakes, {warnings} warning(s)"),
+            (mistakes, warnings) => format!("{mistakes} mistake(s), {warnings} warning(s)"),
+        };
+        let _ = writeln!(text, "{}: {verdict}", self.file.display());
+        text
+    }
+}
+
+impl Finding {
+    fn in_config(mistake: &Mistake) -> Self {
+        Self {
+            line: Some(mistake.line),
+            column: Some(mistake.column),
+            key: mistake.key.clone(),
+            what: mistake.what.clone(),
+        }
+    }
+
+    fn elsewhere(key: String, what: impl ToString) -> Self {
+        Self { line: None, column: None, key, what: what.to_string() }
+    }
+}
+
+/// What a strict route by name does not promise: said for each, because people read `strict` as more.
+fn promise(index: usize, route: &Route) -> Option<Finding> {
+    let names: Vec<String> = route
+        .destinations
+        .iter()
+        .filter(|destination| matches!(destination.host, Host::Name(_)))
+        .map(ToString::to_string)
+        .collect();
+    let strict = match route.enforcement {
+        Enforcement::Strict => true,
+        Enforcement::Loose => false,
+    };
+    (strict && !names.is_empty()).then(|| {
+        let what = format!(
+            "route {:?} is strict by name ({}): it promises only the addresses the names have resolved to; a pod \
+             that dials another address of the manager goes direct. List the manager's addresses or the Service's \
+             ClusterIP as well",
+            route.name,
+            names.join(", ")
+        );
+        Finding::elsewhere(format!("routes[{index}].destinations"), what)
+    })
+}
+
+fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
+    let timeouts = &route.timeouts;
+    let timeouts = [
+        ("head", timeouts.head),
+        ("idle", timeouts.idle),
+        ("connect", timeouts.connect),
+        ("tls", timeouts.tls),
+        ("response", timeouts.response),
+    ];
+    RouteSummary {
+        name: route.name.to_string(),
+        enforcement: match route.enforcement {
+            Enforcement::Loose => "loose",
+            Enforcement::Strict => "strict",
+        },
+        protocol: match route.protocol {
+            Protocol::Http => "http",
+            Protocol::Opaque => "opaque",
+        },
+        mode: match route.mode {
+            Mode::ReverseProxy => "reverse-proxy",
+        },
+        destinations: route.destinations.iter().map(ToString::to_string).collect(),
+        upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
+        server_name: route.upstream.server_name.to_str().into_owned(),
+        identity: plan.identities[route.identity].name.to_string(),
+        trust: plan.trusts[route.trust].name.to_string(),
+        timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
+        pool_idle: route.upstream.pool_idle,
+    }
+}
+
+fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
+    let capture = &plan.capture;
+    let cgroup = match &capture.cgroup {
+        Some(path) => path.display().to_string(),
+        None => "kubepods* under the cgroup2 mount".into(),
+    };
+    let resolver = &plan.resolver;
+    let log = &plan.log;
+    vec![
+        ("cgroup", cgroup),
+        ("bpffs", capture.bpffs.display().to_string()),
+        ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
+        ("per pod", format!("{} connections", capture.connections_per_pod)),
+        (
+            "limits",
+            format!(
+                "{} connections, heads of {} bytes, buffers of {} bytes",
+                plan.limits.connections, plan.limits.head_bytes, plan.limits.buffer_bytes
+            ),
+        ),
+        (
+            "resolver",
+            format!(
+                "{}, {}; TTL {} to {}, grace {}",
+                resolver.resolv_conf.display(),
+                resolver.hosts.display(),
+                humane(resolver.min_ttl),
+                humane(resolver.max_ttl),
+                humane(resolver.grace)
+            ),
+        ),
+        ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
+        (
+            "log",
+            format!(
+                "{:?}, {}, access lines {}",
+                log.format,
+                log.level,
+                if log.access { "on" } else { "off" }
+            )
+            .to_lowercase(),
+        ),
+        ("drain", humane(plan.drain_deadline)),
+        ("workers", plan.workers.to_string()),
+    ]
+}
+
+impl RouteSummary {
+    fn write(&self, text: &mut String) {
+        let rows = [
+            ("destinations", self.destinations.join(", ")),
+            ("upstream", format!("{} (certificate for {})", self.upstream, self.server_name)),
+            ("identity", self.identity.clone()),
+            ("trust", self.trust.clone()),
+            ("timeouts", self.timeouts.clone()),
+            ("pool", format!("{} idle connections per worker", self.pool_idle)),
+        ];
+        table(
+            text,
+            format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),
+            &rows,
+        );
+    }
+}
+
+impl IdentitySummary {
+    fn write(&self, text: &mut String) {
+        let mut rows = vec![
+            ("certificate", self.certificate.display().to_string()),
+            ("key", self.key.display().to_string()),
+        ];
+        if let Some(leaf) = &self.leaf {
+            rows.push(("subject", leaf.subject.clone()));
+            rows.push(("issuer", leaf.issuer.clone()));
+            rows.push(("serial", leaf.serial.clone()));
+            rows.push(("valid", format!("{} to {}", leaf.not_before, leaf.not_after)));
+            rows.push((
+                "form",
+                format!("X.509 version {}, {} certificate(s)", leaf.version, leaf.chain_length),
+            ));
+        }
+        table(text, format!("identity {}", self.name), &rows);
+    }
+}
+
+impl TrustSummary {
+    fn write(&self, text: &mut String) {
+        let count = self.roots.map_or("not loaded".into(), |roots| roots.to_string());
+        table(text, format!("trust {}", self.name), &[("from", self.source.clone()), ("roots", count)]);
+    }
+}
+
+fn table(text: &mut String, title: String, rows: &[(&'static str, String)]) {
+    let _ = writeln!(text, "{title}");
+    for (key, value) in rows {
+        let _ = writeln!(text, "  {key:<13} {value}");
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::files::testpki::{Ca, EXPIRED, VALID};
+
+    struct Scene(TempDir);
+
+    impl Scene {
+        /// A configuration whose files are there and good.
+        fn good(enforcement: &str) -> Self {
+            let scene = Self(tempfile::tempdir().unwrap());
+            let ca = Ca::new("CA");
+            scene.pair(&ca.issue("client", VALID));
+            scene.write("ca.crt", &ca.pem());
+            let dir = scene.0.path().display();
+            scene.write(
+                "hnp.yaml",
+                &format!(
+                    "identities: {{c: {{certificate: {dir}/c.crt, key: {dir}/c.key}}}}\n\
+                     trusts: {{t: {{roots: {dir}/ca.crt}}}}\n\
+                     routes:\n\
+                     - {{name: m, destinations: ['m.test:80', '198.18.0.9:80'], upstream: 'https://m.test:8443/b', \
+                        identity: c, trust: t, enforcement: {enforcement}}}\n"
+                ),
+            );
+            scene
+        }
+
+        fn pair(&self, (certificate, key): &(String, String)) {
+            use std::os::unix::fs::PermissionsExt as _;
+            self.write("c.crt", certificate);
+            self.write("c.key", key);
+            let mode = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(self.0.path().join("c.key"), mode).unwrap();
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            std::fs::write(self.0.path().join(file), text).unwrap();
+        }
+
+        fn report(&self) -> Report {
+            Report::of(&self.0.path().join("hnp.yaml"))
+        }
+
+        /// Findings, with the scene's directory cut out.
+        fn lines(&self, findings: impl Fn(&Report) -> &Vec<Finding>) -> Vec<String> {
+            let report = self.report();
+            let dir = self.0.path().to_str().unwrap();
+            findings(&report).iter().map(|finding| report.located(finding).replace(dir, "")).collect()
+        }
+    }
+
+    #[test]
+    fn a_good_configuration_is_shown_as_a_table_and_has_no_mistakes() {
+        let scene = Scene::good("loose");
+        let report = scene.report();
+        assert!(report.ok && report.mistakes.is_empty() && report.warnings.is_empty(), "{report:?}");
+        let text = report.text();
+        for line in [
+            "route m (loose, http, reverse-proxy)",
+            "  destinations  m.test:80, 198.18.0.9:80",
+            "  upstream      https://m.test:8443/b (certificate for m.test)",
+            "  timeouts      head 10s, idle 90s, connect 5s, tls 5s, response 1m",
+            "  subject       CN=client",
+            "  valid         2020-01-01T00:00:00.000Z to 2090-01-01T00:00:00.000Z",
+            "  roots         1",
+            "  admin         127.0.0.1:15090",
+            "  log           json, info, access lines on",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+        }
+        assert!(text.ends_with("hnp.yaml: no mistakes\n"), "{text}");
+    }
+
+    #[test]
+    fn a_strict_route_by_name_is_told_what_it_promises() {
+        let warnings = Scene::good("strict").lines(|report| &report.warnings);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let expected =
+            "/hnp.yaml: routes[0].destinations: route \"m\" is strict by name (m.test:80): it promises only";
+        assert!(warnings[0].starts_with(expected), "{warnings:?}");
+        assert!(warnings[0].contains("ClusterIP"));
+    }
+
+    #[test]
+    fn broken_files_are_mistakes_and_the_rest_is_shown_all_the_same() {
+        let scene = Scene::good("loose");
+        scene.write("c.key", "nothing");
+        scene.write("ca.crt", "nothing");
+        let mistakes = scene.lines(|report| &report.mistakes);
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(
+            mistakes[0].starts_with("/hnp.yaml: identities.c: /c.key: expected a PRIVATE KEY"),
+            "{mistakes:?}"
+        );
+        assert!(
+            mistakes[1].starts_with("/hnp.yaml: trusts.t: /ca.crt: expected at least one"),
+            "{mistakes:?}"
+        );
+        let report = scene.report();
+        assert!(!report.ok && report.text().contains("route m (loose"));
+    }
+
+    #[test]
+    fn an_expired_certificate_is_a_warning() {
+        let scene = Scene::good("loose");
+        scene.pair(&Ca::new("CA").issue("client", EXPIRED));
+        let warnings = scene.lines(|report| &report.warnings);
+        assert!(warnings[0].starts_with("/hnp.yaml: identities.c: /c.crt: has expired"), "{warnings:?}");
+        assert!(scene.report().ok);
+    }
+
+    #[test]
+    fn mistakes_in_the_configuration_have_a_place_in_text_and_json() {
+        let scene = Scene::good("sometimes");
+        let mistakes = scene.lines(|report| &report.mistakes);
+        assert!(mistakes[0].starts_with("/hnp.yaml:4:"), "{mistakes:?}");
+        let json = serde_json::to_value(scene.report()).unwrap();
+        assert_eq!((&json["ok"], &json["mistakes"][0]["line"]), (&false.into(), &4.into()));
+        assert_eq!(json["mistakes"][0]["key"], "routes[0].enforcement");
+        assert!(json.get("plan").is_none());
+        let json = serde_json::to_value(Scene::good("loose").report()).unwrap();
+        assert_eq!(json["plan"]["identities"][0]["leaf"]["subject"], "CN=client");
+        assert_eq!(json["plan"]["routes"][0]["destinations"][1], "198.18.0.9:80");
+    }
+
+    #[test]
+    fn a_missing_file_is_named_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = Report::of(&dir.path().join("no.yaml"));
+        let shown = report.located(&report.mistakes[0]).replace(dir.path().to_str().unwrap(), "");
+        assert!(shown.starts_with("/no.yaml: cannot be read: No such file"), "{shown}");
+    }
+}

@@ -1,0 +1,41 @@
+//! `hnp-agent run`: the agent itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::{app, config, telemetry};
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration (YAML; docs/configuration.md has every key).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub fn run(args: &Args) -> ExitCode {
+    let (plan, warnings) = match config::load(&args.config) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = telemetry::log::init(&plan.log) {
+        eprintln!("hnp-agent: {error}");
+        return ExitCode::FAILURE;
+    }
+    for warning in warnings {
+        tracing::warn!(file = %args.config.display(), "{warning}");
+    }
+    match app::run(plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Once for the log's readers, once for the person at the terminal: a start that failed is
+            // read by people.
+            eprintln!("hnp-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What holds when the configuration says nothing, each with its reason.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use super::plan::Cidr;
+
+/// The usual mount of bpffs, and a directory of our own in it.
+pub const BPFFS: &str = "/sys/fs/bpf/hnp";
+/// Link-local, so no router forwards it and no cluster hands it out; away from the addresses that
+/// clouds use for metadata (169.254.169.254, 169.254.170.2) and from node-local DNS (169.254.20.10).
+pub const VIPS4: Cidr = Cidr { addr: IpAddr::V4(Ipv4Addr::new(169, 254, 77, 0)), prefix: 24 };
+/// A unique local range: link-local IPv6 would need a scope in every connect().
+pub const VIPS6: Cidr = Cidr { addr: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0)), prefix: 64 };
+/// Above the well-known ports and below the ephemeral range (32768), so no client socket takes it.
+pub const PORT: u16 = 15_001;
+/// A pod with more open connections to managers leaks them; a fifth of [`CONNECTIONS`], so that one
+/// pod cannot take the node's share.
+pub const CONNECTIONS_PER_POD: u32 = 4096;
+
+/// A head comes in one or two packets; ten seconds survive a lossy network and end a slow-loris.
+pub const TIMEOUT_HEAD: Duration = Duration::from_secs(10);
+/// Longer than the 60 s that most HTTP clients keep idle connections, so the client closes first.
+pub const TIMEOUT_IDLE: Duration = Duration::from_secs(90);
+/// Two lost SYNs (1 s and 3 s) are survived, a black hole is reported while the client still waits.
+pub const TIMEOUT_CONNECT: Duration = Duration::from_secs(5);
+/// A handshake is two round trips and one signature; with 2 s of injected delay it still fits.
+pub const TIMEOUT_TLS: Duration = Duration::from_secs(5);
+/// The usual patience of HTTP clients with a slow answer.
+pub const TIMEOUT_RESPONSE: Duration = Duration::from_secs(60);
+/// Idle upstream connections a worker keeps per route: enough for bursts of a node's pods, and few
+/// enough that a hundred nodes do not burden a manager.
+pub const POOL_IDLE: usize = 32;
+
+/// Client connections at a time. At two sockets each it stays below common limits of open files
+/// (65,536) and at some 10 KiB each below 256 MiB.
+pub const CONNECTIONS: usize = 20_000;
+/// What common servers take at most as a request's head (nginx 32 KiB, Node 16 KiB), doubled.
+pub const HEAD_BYTES: usize = 64 * 1024;
+/// Four TLS records; larger buffers did not make streams faster, smaller ones cost system calls.
+pub const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Where the C library looks for name servers.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where the C library looks for names first.
+pub const HOSTS: &str = "/etc/hosts";
+/// Clients cache names too: an address stays captured this long after the name left it.
+pub const RESOLVER_GRACE: Duration = Duration::from_secs(5 * 60);
+/// A TTL of 0 must not become a look-up in a loop.
+pub const RESOLVER_MIN_TTL: Duration = Duration::from_secs(5);
+/// A TTL of a day must not delay a failover by a day.
+pub const RESOLVER_MAX_TTL: Duration = Duration::from_secs(5 * 60);
+
+/// Loopback only: metrics name workloads and upstreams.
+pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15_090);
+/// What log collectors of clusters parse without a rule.
+pub const LOG_FORMAT: super::plan::LogFormat = super::plan::LogFormat::Json;
+/// Start, stop, reloads and failures; nothing per connection.
+pub const LOG_LEVEL: &str = "info";
+/// Kubernetes kills a pod 30 s after SIGTERM unless told otherwise; leave time to report.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(25);
+
+/// One worker per CPU this process may use. The standard library looks at the affinity mask and at
+/// the CPU quota of the cgroup (v1 and v2), which is the container's limit.
+pub fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -1,0 +1,279 @@
+//! The configuration's reader as an operator meets it: what is read, and every message.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::parse_with_warnings;
+
+const FULL: &str = r#"
+capture: {cgroup: /sys/fs/cgroup/kubepods, bpffs: /sys/fs/bpf/hnp, vips4: 169.254.78.0/24, vips6: fd00:78::/64, port: 15002, connections_per_pod: 100}
+identities:
+  manager-client: {certificate: /etc/mtls/client.crt, key: /etc/mtls/client.key}
+trusts:
+  manager: {roots: /etc/hnp/ca.crt}
+routes:
+  - name: manager
+    destinations: ["manager.hnp.test:80", "198.18.0.9:80", "[fd00::9]:80"]
+    upstream: https://manager.hnp.test:8443/base/
+    server_name: other.hnp.test
+    protocol: opaque
+    mode: reverse-proxy
+    enforcement: strict
+    identity: manager-client
+    trust: manager
+    timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s}
+    pool_idle: 0
+limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB}
+resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
+admin: {listen: "0.0.0.0:9090"}
+log: {format: text, level: debug, access: false}
+drain: {deadline: 7s}
+workers: 3
+"#;
+
+const SMALL: &str = "
+identities:
+  c: {certificate: /c.crt, key: /c.key}
+routes:
+  - name: m
+    destinations: [m.test:80]
+    upstream: https://m.test
+    identity: c
+";
+
+fn read(text: &str) -> Plan {
+    plan(text, Path::new("hnp.yaml"), 5).map(|(plan, _)| plan).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn mistakes(text: &str) -> String {
+    plan(text, Path::new("hnp.yaml"), 5).expect_err("it has mistakes").to_string()
+}
+
+#[test]
+fn every_key_is_read() {
+    let plan = read(FULL);
+    assert_eq!(plan.capture.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/kubepods")));
+    assert_eq!(plan.capture.vips4.to_string(), "169.254.78.0/24");
+    assert_eq!(plan.capture.vips6.to_string(), "fd00:78::/64");
+    assert_eq!((plan.capture.port, plan.capture.connections_per_pod), (15_002, 100));
+    let route = &plan.routes[0];
+    assert_eq!(&*route.name, "manager");
+    let shown: Vec<String> = route.destinations.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["manager.hnp.test:80", "198.18.0.9:80", "[fd00::9]:80"]);
+    assert_eq!(route.upstream.authority, "manager.hnp.test:8443");
+    assert_eq!(route.upstream.base_path, "/base");
+    assert_eq!(route.upstream.server_name.to_str(), "other.hnp.test");
+    assert_eq!(route.upstream.pool_idle, 0);
+    assert_eq!((route.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
+    assert_eq!(plan.identities[route.identity].key, Path::new("/etc/mtls/client.key"));
+    assert_eq!(plan.trusts[route.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
+    let seconds = Duration::from_secs;
+    let timeouts = Timeouts {
+        head: seconds(1),
+        idle: seconds(2),
+        connect: seconds(3),
+        tls: seconds(4),
+        response: seconds(5),
+    };
+    assert_eq!(route.timeouts, timeouts);
+    assert_eq!(plan.limits, Limits { connections: 10, head_bytes: 8192, buffer_bytes: 1 << 20 });
+    assert_eq!(
+        (plan.resolver.grace, plan.resolver.min_ttl, plan.resolver.max_ttl),
+        (seconds(60), seconds(1), seconds(2))
+    );
+    assert_eq!(plan.admin.listen, Some("0.0.0.0:9090".parse().unwrap()));
+    assert_eq!((plan.log.level.as_str(), plan.log.access), ("debug", false));
+    assert_eq!((plan.drain_deadline, plan.workers), (seconds(7), 3));
+}
+
+#[test]
+fn a_small_configuration_gets_the_defaults() {
+    let plan = read(SMALL);
+    assert_eq!(plan.capture.cgroup, None);
+    assert_eq!(plan.capture.port, defaults::PORT);
+    let route = &plan.routes[0];
+    assert_eq!((route.protocol, route.enforcement), (Protocol::Http, Enforcement::Loose));
+    assert_eq!(route.upstream.authority, "m.test", "443 is not written");
+    assert_eq!(route.upstream.server_name.to_str(), "m.test");
+    assert_eq!(plan.trusts[route.trust].roots, Roots::System);
+    assert_eq!(plan.admin.listen, Some(defaults::ADMIN_LISTEN));
+    assert_eq!(plan.workers, 5);
+}
+
+#[test]
+fn all_mistakes_of_a_bad_configuration_are_reported_at_once() {
+    let text = "
+capture: {prot: 15001, vips4: 169.254.77.1/24}
+identities:
+  client: {certificate: client.crt, key: /c.key}
+  spare: {certificate: /s.crt}
+routes:
+  - name: manager
+    destinations: [manager, '[::ffff:10.0.0.1]:80', '169.254.77.5:80', 'a.test:0', 'b.test:80', 'B.test.:80']
+    upstream: http://manager:8080
+    enforcment: strict
+    identity: cleint
+    timeouts: {head: 10, idle: [1s]}
+  - name: manager
+    destinations: b.test:80
+    upstream: https://169.254.77.9/
+    protocol: grpc
+    identity: client
+    trust: corporate
+  - {}
+limits: {head_bytes: 64k}
+limits: {connections: 0}
+workers: many
+";
+    assert_eq!(
+        mistakes(text),
+        "\
+hnp.yaml:2:11: capture.prot: is not a key; did you mean `port`?
+hnp.yaml:2:31: capture.vips4: \"169.254.77.1/24\" has bits set after its prefix; allowed: 169.254.77.0/24
+hnp.yaml:4:25: identities.client.certificate: \"client.crt\" is not an absolute path; allowed: a path that begins with /
+hnp.yaml:5:10: identities.spare.key: is missing; allowed: the path of a PEM file
+hnp.yaml:8:20: routes[0].destinations[0]: \"manager\" has no port; allowed: HOST:PORT, IPv4:PORT or [IPv6]:PORT, such as manager.example:80
+hnp.yaml:8:29: routes[0].destinations[1]: \"[::ffff:10.0.0.1]\" is an IPv4 address in IPv6's clothes; allowed: 10.0.0.1
+hnp.yaml:8:53: routes[0].destinations[2]: \"169.254.77.5:80\" lies in the VIP range 169.254.77.0/24; allowed: what pods dial
+hnp.yaml:8:72: routes[0].destinations[3]: \"0\" is not a port; allowed: 1 to 65535
+hnp.yaml:8:97: routes[0].destinations[5]: b.test:80 is already routes[0].destinations[4] in line 8; allowed: once
+hnp.yaml:9:15: routes[0].upstream: \"http://manager:8080\" would leave the node in cleartext; allowed: https://HOST[:PORT][/BASE], such as https://manager.example:8443
+hnp.yaml:10:5: routes[0].enforcment: is not a key; did you mean `enforcement`?
+hnp.yaml:11:15: routes[0].identity: \"cleint\" is not under `identities`; did you mean \"client\"?
+hnp.yaml:12:22: routes[0].timeouts.head: \"10\" is not a duration; allowed: a number with a unit, such as 500ms, 10s, 2m or 1h; at most 24h
+hnp.yaml:12:32: routes[0].timeouts.idle: is a list; allowed: a single value
+hnp.yaml:13:11: routes[1].name: \"manager\" is the name of the route in line 7 too; allowed: a name of its own
+hnp.yaml:14:19: routes[1].destinations: is a single value; allowed: a list
+hnp.yaml:15:15: routes[1].upstream: \"169.254.77.9\" lies in the VIP range 169.254.77.0/24; allowed: the manager's address
+hnp.yaml:16:15: routes[1].protocol: \"grpc\" is unknown; allowed: http or opaque
+hnp.yaml:18:12: routes[1].trust: \"corporate\" is not under `trusts`; allowed: system
+hnp.yaml:19:5: routes[2].name: is missing; allowed: a name, unique among the routes
+hnp.yaml:19:5: routes[2].destinations: has no destination; allowed: a list of HOST:PORT, IPv4:PORT or [IPv6]:PORT
+hnp.yaml:19:5: routes[2].upstream: is missing; allowed: https://HOST[:PORT][/BASE]
+hnp.yaml:19:5: routes[2].identity: is missing; allowed: a name under `identities`
+hnp.yaml:20:22: limits.head_bytes: \"64k\" is not a size; allowed: bytes from 1KiB to 1MiB, such as 65536, 64KiB or 1MiB
+hnp.yaml:21:1: limits: is written twice; allowed: once
+hnp.yaml:22:10: workers: \"many\" is not such a number; allowed: a whole number from 1 to 256"
+    );
+}
+
+#[test]
+fn an_empty_file_says_what_a_configuration_needs() {
+    assert_eq!(mistakes(""), "hnp.yaml:1:1: routes: has no route; allowed: a list with at least one");
+    assert_eq!(
+        mistakes("- a\n"),
+        "hnp.yaml:1:1: is a list; allowed: a mapping\nhnp.yaml:1:1: routes: has no route; allowed: a list with at least one"
+    );
+    assert!(mistakes("routes: [}").starts_with("hnp.yaml:1:"), "{}", mistakes("routes: [}"));
+}
+
+#[test]
+fn names_that_share_an_address_may_belong_to_different_routes() {
+    let two = format!(
+        "{SMALL}  - name: n\n    destinations: [n.test:80]\n    upstream: https://n.test\n    identity: c\n"
+    );
+    let plan = read(&two);
+    assert_eq!(plan.routes.len(), 2);
+    assert_eq!(plan.trusts.len(), 1, "the system's roots are one trust");
+    let same = two.replace("n.test:80", "m.test:80");
+    assert!(mistakes(&same).contains("m.test:80 is already routes[0].destinations[0]"));
+}
+
+#[test]
+fn what_no_route_uses_is_a_warning() {
+    let text = SMALL
+        .replace("routes:", "  d: {certificate: /d.crt, key: /d.key}\ntrusts: {t: {roots: system}}\nroutes:");
+    let (_, warnings) = parse_with_warnings(&text, Path::new("hnp.yaml")).unwrap();
+    let shown: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["4:6: identities.d: no route uses it", "5:13: trusts.t: no route uses it"]);
+}
+
+#[test]
+fn relations_between_keys_are_checked() {
+    let with = |more: &str| format!("{SMALL}{more}\n");
+    for (more, key) in [
+        ("admin: {listen: '127.0.0.1:15001'}", "admin.listen"),
+        ("resolver: {min_ttl: 10m}", "resolver.min_ttl"),
+        ("trusts: {system: {roots: /x}}", "trusts.system"),
+        ("capture: {vips4: fd00::/64}", "capture.vips4"),
+        ("log: {level: inof}", "log.level"),
+        ("log: {access: yes}", "log.access"),
+        ("admin: {listen: '127.0.0.1:0'}", "admin.listen"),
+    ] {
+        let shown = mistakes(&with(more));
+        assert!(shown.contains(&format!(": {key}: ")) && shown.lines().count() == 1, "{more}: {shown}");
+    }
+    assert_eq!(read(&with("admin: off")).admin.listen, None);
+    assert_eq!(read(&with("admin: {listen: off}")).admin.listen, None);
+    assert_eq!(read(&with("limits:\nresolver: null")).limits.connections, defaults::CONNECTIONS);
+}
+
+#[test]
+fn the_documentation_knows_every_key() {
+    let doc = include_str!("../../../../docs/configuration.md");
+    for key in all_keys() {
+        let row = format!("| `{key}` |");
+        assert!(doc.contains(&row), "docs/configuration.md lacks a row {row}");
+    }
+}
+
+#[test]
+fn the_examples_in_the_documentation_are_configurations() {
+    let doc = include_str!("../../../../docs/configuration.md");
+    let examples: Vec<&str> =
+        doc.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 2);
+    for example in examples {
+        read(example);
+    }
+}
+
+/// Lines and fragments of configurations, shuffled: nearer to what people write than random text.
+fn shuffled() -> impl Strategy<Value = String> {
+    let fragments: Vec<String> = FULL
+        .lines()
+        .map(|line| format!("{line}\n"))
+        .chain(
+            [
+                "- ", "{", "}", "[", "]", ": ", "  ", "\t", "\"", "'", "&a ", "*a", "!x ", "|\n", ">\n",
+                "---\n", "? ", "#", "\0", "é", "0x", "null\n",
+            ]
+            .map(String::from),
+        )
+        .collect();
+    proptest::collection::vec(proptest::sample::select(fragments), 0..40).prop_map(|parts| parts.concat())
+}
+
+/// A good configuration with a few bytes changed.
+fn damaged() -> impl Strategy<Value = String> {
+    proptest::collection::vec((0..FULL.len(), any::<u8>()), 0..8).prop_map(|changes| {
+        let mut bytes = FULL.as_bytes().to_vec();
+        for (at, byte) in changes {
+            bytes[at] = byte;
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in prop_oneof![any::<String>(), shuffled(), damaged()]) {
+        match plan(&text, Path::new("x"), 1) {
+            Ok((plan, _)) => {
+                prop_assert!(!plan.routes.is_empty());
+                for route in &plan.routes {
+                    prop_assert!(route.identity < plan.identities.len() && route.trust < plan.trusts.len());
+                    prop_assert!(!route.destinations.is_empty());
+                }
+            }
+            Err(errors) => {
+                prop_assert!(!errors.mistakes.is_empty());
+                prop_assert!(errors.mistakes.iter().all(|mistake| mistake.line >= 1 && mistake.column >= 1));
+            }
+        }
+    }
+}

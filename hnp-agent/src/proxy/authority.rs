@@ -1,0 +1,119 @@
+//! Which route serves a request, when several names share one address.
+//!
+//! Decided per request from its Host, because one connection may carry requests for many. A pure
+//! function: nothing here knows a socket.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::plan::{Enforcement, Host, Plan, RouteIndex};
+
+/// What to do with a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Choice {
+    /// This route carries it.
+    Serve(RouteIndex),
+    /// Another name on a loose route: on to where the client was going, untouched.
+    Passthrough(RouteIndex),
+    /// Another name on a strict route: a forged Host would be a way out.
+    Refuse(RouteIndex),
+}
+
+/// Chooses among the routes that include `destination`, which must not be empty. `host` is the
+/// request's, lower case, without port; `None` (HTTP/1.0) names nothing else, so the first route serves.
+///
+/// A name that a route lists goes to that route. Otherwise a route that lists the address itself takes
+/// every Host. A Host that is the dialled address names nothing else either.
+pub fn choose(
+    plan: &Plan,
+    routes: &[RouteIndex],
+    destination: SocketAddr,
+    dialled: IpAddr,
+    host: Option<&str>,
+) -> Choice {
+    let first = routes[0];
+    let Some(host) = host else { return Choice::Serve(first) };
+    let lists = |route: &RouteIndex, wanted: &dyn Fn(&Host) -> bool| {
+        plan.routes[*route].destinations.iter().any(|d| d.port == destination.port() && wanted(&d.host))
+    };
+    if let Some(route) =
+        routes.iter().find(|r| lists(r, &|h| matches!(h, Host::Name(name) if **name == *host)))
+    {
+        return Choice::Serve(*route);
+    }
+    if let Some(route) =
+        routes.iter().find(|r| lists(r, &|h| matches!(h, Host::Addr(addr) if *addr == destination.ip())))
+    {
+        return Choice::Serve(*route);
+    }
+    if let Ok(addr) = host.parse::<IpAddr>()
+        && (addr.to_canonical() == destination.ip() || addr.to_canonical() == dialled)
+    {
+        return Choice::Serve(first);
+    }
+    match routes.iter().find(|r| plan.routes[**r].enforcement == Enforcement::Strict) {
+        Some(strict) => Choice::Refuse(*strict),
+        None => Choice::Passthrough(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(routes: &[(&str, &str)]) -> Plan {
+        let mut text = String::from(
+            "identities: {i: {certificate: /c, key: /k}}\ntrusts: {t: {roots: system}}\nroutes:\n",
+        );
+        for (index, (destination, enforcement)) in routes.iter().enumerate() {
+            text.push_str(&format!(
+                "  - {{name: r{index}, destinations: [\"{destination}\"], upstream: \"https://u{index}.test\", \
+                 enforcement: {enforcement}, identity: i, trust: t}}\n"
+            ));
+        }
+        crate::config::parse(&text, std::path::Path::new("test.yaml"))
+            .expect("the test's configuration is valid")
+    }
+
+    fn ask(plan: &Plan, host: Option<&str>) -> Choice {
+        let routes: Vec<_> = (0..plan.routes.len()).collect();
+        let destination: SocketAddr = "198.18.0.9:80".parse().unwrap();
+        choose(plan, &routes, destination, "169.254.77.5".parse().unwrap(), host)
+    }
+
+    #[test]
+    fn names_on_one_address_go_to_their_routes() {
+        let plan = plan(&[("a.test:80", "loose"), ("b.test:80", "loose")]);
+        assert_eq!(ask(&plan, Some("a.test")), Choice::Serve(0));
+        assert_eq!(ask(&plan, Some("b.test")), Choice::Serve(1));
+        assert_eq!(ask(&plan, Some("c.test")), Choice::Passthrough(0));
+        assert_eq!(ask(&plan, None), Choice::Serve(0));
+    }
+
+    #[test]
+    fn strict_lets_no_other_name_by_even_beside_a_loose_route() {
+        let plan = plan(&[("a.test:80", "loose"), ("b.test:80", "strict")]);
+        assert_eq!(ask(&plan, Some("c.test")), Choice::Refuse(1));
+        assert_eq!(ask(&plan, Some("a.test")), Choice::Serve(0));
+    }
+
+    #[test]
+    fn a_listed_address_takes_every_host_that_no_name_claims() {
+        let plan = plan(&[("198.18.0.9:80", "strict"), ("b.test:80", "loose")]);
+        assert_eq!(ask(&plan, Some("anything.test")), Choice::Serve(0));
+        assert_eq!(ask(&plan, Some("b.test")), Choice::Serve(1));
+    }
+
+    #[test]
+    fn the_dialled_address_as_host_names_nothing_else() {
+        let plan = plan(&[("a.test:80", "strict")]);
+        assert_eq!(ask(&plan, Some("198.18.0.9")), Choice::Serve(0));
+        assert_eq!(ask(&plan, Some("169.254.77.5")), Choice::Serve(0));
+        assert_eq!(ask(&plan, Some("198.18.0.10")), Choice::Refuse(0));
+    }
+
+    #[test]
+    fn a_name_on_another_port_is_another_destination() {
+        let plan = plan(&[("a.test:81", "loose"), ("a.test:80", "loose")]);
+        assert_eq!(ask(&plan, Some("a.test")), Choice::Serve(1));
+    }
+}

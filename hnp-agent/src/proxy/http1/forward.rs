@@ -1,0 +1,281 @@
+//! One request on its way: which route, which connection, and what to say when it fails.
+
+use hnp_common::Reason;
+
+use super::exchange::{self, End, Ended, Failure, Terms};
+use super::response::Asked;
+use super::serve::{Incoming, rest_of};
+use crate::config::plan::{Route, RouteIndex};
+use crate::proxy::answer::{self, Answer};
+use crate::proxy::authority::{Choice, choose};
+use crate::proxy::buffer::Buffer;
+use crate::proxy::connection::Client;
+use crate::proxy::record::Recording;
+use crate::proxy::relay::{relay, reset_on_close};
+use crate::proxy::worker::Worker;
+use crate::telemetry::record::HttpRecord;
+use crate::upstream::{DialError, UpstreamConnection};
+
+/// What becomes of the client's connection.
+pub enum Next {
+    /// It is exactly between two requests.
+    Again,
+    /// It ends, for this reason.
+    End(Reason),
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// To the route's upstream, over mutual TLS.
+    Upstream,
+    /// To where the client was going, in cleartext, untouched.
+    Direct,
+}
+
+/// Forwards one request and writes its record. `kept` is this client's cleartext connection from an
+/// earlier passthrough.
+pub async fn forward(
+    worker: &Worker,
+    client: &mut Client,
+    bytes: &mut Buffer,
+    incoming: Incoming,
+    kept: &mut Option<UpstreamConnection>,
+) -> Next {
+    let mut recording = Recording::begin(worker, client.base.clone());
+    let head = &bytes.filled()[..incoming.head_len];
+    recording.record.bytes_up = incoming.head_len as u64;
+    recording.record.http = Some(HttpRecord {
+        method: String::from_utf8_lossy(&head[incoming.request.method.clone()]).into_owned(),
+        path: incoming.request.path_for_log(head),
+        status: 0,
+    });
+    let host = incoming.request.host.as_deref();
+    let choice = choose(&worker.plan, &client.entry.routes, client.entry.destination, client.flow.vip, host);
+    let (route, way) = match choice {
+        Choice::Serve(route) => (route, Way::Upstream),
+        Choice::Passthrough(route) => (route, Way::Direct),
+        Choice::Refuse(route) => {
+            recording.record.route = Some(worker.plan.routes[route].name.clone());
+            let detail = format!("this address serves other names than {:?}", host.unwrap_or_default());
+            return answer_and_end(client, recording, &incoming, Reason::HostRefused, detail).await;
+        }
+    };
+    let plan = &worker.plan.routes[route];
+    recording.record.route = Some(plan.name.clone());
+    recording.record.mode = match way {
+        Way::Upstream => "reverse-proxy",
+        Way::Direct => "passthrough",
+    };
+
+    let message = take_message(bytes, &incoming, plan, way);
+    recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
+    let terms = terms(worker, plan, &incoming, way);
+    let mut answer = worker.stock.buffer();
+    let mut retried = false;
+    loop {
+        let connected = match way {
+            Way::Upstream => upstream(worker, route, retried).await,
+            Way::Direct => direct(worker, client, plan, kept).await,
+        };
+        let mut connection = match connected {
+            Ok(connection) => connection,
+            Err(error) => {
+                return answer_and_end(client, recording, &incoming, error.reason, error.detail).await;
+            }
+        };
+        recording.upstream(&connection.info, connection.reused);
+        let ended =
+            exchange::run(&mut client.stream, &mut connection.io, &message, bytes, &mut answer, &terms).await;
+        match ended.end {
+            End::Failed(ref failure) if !retried && may_retry(&incoming, &connection, failure) => {
+                retried = true;
+                worker.stats.retried(route);
+                answer = worker.stock.buffer();
+            }
+            _ => {
+                return conclude(
+                    worker,
+                    client,
+                    bytes,
+                    recording,
+                    &incoming,
+                    Trip { route, way, connection, ended, answer, kept },
+                )
+                .await;
+            }
+        }
+    }
+}
+
+/// What is left of an exchange when its outcome is decided upon.
+struct Trip<'k> {
+    route: RouteIndex,
+    way: Way,
+    connection: UpstreamConnection,
+    ended: Ended,
+    answer: Buffer,
+    kept: &'k mut Option<UpstreamConnection>,
+}
+
+async fn conclude(
+    worker: &Worker,
+    client: &mut Client,
+    bytes: &mut Buffer,
+    mut recording: Recording<'_>,
+    incoming: &Incoming,
+    trip: Trip<'_>,
+) -> Next {
+    let Trip { route, way, mut connection, ended, mut answer, kept } = trip;
+    let record = &mut recording.record;
+    record.bytes_up += ended.up;
+    record.bytes_down += ended.down;
+    if let Some(http) = &mut record.http {
+        http.status = ended.status;
+    }
+    if let Some(upstream) = &mut record.upstream {
+        upstream.first_byte = ended.first_byte;
+    }
+    match ended.end {
+        End::Complete { upstream_reusable, client_reusable, certificate_refused } => {
+            if upstream_reusable {
+                match way {
+                    Way::Upstream => worker.upstreams.give_back(route, connection),
+                    Way::Direct => *kept = Some(connection),
+                }
+            }
+            let reason = match way {
+                Way::Upstream if certificate_refused => Reason::ClientCertificateRefused,
+                Way::Upstream => Reason::Ok,
+                Way::Direct => Reason::Passthrough,
+            };
+            recording.finish(reason, None);
+            if client_reusable {
+                Next::Again
+            } else {
+                answer::linger(&mut client.stream).await;
+                Next::End(Reason::Ok)
+            }
+        }
+        End::Switched => {
+            let idle = worker.plan.routes[route].timeouts.idle;
+            let relayed =
+                Box::pin(relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle)).await;
+            recording.record.bytes_up += relayed.up;
+            recording.record.bytes_down += relayed.down;
+            recording.finish(relayed.reason, relayed.detail);
+            Next::End(relayed.reason)
+        }
+        End::Failed(failure) if failure.answer_begun => {
+            // Part of an answer is out: only a reset says that the rest will not come.
+            reset_on_close(&client.stream);
+            recording.finish(failure.reason, Some(failure.detail));
+            Next::End(failure.reason)
+        }
+        End::Failed(failure) if failure.reason == Reason::ClientGone => {
+            recording.finish(failure.reason, Some(failure.detail));
+            Next::End(failure.reason)
+        }
+        End::Failed(failure) => {
+            answer_and_end(client, recording, incoming, failure.reason, failure.detail).await
+        }
+    }
+}
+
+/// Takes the head off the buffer, rewritten for its way, and the body with it where all of it is
+/// there: one write, and a request that can be sent again.
+fn take_message(bytes: &mut Buffer, incoming: &Incoming, plan: &Route, way: Way) -> Vec<u8> {
+    let filled = bytes.filled();
+    let head = &filled[..incoming.head_len];
+    let body = &filled[incoming.head_len..][..incoming.whole_body.unwrap_or(0)];
+    let mut message = Vec::with_capacity(head.len() + body.len() + plan.upstream.base_path.len() + 128);
+    match way {
+        Way::Upstream => {
+            let upstream = &plan.upstream;
+            incoming.request.write_for_upstream(head, &upstream.authority, &upstream.base_path, &mut message);
+        }
+        Way::Direct => message.extend_from_slice(head),
+    }
+    message.extend_from_slice(body);
+    bytes.consume(head.len() + body.len());
+    message
+}
+
+fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way) -> Terms {
+    let request = &incoming.request;
+    Terms {
+        framing: rest_of(request.framing, incoming.whole_body),
+        asked: Asked { head: request.is_head, upgrade: request.upgrade, http10: request.http10 },
+        close: !request.keep_alive || request.http10 || worker.stop.is_cancelled(),
+        verbatim: matches!(way, Way::Direct),
+        head_limit: worker.plan.limits.head_bytes,
+        response: plan.timeouts.response,
+        idle: plan.timeouts.idle,
+    }
+}
+
+async fn upstream(worker: &Worker, route: RouteIndex, fresh: bool) -> Result<UpstreamConnection, DialError> {
+    let connected = if fresh {
+        worker.upstreams.connect_fresh(route).await
+    } else {
+        worker.upstreams.connect(route).await
+    };
+    match &connected {
+        Ok(connection) if connection.reused => worker.stats.pool_hit(route),
+        Ok(_) => worker.stats.upstream_dialed(route, Reason::Ok),
+        Err(error) => worker.stats.upstream_dialed(route, error.reason),
+    }
+    connected
+}
+
+async fn direct(
+    worker: &Worker,
+    client: &Client,
+    plan: &Route,
+    kept: &mut Option<UpstreamConnection>,
+) -> Result<UpstreamConnection, DialError> {
+    if let Some(mut connection) = kept.take()
+        && connection.is_quiet()
+    {
+        connection.reused = true;
+        return Ok(connection);
+    }
+    worker.upstreams.connect_direct(client.entry.destination, plan.timeouts.connect).await
+}
+
+/// A pooled connection may have been closed while the request was on its way. Where the upstream said
+/// nothing, and doing it twice is doing it once, it is sent again, once.
+fn may_retry(incoming: &Incoming, connection: &UpstreamConnection, failure: &Failure) -> bool {
+    connection.reused
+        && incoming.request.idempotent
+        && incoming.whole_body.is_some()
+        && !failure.upstream_spoke
+        && !failure.answer_begun
+        && matches!(failure.reason, Reason::UpstreamClosed | Reason::UpstreamReset)
+}
+
+/// Our own answer to a request that has none, and the end of the connection.
+async fn answer_and_end(
+    client: &mut Client,
+    mut recording: Recording<'_>,
+    incoming: &Incoming,
+    reason: Reason,
+    detail: String,
+) -> Next {
+    let answer = Answer {
+        reason: reason.code(),
+        message: &detail,
+        route: recording.record.route.as_deref(),
+        flow: client.base.flow_id,
+    };
+    // A client that is gone takes no answer; its record says what happened all the same.
+    let written =
+        answer::write(&mut client.stream, reason, &answer, incoming.request.is_head).await.unwrap_or(0);
+    recording.record.bytes_down += written as u64;
+    if let Some(http) = &mut recording.record.http {
+        http.status = if written > 0 { reason.status() } else { 0 };
+    }
+    recording.finish(reason, Some(detail));
+    answer::linger(&mut client.stream).await;
+    Next::End(reason)
+}

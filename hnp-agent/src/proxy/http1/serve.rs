@@ -1,0 +1,219 @@
+//! A client's HTTP/1.1 connection: wait, read a head, forward, again.
+//!
+//! While it waits for a request it holds no buffer. What cannot be forwarded is refused here, before
+//! anything was sent to anybody.
+
+use std::future::poll_fn;
+use std::io;
+
+use hnp_common::Reason;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
+
+use super::body::{Decoder, Framing};
+use super::forward::{self, Next};
+use super::head::{HeadError, find_end};
+use super::request::Request;
+use super::syntax::is_token_byte;
+use crate::proxy::answer::{self, Answer};
+use crate::proxy::buffer::Buffer;
+use crate::proxy::connection::Client;
+use crate::proxy::record::Recording;
+use crate::proxy::relay::reset_on_close;
+use crate::proxy::worker::Worker;
+use crate::telemetry::record::HttpRecord;
+use crate::upstream::UpstreamConnection;
+
+/// The first byte of a TLS handshake record (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// A request that can be forwarded.
+pub struct Incoming {
+    /// Its head, parsed.
+    pub request: Request,
+    /// The head's length at the front of the buffer.
+    pub head_len: usize,
+    /// The body's length behind it, when all of it was read already.
+    pub whole_body: Option<usize>,
+}
+
+/// Why no request came out of what the client sent.
+enum Refusal {
+    /// It ended, as connections do, or stopping was asked for.
+    Quiet(Reason),
+    /// It deserves an answer.
+    Answer(Reason, String),
+    /// It speaks TLS.
+    Tls,
+    /// It speaks something else, or the socket failed.
+    Reset(Reason, String),
+}
+
+/// Serves requests until the connection ends.
+pub async fn serve(worker: &Worker, mut client: Client) {
+    let mut kept: Option<UpstreamConnection> = None;
+    let mut buffer: Option<Buffer> = None;
+    let route = client.entry.routes[0];
+    loop {
+        let mut bytes = match buffer.take() {
+            Some(bytes) if !bytes.is_empty() => bytes,
+            _ => {
+                if let Err(reason) = wait(worker, &client).await {
+                    return worker.stats.connection_ended(Some(route), reason);
+                }
+                worker.stock.buffer()
+            }
+        };
+        let next = match read_request(worker, &mut client, &mut bytes).await {
+            Ok(incoming) => forward::forward(worker, &mut client, &mut bytes, incoming, &mut kept).await,
+            Err(refusal) => return refuse(worker, &mut client, refusal).await,
+        };
+        match next {
+            Next::Again => buffer = Some(bytes),
+            Next::End(reason) => return worker.stats.connection_ended(Some(route), reason),
+        }
+    }
+}
+
+/// Waits, without a buffer, until the client sends something.
+async fn wait(worker: &Worker, client: &Client) -> Result<(), Reason> {
+    let idle = worker.plan.routes[client.entry.routes[0]].timeouts.idle;
+    // All branches are cancel-safe: none of them takes a byte.
+    tokio::select! {
+        readable = client.stream.readable() => readable.map_err(|_| Reason::ClientGone),
+        () = worker.stop.cancelled() => Err(Reason::Ok),
+        () = sleep(idle) => Err(Reason::IdleTimeout),
+    }
+}
+
+async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Result<Incoming, Refusal> {
+    let deadline = worker.plan.routes[client.entry.routes[0]].timeouts.head;
+    match timeout(deadline, read_head(worker, client, bytes)).await {
+        Ok(Ok(head_len)) => {
+            parse(bytes, head_len).map_err(|error| Refusal::Answer(reason_of(error.0), error.1))
+        }
+        Ok(Err(refusal)) => Err(refusal),
+        Err(_) if bytes.is_empty() => Err(Refusal::Quiet(Reason::IdleTimeout)),
+        Err(_) => Err(Refusal::Answer(
+            Reason::HeadTimeout,
+            format!("the head was not complete within {deadline:?}"),
+        )),
+    }
+}
+
+async fn read_head(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Result<usize, Refusal> {
+    let limit = worker.plan.limits.head_bytes;
+    let mut scanned = 0;
+    let mut skipped = 0;
+    loop {
+        // An empty line before a request is an old client's mistake, to be ignored (RFC 9112 section 2.2).
+        while skipped < 2 && bytes.filled().starts_with(b"\r\n") {
+            bytes.consume(2);
+            skipped += 1;
+            scanned = 0;
+        }
+        match bytes.filled().first() {
+            Some(&TLS_HANDSHAKE) => return Err(Refusal::Tls),
+            Some(&first) if !is_token_byte(first) && first != b'\r' => {
+                let detail = format!("the first byte, {first:#04x}, begins no HTTP request");
+                return Err(Refusal::Reset(Reason::ProtocolRefused, detail));
+            }
+            Some(_) | None => {}
+        }
+        match find_end(bytes.filled(), &mut scanned, limit) {
+            Ok(Some(len)) => return Ok(len),
+            Ok(None) => {}
+            Err(error) => return Err(Refusal::Answer(reason_of(Some(error)), error.to_string())),
+        }
+        match poll_fn(|cx| bytes.poll_fill(&mut client.stream, cx, limit)).await {
+            Ok(0) if bytes.is_empty() => return Err(Refusal::Quiet(Reason::Ok)),
+            Ok(0) => return Err(Refusal::Reset(Reason::ClientGone, "closed in the middle of a head".into())),
+            Ok(_) => {}
+            Err(error) if bytes.is_empty() && error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(Refusal::Quiet(Reason::ClientGone));
+            }
+            Err(error) => return Err(Refusal::Reset(Reason::ClientGone, error.to_string())),
+        }
+    }
+}
+
+/// Parses the head and looks at what is there of the body: what is malformed in the bytes at hand is
+/// refused before a byte of the request was sent on.
+fn parse(bytes: &Buffer, head_len: usize) -> Result<Incoming, (Option<HeadError>, String)> {
+    let filled = bytes.filled();
+    let request = Request::parse(&filled[..head_len]).map_err(|error| (Some(error), error.to_string()))?;
+    let mut decoder = Decoder::new(request.framing);
+    let mut at = head_len;
+    while at < filled.len() && !decoder.is_done() {
+        at += decoder.step(&filled[at..]).map_err(|error| (None, error.to_string()))?.wire;
+    }
+    let whole_body = decoder.is_done().then_some(at - head_len);
+    Ok(Incoming { request, head_len, whole_body })
+}
+
+async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
+    let route = client.entry.routes[0];
+    let name = worker.plan.routes[route].name.clone();
+    let mut recording = match refusal {
+        Refusal::Quiet(reason) => return worker.stats.connection_ended(Some(route), reason),
+        Refusal::Answer(..) | Refusal::Tls | Refusal::Reset(..) => {
+            Recording::begin(worker, client.base.clone())
+        }
+    };
+    recording.record.route = Some(name.clone());
+    match refusal {
+        Refusal::Quiet(_) => {}
+        Refusal::Answer(reason, detail) => {
+            let flow = client.base.flow_id;
+            let answer = Answer { reason: reason.code(), message: &detail, route: Some(&name), flow };
+            let written = answer::write(&mut client.stream, reason, &answer, false).await.unwrap_or(0);
+            recording.record.bytes_down = written as u64;
+            recording.record.http =
+                Some(HttpRecord { method: String::new(), path: String::new(), status: reason.status() });
+            recording.finish(reason, Some(detail));
+            worker.stats.connection_ended(Some(route), reason);
+            answer::linger(&mut client.stream).await;
+        }
+        Refusal::Tls => {
+            // If the alert cannot be written the client is gone, and so is who would read it.
+            let _ = client.stream.write_all(&answer::TLS_ALERT).await;
+            recording.finish(Reason::TlsFromClient, Some(Reason::TlsFromClient.fix().into()));
+            answer::linger(&mut client.stream).await;
+        }
+        Refusal::Reset(reason, detail) => {
+            reset_on_close(&client.stream);
+            recording.finish(reason, Some(detail));
+        }
+    }
+}
+
+/// `None` is a body's mistake.
+fn reason_of(error: Option<HeadError>) -> Reason {
+    match error {
+        Some(HeadError::ContentLength | HeadError::TwoLengths | HeadError::TransferEncoding) => {
+            Reason::AmbiguousFraming
+        }
+        Some(HeadError::TooLarge | HeadError::TooManyFields) => Reason::HeadTooLarge,
+        Some(HeadError::Method) => Reason::NotImplemented,
+        Some(
+            HeadError::BareLf
+            | HeadError::BareCr
+            | HeadError::ControlCharacter
+            | HeadError::ObsFold
+            | HeadError::FieldName
+            | HeadError::FirstLine
+            | HeadError::Version
+            | HeadError::Host
+            | HeadError::Target
+            | HeadError::TargetHost
+            | HeadError::ConnectionNames
+            | HeadError::Expect,
+        )
+        | None => Reason::BadRequest,
+    }
+}
+
+/// What of a request's framing is left to stream once the bytes at hand were taken along with the head.
+pub fn rest_of(framing: Framing, whole_body: Option<usize>) -> Framing {
+    if whole_body.is_some() { Framing::None } else { framing }
+}

@@ -1,0 +1,33 @@
+//! Opaque routes: the pod's bytes, whatever they are, over one mutual-TLS connection of their own.
+
+use hnp_common::Reason;
+
+use super::connection::Client;
+use super::record::Recording;
+use super::relay;
+use super::worker::Worker;
+
+/// Dials the upstream at once, for protocols in which the server speaks first, and relays.
+pub async fn serve(worker: &Worker, mut client: Client) {
+    let route = client.entry.routes[0];
+    let plan = &worker.plan.routes[route];
+    let mut recording = Recording::begin(worker, client.base);
+    recording.record.route = Some(plan.name.clone());
+    recording.record.mode = "opaque";
+    let mut upstream = match worker.upstreams.connect_fresh(route).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            worker.stats.upstream_dialed(route, error.reason);
+            relay::reset_on_close(&client.stream);
+            return recording.finish(error.reason, Some(error.detail));
+        }
+    };
+    worker.stats.upstream_dialed(route, Reason::Ok);
+    recording.upstream(&upstream.info, upstream.reused);
+    let (mut up, mut down) = (worker.stock.buffer(), worker.stock.buffer());
+    let relayed =
+        relay::relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, plan.timeouts.idle).await;
+    recording.record.bytes_up = relayed.up;
+    recording.record.bytes_down = relayed.down;
+    recording.finish(relayed.reason, relayed.detail);
+}

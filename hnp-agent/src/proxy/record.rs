@@ -1,0 +1,63 @@
+//! A record in the making: whatever way a connection ends, one access line is written.
+
+use std::time::SystemTime;
+
+use hnp_common::Reason;
+use tokio::time::Instant;
+
+use super::worker::Worker;
+use crate::telemetry::record::{AccessRecord, UpstreamRecord};
+use crate::upstream::ConnectionInfo;
+
+/// Holds the record until it is finished; dropped unfinished, the connection was cut: by the drain's
+/// deadline, or with the task.
+pub struct Recording<'w> {
+    worker: &'w Worker,
+    since: Instant,
+    /// Filled in as things become known.
+    pub record: AccessRecord,
+    finished: bool,
+}
+
+impl<'w> Recording<'w> {
+    /// Starts the clock. `base` carries what the connection knows already.
+    pub fn begin(worker: &'w Worker, base: AccessRecord) -> Self {
+        let record = AccessRecord { started: SystemTime::now(), ..base };
+        Self { worker, since: Instant::now(), record, finished: false }
+    }
+
+    /// Notes the upstream connection in use.
+    pub fn upstream(&mut self, info: &ConnectionInfo, reused: bool) {
+        self.record.upstream = Some(UpstreamRecord {
+            authority: info.authority.clone(),
+            addr: Some(info.addr),
+            reused,
+            connect: if reused { std::time::Duration::ZERO } else { info.connect },
+            first_byte: None,
+            tls_version: info.tls_version,
+            key_exchange: info.key_exchange,
+            identity_generation: info.identity_generation,
+        });
+    }
+
+    /// Writes the line.
+    pub fn finish(mut self, reason: Reason, detail: Option<String>) {
+        self.record.detail = detail;
+        self.write(reason);
+    }
+
+    fn write(&mut self, reason: Reason) {
+        self.finished = true;
+        self.record.reason = reason;
+        self.record.duration = self.since.elapsed();
+        self.worker.stats.finish(&self.record);
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.write(if self.worker.kill.is_cancelled() { Reason::Drained } else { Reason::ClientGone });
+        }
+    }
+}

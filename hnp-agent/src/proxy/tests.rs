@@ -1,0 +1,311 @@
+//! The data path in one process: real sockets on loopback, a real TLS upstream that insists on a
+//! client certificate, and fakes only for what the kernel would say.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use hnp_common::Reason;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SerialNumber};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::Stock;
+use super::connection;
+use super::flow::{Flow, FlowSource, SharedVipTable, VipEntry, VipTable};
+use super::worker::Worker;
+use crate::config::plan::Plan;
+use crate::identity::snapshot::{IdentitySnapshot, LeafInfo, SharedIdentity};
+use crate::resolve::Resolver;
+use crate::telemetry::Telemetry;
+use crate::trust::snapshot::TrustSnapshot;
+use crate::upstream::Upstreams;
+use crate::workload::{Workload, WorkloadSource};
+
+/// Every connection is a captured one, from nobody in particular.
+struct Fakes;
+
+impl FlowSource for Fakes {
+    fn take(&self, client: SocketAddr, local: SocketAddr) -> Result<Flow, Reason> {
+        let (vip, orig_dst) = (local.ip(), local);
+        Ok(Flow { client, vip, orig_dst, cgroup_id: 1, ancestor_ids: [0; 2], direct: false })
+    }
+}
+
+impl WorkloadSource for Fakes {
+    fn identify(&self, _: &Flow) -> Arc<Workload> {
+        Arc::default()
+    }
+}
+
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    der: rustls_pki_types::CertificateDer<'static>,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let der = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), der }
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der.clone()).unwrap();
+        Arc::new(roots)
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        serial: u64,
+    ) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(serial));
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
+        (vec![cert.der().clone()], PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
+    }
+
+    fn identity(&self, generation: u64) -> Arc<IdentitySnapshot> {
+        let (chain, key) = self.issue("client.test", generation);
+        let key = crate::crypto::provider().key_provider.load_private_key(key).unwrap();
+        let leaf = LeafInfo {
+            subject: String::new(),
+            issuer: String::new(),
+            serial: String::new(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+            version: 3,
+        };
+        let certified_key = Arc::new(CertifiedKey::new(chain, key));
+        Arc::new(IdentitySnapshot { name: "i".into(), generation, certified_key, leaf })
+    }
+}
+
+/// What the upstream saw.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    requests: Mutex<Vec<(usize, Vec<u8>)>>,
+}
+
+/// Answers `ok` to everything; `/die` on a connection that has served before closes without a word.
+async fn upstream(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seen>) {
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let number = seen.connections.fetch_add(1, SeqCst);
+        let (tls, seen) = (tls.clone(), seen.clone());
+        tokio::task::spawn_local(async move {
+            let Ok(mut stream) = tls.accept(tcp).await else { return };
+            let mut bytes = Vec::new();
+            let mut served = 0;
+            loop {
+                let mut block = [0; 4096];
+                match stream.read(&mut block).await {
+                    Ok(n @ 1..) => bytes.extend_from_slice(&block[..n]),
+                    _ => return,
+                }
+                while let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+                    let head: Vec<u8> = bytes.drain(..end + 4).collect();
+                    let dies = served > 0 && head.windows(5).any(|w| w == b"/die ");
+                    seen.requests.lock().unwrap().push((number, head));
+                    if dies {
+                        return;
+                    }
+                    served += 1;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").await.unwrap();
+                }
+            }
+        });
+    }
+}
+
+struct World {
+    ca: Ca,
+    seen: Arc<Seen>,
+    identity: SharedIdentity,
+    worker: Rc<Worker>,
+    agent: SocketAddr,
+}
+
+impl World {
+    /// Must run inside a `LocalSet`.
+    async fn new() -> Self {
+        let ca = Ca::new();
+        let seen = Arc::<Seen>::default();
+        let (chain, key) = ca.issue("localhost", 9000);
+        let clients = WebPkiClientVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
+            .build()
+            .unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(crate::crypto::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::task::spawn_local(upstream(listener, TlsAcceptor::from(Arc::new(config)), seen.clone()));
+
+        let text = format!(
+            "identities: {{i: {{certificate: /c, key: /k}}}}\ntrusts: {{t: {{roots: system}}}}\nlog: {{access: false}}\nworkers: 1\n\
+             routes: [{{name: r, destinations: [\"a.test:80\"], upstream: \"https://127.0.0.1:{port}\", \
+             server_name: localhost, enforcement: strict, identity: i, trust: t}}]\n"
+        );
+        let plan: Arc<Plan> = Arc::new(crate::config::parse(&text, Path::new("test.yaml")).unwrap());
+        let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
+            .build()
+            .unwrap();
+        let trust = TrustSnapshot { name: "t".into(), generation: 1, verifier, roots: 1 };
+        let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
+        let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
+        let resolver = Resolver::new(&plan.resolver).unwrap();
+        let entry = VipEntry { destination: "198.18.0.9:80".parse().unwrap(), routes: vec![0] };
+        let vips = VipTable { entries: [(IpAddr::V4(Ipv4Addr::LOCALHOST), entry)].into() };
+        let worker = Rc::new(Worker {
+            upstreams: Upstreams::new(plan.clone(), vec![identity.clone()], trusts, resolver),
+            flows: Arc::new(Fakes),
+            vips: SharedVipTable::new(ArcSwap::from_pointee(vips)),
+            workloads: Arc::new(Fakes),
+            stats: Telemetry::new(&plan).worker(0),
+            stock: Stock::new(plan.limits.buffer_bytes),
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            next_flow_id: Cell::new(1),
+            plan,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let agent = listener.local_addr().unwrap();
+        let serving = worker.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                let (stream, peer) = listener.accept().await.unwrap();
+                let worker = serving.clone();
+                tokio::task::spawn_local(async move { connection::serve(&worker, stream, peer).await });
+            }
+        });
+        Self { ca, seen, identity, worker, agent }
+    }
+
+    async fn client(&self) -> TcpStream {
+        TcpStream::connect(self.agent).await.unwrap()
+    }
+
+    fn upstream_connections(&self) -> usize {
+        self.seen.connections.load(SeqCst)
+    }
+}
+
+/// Sends a head and reads one answer with a `Content-Length`: status line and body.
+async fn ask(client: &mut TcpStream, head: &str) -> (String, String) {
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).unwrap();
+            if body.len() >= length.parse().unwrap() {
+                return (head.lines().next().unwrap().to_owned(), body.to_owned());
+            }
+        }
+        let mut block = [0; 4096];
+        let n = client.read(&mut block).await.unwrap();
+        assert!(n > 0, "closed after {text:?}");
+        bytes.extend_from_slice(&block[..n]);
+    }
+}
+
+const GET: &str = "GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";
+
+async fn in_world<F: Future<Output = ()>>(test: impl FnOnce(Rc<World>) -> F) {
+    tokio::task::LocalSet::new().run_until(async { test(Rc::new(World::new().await)).await }).await;
+}
+
+#[tokio::test]
+async fn many_clients_share_a_connection_one_after_the_other() {
+    in_world(async |world: Rc<World>| {
+        for _ in 0..3 {
+            let mut client = world.client().await;
+            for _ in 0..2 {
+                assert_eq!(ask(&mut client, GET).await, ("HTTP/1.1 200 OK".into(), "ok\n".into()));
+            }
+        }
+        assert_eq!(world.upstream_connections(), 1);
+        let requests = world.seen.requests.lock().unwrap();
+        assert_eq!(requests.len(), 6);
+        assert!(requests[0].1.starts_with(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1:"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_identity_is_never_spoken_for_by_an_old_connection() {
+    in_world(async |world: Rc<World>| {
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        world.identity.store(Some(world.ca.identity(2)));
+        ask(&mut client, GET).await;
+        assert_eq!(world.upstream_connections(), 2);
+        world.worker.upstreams.sweep();
+        assert_eq!(world.worker.upstreams.idle(0), 1, "the old generation's connection is closed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_died_is_replaced_where_that_is_safe() {
+    in_world(async |world: Rc<World>| {
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        let (status, _) = ask(&mut client, "GET /die HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        assert_eq!(status, "HTTP/1.1 200 OK", "idempotent: sent again on a new connection");
+        assert_eq!(world.upstream_connections(), 2);
+        let (status, body) =
+            ask(&mut client, "POST /die HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(status, "HTTP/1.1 502 Bad Gateway", "a POST may have been done: it is not sent again");
+        assert!(body.contains("\"reason\":\"upstream_closed\""), "{body}");
+        assert_eq!(world.seen.requests.lock().unwrap().len(), 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_host_on_a_strict_route_is_refused_and_never_forwarded() {
+    in_world(async |world: Rc<World>| {
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        let (status, body) = ask(&mut client, "GET /x HTTP/1.1\r\nHost: b.test\r\n\r\n").await;
+        assert_eq!(status, "HTTP/1.1 421 Misdirected Request");
+        assert!(body.contains("\"reason\":\"host_refused\""), "{body}");
+        assert_eq!(world.seen.requests.lock().unwrap().len(), 1);
+    })
+    .await;
+}
+
+/// Memory per connection is this, plus the sockets, plus buffers while bytes are under way.
+#[tokio::test]
+async fn the_future_of_a_connection_stays_small() {
+    in_world(async |world: Rc<World>| {
+        let (stream, peer) = (world.client().await, world.agent);
+        let future = connection::serve(&world.worker, stream, peer);
+        let size = size_of_val(&future);
+        assert!(size <= 4096, "{size} bytes");
+    })
+    .await;
+}

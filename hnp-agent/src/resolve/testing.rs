@@ -1,0 +1,252 @@
+//! A name server that answers over UDP on loopback as a test tells it, and a node's two files.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, Record, RecordType};
+use tokio::time::Instant;
+
+use super::Resolver;
+use crate::config::plan::{
+    self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, Plan, Protocol,
+    Route, Timeouts, Upstream,
+};
+
+/// What the server does when it is asked for a name.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// Address records of both families, all with one TTL in seconds.
+    Addrs(u32, Vec<IpAddr>),
+    /// Only to questions for AAAA.
+    Aaaa(Box<Answer>),
+    NxDomain,
+    NoData,
+    ServFail,
+    Refused,
+    Silence,
+}
+
+impl Answer {
+    pub(super) fn addrs(ttl: u32, addrs: &[&str]) -> Self {
+        Self::Addrs(ttl, addrs.iter().map(|addr| addr.parse().unwrap()).collect())
+    }
+}
+
+/// The server. Names it was not told of do not exist.
+pub(super) struct Dns {
+    addr: SocketAddr,
+    zone: Arc<Mutex<Zone>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Zone {
+    names: HashMap<String, Vec<Answer>>,
+    asked: HashMap<String, usize>,
+    stop: bool,
+}
+
+impl Dns {
+    pub(super) fn start() -> Self {
+        Self::start_on("127.0.0.1", 0)
+    }
+
+    pub(super) fn start_on(addr: &str, port: u16) -> Self {
+        let socket = UdpSocket::bind((addr, port)).unwrap();
+        let addr = socket.local_addr().unwrap();
+        let zone = Arc::new(Mutex::new(Zone::default()));
+        let for_thread = Arc::clone(&zone);
+        let thread = std::thread::spawn(move || serve(&socket, &for_thread));
+        Self { addr, zone, thread: Some(thread) }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    /// From now on, this and nothing else for the name (with a trailing dot).
+    pub(super) fn set(&self, name: &str, answer: Answer) {
+        self.zone.lock().unwrap().names.insert(name.to_owned(), vec![answer]);
+    }
+
+    /// This too.
+    pub(super) fn add(&self, name: &str, answer: Answer) {
+        self.zone.lock().unwrap().names.get_mut(name).unwrap().push(answer);
+    }
+
+    /// How often it was asked for the name, both families together.
+    pub(super) fn asked(&self, name: &str) -> usize {
+        self.zone.lock().unwrap().asked.get(name).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        self.zone.lock().unwrap().stop = true;
+        let _ = UdpSocket::bind((self.addr.ip(), 0)).and_then(|socket| socket.send_to(&[], self.addr));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, zone: &Mutex<Zone>) {
+    let mut buf = [0; 4096];
+    loop {
+        let Ok((len, client)) = socket.recv_from(&mut buf) else { continue };
+        let mut zone = zone.lock().unwrap();
+        if zone.stop {
+            return;
+        }
+        let Ok(query) = Message::from_vec(&buf[..len]) else { continue };
+        let question = query.queries[0].clone();
+        let name = question.name().to_string();
+        *zone.asked.entry(name.clone()).or_default() += 1;
+        let answers = zone.names.get(&name).cloned().unwrap_or_else(|| vec![Answer::NxDomain]);
+        let mut response = query.into_response();
+        response.metadata.recursion_available = true;
+        let mut silent = false;
+        for answer in answers {
+            let answer = match answer {
+                Answer::Aaaa(answer) if question.query_type() == RecordType::AAAA => *answer,
+                answer => answer,
+            };
+            match answer {
+                Answer::Addrs(ttl, addrs) => {
+                    let fitting = addrs
+                        .into_iter()
+                        .map(RData::from)
+                        .filter(|data| data.record_type() == question.query_type());
+                    response
+                        .answers
+                        .extend(fitting.map(|data| Record::from_rdata(question.name().clone(), ttl, data)));
+                }
+                Answer::NxDomain => response.metadata.response_code = ResponseCode::NXDomain,
+                Answer::ServFail => response.metadata.response_code = ResponseCode::ServFail,
+                Answer::Refused => response.metadata.response_code = ResponseCode::Refused,
+                Answer::Silence => silent = true,
+                Answer::NoData | Answer::Aaaa(_) => {}
+            }
+        }
+        if !silent {
+            socket.send_to(&response.to_vec().unwrap(), client).unwrap();
+        }
+    }
+}
+
+/// The files of a node that uses one server.
+pub(super) struct Node {
+    pub(super) plan: plan::Resolver,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub(super) fn new(dns: &Dns) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan::Resolver {
+            resolv_conf: dir.path().join("resolv.conf"),
+            hosts: dir.path().join("hosts"),
+            grace: Duration::from_secs(60),
+            min_ttl: Duration::ZERO,
+            max_ttl: Duration::from_secs(300),
+        };
+        let node = Self { plan, port: dns.port(), _dir: dir };
+        node.write_resolv_conf("nameserver 127.0.0.1\n");
+        node.write_hosts("");
+        node
+    }
+
+    pub(super) fn resolver(&self) -> Resolver {
+        Resolver::with_port(&self.plan, self.port).unwrap()
+    }
+
+    pub(super) fn write_resolv_conf(&self, text: &str) {
+        std::fs::write(&self.plan.resolv_conf, text).unwrap();
+    }
+
+    pub(super) fn write_hosts(&self, text: &str) {
+        std::fs::write(&self.plan.hosts, text).unwrap();
+    }
+}
+
+pub(super) fn name(name: &str) -> Host {
+    Host::Name(name.into())
+}
+
+/// Waits until the condition holds; panics after 20 s.
+pub(super) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < end, "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A Plan with these routes: what they are dialled as, and their enforcement. Grace 60 s, TTL up to 300 s.
+pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
+    let routes = routes.iter().enumerate().map(|(index, (destinations, enforcement))| {
+        Arc::new(Route {
+            name: format!("route-{index}").into(),
+            destinations: destinations.iter().map(|text| destination(text)).collect(),
+            upstream: Upstream {
+                host: Host::Name("manager.test".into()),
+                port: 443,
+                base_path: String::new(),
+                server_name: "manager.test".try_into().unwrap(),
+                authority: "manager.test".into(),
+                pool_idle: 0,
+            },
+            protocol: Protocol::Http,
+            mode: Mode::ReverseProxy,
+            enforcement: *enforcement,
+            identity: 0,
+            trust: 0,
+            timeouts: Timeouts {
+                head: Duration::from_secs(1),
+                idle: Duration::from_secs(1),
+                connect: Duration::from_secs(1),
+                tls: Duration::from_secs(1),
+                response: Duration::from_secs(1),
+            },
+        })
+    });
+    Plan {
+        capture: Capture {
+            cgroup: None,
+            bpffs: "/sys/fs/bpf/hnp".into(),
+            vips4: Cidr { addr: "169.254.77.0".parse().unwrap(), prefix: 24 },
+            vips6: Cidr { addr: "fd00:77::".parse().unwrap(), prefix: 64 },
+            port: 15001,
+            connections_per_pod: 100,
+        },
+        routes: routes.collect(),
+        identities: Vec::new(),
+        trusts: Vec::new(),
+        limits: Limits { connections: 100, head_bytes: 65_536, buffer_bytes: 16_384 },
+        resolver: plan::Resolver {
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            grace: Duration::from_secs(60),
+            min_ttl: Duration::from_secs(1),
+            max_ttl: Duration::from_secs(300),
+        },
+        admin: Admin { listen: None },
+        log: Log { format: LogFormat::Json, level: "info".into(), access: false },
+        drain_deadline: Duration::from_secs(1),
+        workers: 1,
+    }
+}
+
+fn destination(text: &str) -> Destination {
+    match text.parse::<SocketAddr>() {
+        Ok(addr) => Destination { host: Host::Addr(addr.ip()), port: addr.port() },
+        Err(_) => {
+            let (name, port) = text.split_once(':').unwrap();
+            Destination { host: Host::Name(name.into()), port: port.parse().unwrap() }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Every metric, in one table: names, labels and meaning are an interface for dashboards and alerts.
+//!
+//! Rows are added; names and labels never change. docs/logs-and-metrics.md lists them, and a test
+//! below compares the two. Counters are written here without `_total`; the exposition adds it.
+
+/// What a metric counts or measures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Only grows; the exposition appends `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Fixed buckets; the exposition appends `_bucket`, `_sum` and `_count`.
+    Histogram,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Metric {
+    /// The name without the suffix its kind gets.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// What it means, in a sentence without a full stop.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($ident:ident = $name:literal, $kind:ident, $help:literal;)+) => {
+        $(#[doc = $help] pub const $ident: Metric = Metric { name: $name, kind: Kind::$kind, help: $help };)+
+
+        /// Every metric, in the order of the table.
+        pub const ALL: &[Metric] = &[$($ident),+];
+    };
+}
+
+metrics! {
+    CONNECTIONS = "hnp_connections", Counter, "Client connections that ended, by route and reason";
+    CONNECTIONS_OPEN = "hnp_connections_open", Gauge, "Client connections open now";
+    REQUESTS = "hnp_requests", Counter, "Requests that ended, by route, reason and class of the status the client got";
+    BYTES_UP = "hnp_bytes_up", Counter, "Payload bytes from clients, by route";
+    BYTES_DOWN = "hnp_bytes_down", Counter, "Payload bytes to clients, by route";
+    REQUEST_DURATION = "hnp_request_duration_seconds", Histogram, "From the first byte of a request to the last of its answer, by route";
+    UPSTREAM_CONNECT = "hnp_upstream_connect_seconds", Histogram, "Resolve, TCP and TLS of connections to the upstream that were not pooled, by route";
+    UPSTREAM_DIALS = "hnp_upstream_dials", Counter, "Attempts to connect to the upstream, by route and reason (ok: a TLS connection came of it)";
+    UPSTREAM_HANDSHAKES = "hnp_upstream_handshakes", Counter, "TLS handshakes with the upstream that succeeded, by route and whether the session was resumed";
+    POOL_HITS = "hnp_pool_hits", Counter, "Requests that found an idle upstream connection, by route";
+    POOL_IDLE = "hnp_pool_idle", Gauge, "Idle upstream connections kept now, by route";
+    RETRIES = "hnp_retries", Counter, "Requests sent a second time because a pooled connection was gone, by route";
+    ACCESS_DROPPED = "hnp_access_lines_dropped", Counter, "Access lines that were dropped because the log could not be written fast enough";
+    KERNEL_VERDICTS = "hnp_kernel_verdicts", Counter, "What the kernel programs decided, by verdict";
+    FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";
+    DESTINATIONS = "hnp_destinations", Gauge, "Addresses that are captured now";
+    NAMES_PENDING = "hnp_names_pending", Gauge, "Names of destinations that have not resolved yet";
+    NAMES_FAILING = "hnp_names_failing", Gauge, "Names of destinations whose last look-up failed";
+    IDENTITY_NOT_BEFORE = "hnp_identity_not_before_seconds", Gauge, "First moment the presented certificate is valid, in seconds since 1970";
+    IDENTITY_NOT_AFTER = "hnp_identity_not_after_seconds", Gauge, "Last moment the presented certificate is valid, in seconds since 1970";
+    IDENTITY_GENERATION = "hnp_identity_generation", Gauge, "Generation of the identity that is presented; 0 while none was loaded";
+    IDENTITY_RELOAD_FAILURES = "hnp_identity_reload_failures", Counter, "Changed files of an identity that were refused";
+    IDENTITY_RELOAD_FAILING = "hnp_identity_reload_failing", Gauge, "1 while the files of an identity are not the ones that are presented, because they are broken";
+    TRUST_GENERATION = "hnp_trust_generation", Gauge, "Generation of the trust in use; 0 while none was loaded";
+    TRUST_ROOTS = "hnp_trust_roots", Gauge, "Roots of the trust in use";
+    TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots that were refused";
+    TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
+    READY = "hnp_ready", Gauge, "1 when nothing is pending";
+    WORKERS = "hnp_workers", Gauge, "Worker threads";
+    BUILD = "hnp_build_info", Gauge, "Always 1; the version is a label";
+    PROCESS_RSS = "process_resident_memory_bytes", Gauge, "Resident memory of the agent";
+    PROCESS_CPU = "process_cpu_seconds", Counter, "CPU time of the agent, user and system";
+    PROCESS_FDS = "process_open_fds", Gauge, "Open file descriptors of the agent";
+    PROCESS_MAX_FDS = "process_max_fds", Gauge, "Limit of open file descriptors of the agent";
+    PROCESS_START = "process_start_time_seconds", Gauge, "When the agent started, in seconds since 1970";
+}
+
+impl Metric {
+    /// The name as Prometheus shows it (histograms: without `_bucket`, `_sum`, `_count`).
+    pub fn shown(&self) -> String {
+        match self.kind {
+            Kind::Counter => format!("{}_total", self.name),
+            Kind::Gauge | Kind::Histogram => self.name.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hnp_common::Reason;
+
+    use super::*;
+    use crate::telemetry::access;
+
+    const DOC: &str = include_str!("../../../docs/logs-and-metrics.md");
+
+    #[test]
+    fn names_are_unique_and_well_formed() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(metric.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", metric.name);
+            assert!(!metric.name.ends_with("_total"), "{}: the exposition adds it", metric.name);
+            assert!(ALL[i + 1..].iter().all(|other| other.name != metric.name), "{} twice", metric.name);
+        }
+    }
+
+    #[test]
+    fn the_documentation_knows_every_metric_reason_and_field() {
+        for metric in ALL {
+            let row = format!("| `{}` |", metric.shown());
+            assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
+        }
+        for reason in Reason::ALL {
+            let row = format!("| `{}` |", reason.code());
+            assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
+        }
+        for field in access::FIELDS {
+            let row = format!("| `{field}` |");
+            assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Real handshakes in memory: which reason each way of failing has, and what a file of roots may hold.
+
+use hnp_common::Reason;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+    ServerConnection,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tempfile::TempDir;
+
+use super::*;
+use crate::files::reload::SETTLE;
+use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
+
+type Pair = (String, String);
+
+struct RootsFile {
+    dir: TempDir,
+}
+
+impl RootsFile {
+    fn with(pem: impl AsRef<[u8]>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.crt"), pem).unwrap();
+        Self { dir }
+    }
+
+    fn trust(&self) -> Arc<Trust> {
+        Arc::new(Trust { name: "t".into(), roots: Roots::File(self.dir.path().join("ca.crt")) })
+    }
+
+    fn load(&self) -> Result<Loaded, String> {
+        load::load(&self.trust())
+            .map_err(|error| error.to_string().replace(self.dir.path().to_str().unwrap(), ""))
+    }
+}
+
+/// A handshake in memory between a client that trusts `roots` and a server that presents `server`;
+/// with `clients`, the server wants a certificate of that CA and the client presents that pair.
+fn handshake(roots: &Ca, server: &Pair, clients: Option<(&Ca, Pair)>) -> Result<(), (rustls::Error, Reason)> {
+    let (client_config, server_config) = configs(roots, server, clients);
+    let name = ServerName::try_from("manager.test").unwrap();
+    let mut client = ClientConnection::new(Arc::new(client_config), name).unwrap();
+    let mut server = ServerConnection::new(Arc::new(server_config)).unwrap();
+    for _ in 0..20 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = wire.as_slice();
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).unwrap();
+            // What the server thinks of it, it tells the client in an alert.
+            let _ = server.process_new_packets();
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut rest = wire.as_slice();
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).unwrap();
+            client.process_new_packets().map_err(|error| {
+                let reason = reason_of(&error);
+                (error, reason)
+            })?;
+        }
+        let done = !client.is_handshaking() && !server.is_handshaking();
+        if done && !client.wants_write() && !server.wants_write() {
+            return Ok(());
+        }
+    }
+    panic!("the handshake goes on for ever");
+}
+
+fn configs(roots: &Ca, server: &Pair, clients: Option<(&Ca, Pair)>) -> (ClientConfig, ServerConfig) {
+    let client = ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(RootsFile::with(roots.pem()).load().unwrap().verifier);
+    let (client, wants) = match clients {
+        Some((ca, ours)) => {
+            let mut store = RootCertStore::empty();
+            store.add(chain(&ca.pem()).remove(0)).unwrap();
+            let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key(&ours.1)).unwrap();
+            let presented = SingleCertAndKey::from(CertifiedKey::new(chain(&ours.0), signing));
+            let wants = WebPkiClientVerifier::builder(Arc::new(store)).build().unwrap();
+            (client.with_client_cert_resolver(Arc::new(presented)), wants)
+        }
+        None => (client.with_no_client_auth(), WebPkiClientVerifier::no_client_auth()),
+    };
+    let server = ServerConfig::builder()
+        .with_client_cert_verifier(wants)
+        .with_single_cert(chain(&server.0), key(&server.1))
+        .unwrap();
+    (client, server)
+}
+
+fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
+}
+
+fn key(pem: &str) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_good_server_is_accepted() {
+    let ca = Ca::new("CA");
+    let server = ca.issue("manager.test", VALID);
+    handshake(&ca, &server, None).unwrap();
+    handshake(&ca, &server, Some((&ca, ca.issue("client", VALID)))).unwrap();
+}
+
+#[test]
+fn each_bad_server_certificate_has_its_own_reason() {
+    let (ca, other) = (Ca::new("CA"), Ca::new("other CA"));
+    for (what, server, reason) in [
+        ("expired", ca.issue("manager.test", EXPIRED), Reason::UpstreamCertificateExpired),
+        ("not valid yet", ca.issue("manager.test", NOT_YET), Reason::UpstreamCertificateExpired),
+        ("wrong name", ca.issue("elsewhere.test", VALID), Reason::UpstreamCertificateName),
+        ("unknown CA", other.issue("manager.test", VALID), Reason::UpstreamCertificateUnknownCa),
+    ] {
+        let (error, found) = handshake(&ca, &server, None).unwrap_err();
+        assert_eq!(found, reason, "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_ca_of_the_same_name_with_another_key_is_not_trusted() {
+    let (ca, twin) = (Ca::new("CA"), Ca::new("CA"));
+    let (error, reason) = handshake(&ca, &twin.issue("manager.test", VALID), None).unwrap_err();
+    assert_eq!(reason, Reason::UpstreamCertificateUnknownCa, "{error}");
+}
+
+#[test]
+fn a_server_that_refuses_our_certificate_says_so_in_an_alert() {
+    let (ca, other) = (Ca::new("CA"), Ca::new("other CA"));
+    let server = ca.issue("manager.test", VALID);
+    for (what, ours) in
+        [("unknown CA", other.issue("client", VALID)), ("expired", ca.issue("client", EXPIRED))]
+    {
+        let (error, reason) = handshake(&ca, &server, Some((&ca, ours))).unwrap_err();
+        assert!(matches!(error, rustls::Error::AlertReceived(_)), "{what}: {error}");
+        assert_eq!(reason, Reason::ClientCertificateRefused, "{what}: {error}");
+    }
+}
+
+#[test]
+fn alerts_and_errors_have_the_reason_of_the_table() {
+    use AlertDescription as Alert;
+    for alert in [
+        Alert::CertificateRequired,
+        Alert::BadCertificate,
+        Alert::UnknownCA,
+        Alert::CertificateExpired,
+        Alert::CertificateRevoked,
+        Alert::CertificateUnknown,
+        Alert::UnsupportedCertificate,
+        Alert::AccessDenied,
+        Alert::DecryptError,
+        Alert::NoCertificate,
+        Alert::CertificateUnobtainable,
+    ] {
+        assert_eq!(
+            reason_of(&rustls::Error::AlertReceived(alert)),
+            Reason::ClientCertificateRefused,
+            "{alert:?}"
+        );
+    }
+    for alert in [
+        Alert::HandshakeFailure,
+        Alert::ProtocolVersion,
+        Alert::InternalError,
+        Alert::UnrecognisedName,
+        Alert::CloseNotify,
+        Alert::Unknown(200),
+    ] {
+        assert_eq!(reason_of(&rustls::Error::AlertReceived(alert)), Reason::UpstreamTlsFailed, "{alert:?}");
+    }
+    for error in [CertificateError::BadEncoding, CertificateError::InvalidPurpose, CertificateError::Revoked]
+    {
+        let error = rustls::Error::InvalidCertificate(error);
+        assert_eq!(reason_of(&error), Reason::UpstreamCertificateBad, "{error}");
+        let wrapped = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        assert_eq!(reason_of_io(&wrapped), Reason::UpstreamCertificateBad);
+    }
+    assert_eq!(reason_of(&rustls::Error::NoCertificatesPresented), Reason::UpstreamCertificateBad);
+    assert_eq!(reason_of(&rustls::Error::DecryptError), Reason::UpstreamTlsFailed);
+    assert_eq!(reason_of_io(&std::io::ErrorKind::ConnectionReset.into()), Reason::UpstreamTlsFailed);
+}
+
+#[test]
+fn all_roots_of_a_file_are_taken_and_bad_ones_are_named() {
+    let (a, b) = (Ca::new("A"), Ca::new("B"));
+    let bad = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let loaded = RootsFile::with(format!("# ours\n{}{bad}{}", a.pem(), b.pem())).load().unwrap();
+    assert_eq!((loaded.roots, loaded.warnings.len()), (2, 1));
+    let line = a.pem().lines().count() + 2;
+    assert!(loaded.warnings[0].contains(&format!("line {line} cannot be a root")), "{}", loaded.warnings[0]);
+    for (pem, expected) in [
+        ("", "/ca.crt: expected at least one CERTIFICATE block, found no PEM block"),
+        (bad, "/ca.crt: none of its certificates can be a root: "),
+        ("-----BEGIN CERTIFICATE-----\nMAA=\n", "/ca.crt: the CERTIFICATE block in line 1 has no END line"),
+    ] {
+        let error = RootsFile::with(pem).load().unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn broken_roots_keep_the_old_ones() {
+    let roots = RootsFile::with(Ca::new("first").pem());
+    let readiness = Readiness::new();
+    let mut source = Source::open(roots.trust(), &readiness);
+    assert!(readiness.is_ready());
+    let (shared, now) = (source.shared(), Instant::now());
+    std::fs::write(roots.dir.path().join("ca.crt"), "nothing").unwrap();
+    source.look(now);
+    source.look(now + SETTLE);
+    assert!(source.status().is_failing());
+    assert_eq!(shared.load().as_ref().unwrap().generation, 1);
+    std::fs::write(roots.dir.path().join("ca.crt"), Ca::new("second").pem()).unwrap();
+    source.look(now + SETTLE * 2);
+    assert!(!source.status().is_failing());
+    assert_eq!(shared.load().as_ref().unwrap().generation, 2);
+}
+
+#[test]
+fn metrics_of_identities_and_trusts_are_written() {
+    let plan = crate::config::parse(
+        "identities: {c: {certificate: /no/c, key: /no/k}}\n\
+         routes: [{name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c}]",
+        std::path::Path::new("x"),
+    )
+    .unwrap();
+    let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(std::io::sink()));
+    let roots = RootsFile::with(Ca::new("first").pem());
+    telemetry.register(metrics(&[Source::open(roots.trust(), &Readiness::new())]));
+    let missing = crate::identity::Source::open(Arc::clone(&plan.identities[0]), &Readiness::new());
+    telemetry.register(crate::identity::metrics(&[missing]));
+    let text = telemetry.metrics_text();
+    for line in [
+        "hnp_trust_generation{trust=\"t\"} 1",
+        "hnp_trust_roots{trust=\"t\"} 1",
+        "hnp_trust_reload_failing{trust=\"t\"} 0",
+        "hnp_identity_generation{identity=\"c\"} 0",
+        "hnp_identity_reload_failures_total{identity=\"c\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("hnp_identity_not_after_seconds{"), "nothing was loaded");
+}

@@ -1,0 +1,109 @@
+//! One connection to an upstream, and what is known about it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::pool::PoolKey;
+
+/// The bytes' way: TLS on routes, cleartext only on passthrough to where the client was going.
+pub enum Io {
+    /// Verified and authenticated. Boxed: a TLS session is some kilobytes.
+    Tls(Box<TlsStream<TcpStream>>),
+    /// As the client meant it.
+    Plain(TcpStream),
+}
+
+/// What the access log says about a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Host and port as configured, or the address of a passthrough.
+    pub authority: Arc<str>,
+    /// The address dialled.
+    pub addr: SocketAddr,
+    /// Resolve, connect and handshake together.
+    pub connect: Duration,
+    /// Such as `TLSv1.3`; `None` in cleartext.
+    pub tls_version: Option<&'static str>,
+    /// Such as `X25519MLKEM768`.
+    pub key_exchange: Option<&'static str>,
+    /// The generation of the identity that was presented.
+    pub identity_generation: Option<u64>,
+}
+
+/// A connection in use.
+pub struct UpstreamConnection {
+    /// The stream.
+    pub io: Io,
+    /// Facts for the log.
+    pub info: Rc<ConnectionInfo>,
+    /// It came from the pool.
+    pub reused: bool,
+    pub(super) key: Option<Rc<PoolKey>>,
+}
+
+impl UpstreamConnection {
+    pub(super) fn plain(tcp: TcpStream, addr: SocketAddr, connect: Duration) -> Self {
+        let info = ConnectionInfo {
+            authority: addr.to_string().into(),
+            addr,
+            connect,
+            tls_version: None,
+            key_exchange: None,
+            identity_generation: None,
+        };
+        Self { io: Io::Plain(tcp), info: Rc::new(info), reused: false, key: None }
+    }
+
+    /// Whether an idle connection can carry a request: still open, and nobody spoke out of turn.
+    /// Reading also lets TLS take in tickets and alerts that arrived meanwhile.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        Pin::new(&mut self.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf).is_pending()
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What lies in the kernel's maps, byte for byte.
+//!
+//! Addresses are 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`: so one key serves both families
+//! and a v4-mapped dial meets the same entry as a plain one. Ports are in network order too, because
+//! the kernel hands them over so; a field in host order says so. Everything is `repr(C)` without
+//! implicit padding: the kernel compares keys as bytes.
+
+/// The protocol number of TCP, the only one that is redirected.
+pub const TCP: u8 = 6;
+
+/// How many destinations (address and port) one node can capture.
+pub const MAX_DESTINATIONS: u32 = 4096;
+/// How many connections may be between connect() and the agent's accept at a time.
+pub const MAX_FLOWS: u32 = 65_536;
+/// How many pods the per-pod limit can keep count of at a time.
+pub const MAX_PODS: u32 = 16_384;
+/// How many QoS cgroups the agent may announce: two, and as many again while kubelet replaces them.
+pub const MAX_QOS_CGROUPS: u32 = 16;
+
+/// An address as four words in network order, IPv4 as `::ffff:a.b.c.d`.
+///
+/// Words and not bytes, because that is how the kernel's context hands them out; in memory they are
+/// the same sixteen bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Address(pub [u32; 4]);
+
+impl Address {
+    /// No address at all.
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+
+    /// An IPv4 address given as the kernel gives it: one word in network order.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self([0, 0, 0xffff_u32.to_be(), word])
+    }
+
+    /// The word that holds an IPv4 address.
+    #[inline(always)]
+    pub const fn v4_word(self) -> u32 {
+        self.0[3]
+    }
+}
+
+/// Key of `DESTINATIONS`: what a pod dials.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct DestinationKey {
+    /// The address.
+    pub address: Address,
+    /// The port, network order.
+    pub port: u16,
+    /// [`TCP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<DestinationKey>() == 20);
+
+/// Value of `DESTINATIONS`: where a dial to it is sent instead.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Destination {
+    /// The VIP that stands for this destination; of the same family as its key's address.
+    pub vip: Address,
+    /// The agent's number for this destination; goes into the flow.
+    pub id: u32,
+    /// 1: a route with enforcement strict includes it; 0: none does.
+    pub strict: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<Destination>() == 24);
+
+/// What the kernel remembers with a socket (`SOCKETS`): where it was going, and for whom.
+///
+/// Lives as long as the socket, or until the next connect() of the same socket to elsewhere.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SocketState {
+    /// What the pod dialled.
+    pub orig_address: Address,
+    /// The VIP it was sent to.
+    pub vip: Address,
+    /// Port of what the pod dialled, network order.
+    pub orig_port: u16,
+    /// The agent's port, network order.
+    pub agent_port: u16,
+    /// [`Destination::id`]; 0 when the pod dialled the VIP itself.
+    pub destination: u32,
+    /// Cgroup of the task that called connect().
+    pub cgroup_id: u64,
+    /// Its ancestors one and two levels below the attached cgroup; 0 where there is none.
+    pub ancestor_ids: [u64; 2],
+    /// The pod's cgroup: what the per-pod limit counts by.
+    pub pod_id: u64,
+    /// Key of the flow that was written, once [`SocketState::FLOW`] is set.
+    pub flow: FlowKey,
+    /// A combination of the flags below.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<SocketState>() == 112);
+
+impl SocketState {
+    /// The pod dialled the VIP itself.
+    pub const DIRECT: u32 = 1;
+    /// A SYN was about to be sent: from here on, another connect() to the VIP is the pod's own.
+    pub const STARTED: u32 = 2;
+    /// This socket is counted against its pod's limit.
+    pub const COUNTED: u32 = 4;
+    /// A flow was written for this socket; the agent may have taken it since.
+    pub const FLOW: u32 = 8;
+}
+
+/// Key of `FLOWS`: what the agent sees of an accepted socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct FlowKey {
+    /// The client's address.
+    pub client: Address,
+    /// The VIP: the accepted socket's local address.
+    pub vip: Address,
+    /// The client's port, network order.
+    pub client_port: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<FlowKey>() == 36);
+
+/// Value of `FLOWS`: a connection between connect() and the agent's accept.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FlowValue {
+    /// What the pod dialled.
+    pub orig_address: Address,
+    /// Its port, network order.
+    pub orig_port: u16,
+    /// Always zero.
+    pub pad: u16,
+    /// [`SocketState::DIRECT`] or 0.
+    pub flags: u32,
+    /// Cgroup of the task that called connect().
+    pub cgroup_id: u64,
+    /// Its ancestors one and two levels below the attached cgroup; 0 where there is none.
+    pub ancestor_ids: [u64; 2],
+    /// The socket's cookie: a socket that closes deletes its own flow and nobody else's.
+    pub cookie: u64,
+    /// [`Destination::id`].
+    pub destination: u32,
+    /// Always zero.
+    pub pad2: u32,
+}
+const _: () = assert!(size_of::<FlowValue>() == 64);
+
+/// An address range, compared under a mask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Range {
+    /// The first address.
+    pub base: Address,
+    /// Ones where an address must equal `base`.
+    pub mask: Address,
+}
+const _: () = assert!(size_of::<Range>() == 32);
+
+impl Range {
+    /// A range that holds no address: no address equals a base outside its own mask.
+    pub const EMPTY: Self = Self { base: Address([u32::MAX; 4]), mask: Address::UNSPECIFIED };
+
+    /// Whether `address` lies in it.
+    #[inline(always)]
+    pub const fn contains(&self, address: Address) -> bool {
+        let (base, mask, a) = (self.base.0, self.mask.0, address.0);
+        a[0] & mask[0] == base[0]
+            && a[1] & mask[1] == base[1]
+            && a[2] & mask[2] == base[2]
+            && a[3] & mask[3] == base[3]
+    }
+}
+
+/// The constants the programs are loaded with (`CONFIG`, read-only: the verifier prunes by them).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// Cgroup of the agent: never redirected. 0 when it runs outside the attached cgroup's reach.
+    pub exempt_cgroup: u64,
+    /// The cgroup the programs hang on; pods are counted from it downwards.
+    pub attached_cgroup: u64,
+    /// Cookie of the agent's network namespace; 0 when it is not known.
+    pub agent_netns: u64,
+    /// The range of IPv4 VIPs.
+    pub vips4: Range,
+    /// The range of IPv6 VIPs.
+    pub vips6: Range,
+    /// How many captured connections one pod may have open.
+    pub connections_per_pod: u32,
+    /// The agent's port, network order.
+    pub agent_port: u16,
+    /// 1 where the kernel has `bpf_set_retval`, so that refusals can carry an errno.
+    pub has_set_retval: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<Config>() == 96);
+
+impl Config {
+    /// Redirects nothing: what an object that nobody configured does.
+    pub const EMPTY: Self = Self {
+        exempt_cgroup: 0,
+        attached_cgroup: 0,
+        agent_netns: 0,
+        vips4: Range::EMPTY,
+        vips6: Range::EMPTY,
+        connections_per_pod: 0,
+        agent_port: 0,
+        has_set_retval: 0,
+        pad: 0,
+    };
+
+    /// Whether `address` is a VIP, in use or not.
+    #[inline(always)]
+    pub const fn is_vip(&self, address: Address) -> bool {
+        self.vips4.contains(address) || self.vips6.contains(address)
+    }
+}
+
+#[cfg(feature = "user")]
+mod user {
+    //! What only user space needs: conversions from and to `std::net`, and leave to copy as bytes.
+
+    extern crate std;
+
+    use std::net::{IpAddr, Ipv6Addr};
+
+    use super::{Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Range, SocketState, TCP};
+
+    impl From<IpAddr> for Address {
+        fn from(address: IpAddr) -> Self {
+            let octets = match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            let mut words = [0; 4];
+            for (word, bytes) in words.iter_mut().zip(octets.chunks_exact(4)) {
+                *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            Self(words)
+        }
+    }
+
+    impl From<Address> for IpAddr {
+        /// v4-mapped addresses become IPv4: hnp never shows one.
+        fn from(address: Address) -> Self {
+            let mut octets = [0; 16];
+            for (bytes, word) in octets.chunks_exact_mut(4).zip(address.0) {
+                bytes.copy_from_slice(&word.to_ne_bytes());
+            }
+            Self::V6(Ipv6Addr::from(octets)).to_canonical()
+        }
+    }
+
+    impl DestinationKey {
+        /// The key of a TCP destination; `port` in host order.
+        pub fn tcp(address: IpAddr, port: u16) -> Self {
+            Self { address: address.into(), port: port.to_be(), protocol: TCP, pad: 0 }
+        }
+    }
+
+    impl FlowKey {
+        /// The key of an accepted socket; `client_port` in host order.
+        pub fn new(client: IpAddr, client_port: u16, vip: IpAddr) -> Self {
+            Self { client: client.into(), vip: vip.into(), client_port: client_port.to_be(), pad: 0 }
+        }
+    }
+
+    impl Range {
+        /// The range of a CIDR. `prefix` counts the bits of `base`'s own family.
+        pub fn of(base: IpAddr, prefix: u8) -> Self {
+            let prefix = match base {
+                IpAddr::V4(_) => u32::from(prefix.min(32)) + 96,
+                IpAddr::V6(_) => u32::from(prefix.min(128)),
+            };
+            let ones = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+            let mask = Address::from(IpAddr::V6(Ipv6Addr::from(ones)));
+            let base = Address::from(base);
+            let mut masked = base.0;
+            for (word, mask) in masked.iter_mut().zip(mask.0) {
+                *word &= mask;
+            }
+            Self { base: Address(masked), mask }
+        }
+    }
+
+    // SAFETY (all of these): `repr(C)` or `repr(transparent)` over integers, every byte is a declared
+    // field (the size assertions above leave no room for padding), and every bit pattern is valid.
+    macro_rules! pod {
+        ($($name:ty),+) => {$(
+            // SAFETY: as said above the macro.
+            unsafe impl aya::Pod for $name {}
+        )+};
+    }
+    pod!(Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Range, SocketState);
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        fn ip(text: &str) -> IpAddr {
+            text.parse().expect("an address")
+        }
+
+        #[test]
+        fn one_address_has_one_form() {
+            let v4 = Address::from(ip("10.1.2.3"));
+            assert_eq!(v4, Address::from(ip("::ffff:10.1.2.3")));
+            assert_eq!(v4, Address::v4(u32::from_ne_bytes([10, 1, 2, 3])));
+            assert_eq!(v4.v4_word().to_ne_bytes(), [10, 1, 2, 3]);
+            assert_eq!(IpAddr::from(v4), ip("10.1.2.3"));
+            assert_eq!(IpAddr::from(Address::from(ip("fd00:77::9"))), ip("fd00:77::9"));
+        }
+
+        #[test]
+        fn ranges_hold_their_own_and_nothing_else() {
+            let v4 = Range::of(ip("169.254.77.9"), 24);
+            assert!(v4.contains(ip("169.254.77.0").into()) && v4.contains(ip("169.254.77.255").into()));
+            assert!(!v4.contains(ip("169.254.78.0").into()) && !v4.contains(ip("fd00:77::1").into()));
+            assert!(!v4.contains(ip("::169.254.77.1").into()), "not the mapped prefix");
+            let v6 = Range::of(ip("fd00:77::"), 64);
+            assert!(v6.contains(ip("fd00:77::ffff:1").into()) && !v6.contains(ip("fd00:77:0:1::").into()));
+            assert!(Range::of(ip("::"), 0).contains(ip("1.2.3.4").into()), "everything");
+            assert!(Range::of(ip("10.0.0.1"), 32).contains(ip("10.0.0.1").into()));
+            for any in ["0.0.0.0", "::", "255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
+                assert!(!Range::EMPTY.contains(ip(any).into()), "{any}");
+            }
+        }
+    }
+}

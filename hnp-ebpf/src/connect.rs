@@ -1,0 +1,133 @@
+//! connect(2): sends what goes to a destination to its VIP, and remembers where it was going.
+//!
+//! Here and not in netfilter, because a refusal is then an errno that the caller sees at once, and
+//! because the caller's cgroup is known. Decided by destination first: whoever dials it is captured,
+//! known or not. `Err` is a refusal, so `?` fails closed.
+
+use aya_ebpf::programs::SockAddrContext;
+use hnp_common::Verdict;
+use hnp_common::layout::{Address, FlowKey, SocketState};
+
+use crate::ctx::{self, ECONNREFUSED, Endpoint};
+use crate::maps::config;
+use crate::{caller, maps};
+
+#[inline(always)]
+pub(crate) fn v4(ctx: &SockAddrContext) -> i32 {
+    let dialled = ctx::endpoint4(ctx);
+    conclude(ctx, decide(ctx, dialled), ctx::set_endpoint4)
+}
+
+#[inline(always)]
+pub(crate) fn v6(ctx: &SockAddrContext) -> i32 {
+    // A v4-mapped address is the key of the IPv4 destination, and its VIP is v4-mapped in turn.
+    let dialled = ctx::endpoint6(ctx);
+    conclude(ctx, decide(ctx, dialled), ctx::set_endpoint6)
+}
+
+enum Way {
+    /// As dialled.
+    Untouched(Verdict),
+    /// To the VIP instead.
+    To(Endpoint),
+}
+
+#[inline(always)]
+fn conclude(
+    ctx: &SockAddrContext,
+    way: Result<Way, Verdict>,
+    rewrite: impl FnOnce(&SockAddrContext, Endpoint),
+) -> i32 {
+    match way {
+        Ok(Way::Untouched(verdict)) => ctx::allow(verdict),
+        Ok(Way::To(vip)) => {
+            rewrite(ctx, vip);
+            ctx::allow(Verdict::Redirected)
+        }
+        Err(verdict) => ctx::refuse(ctx, verdict, ECONNREFUSED),
+    }
+}
+
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
+    if let Some(destination) = maps::destination(dialled) {
+        if caller::is_agent() {
+            return Ok(Way::Untouched(Verdict::Exempt));
+        }
+        stream_only(ctx)?;
+        let vip = Endpoint { address: destination.vip, port: config!(agent_port) };
+        remember(ctx, dialled, vip, destination.id, 0)?;
+        return Ok(Way::To(vip));
+    }
+    if maps::is_vip(dialled) {
+        if caller::is_agent() {
+            return Ok(Way::Untouched(Verdict::Exempt));
+        }
+        return to_vip(ctx, dialled);
+    }
+    // This socket may have gone to a destination before.
+    maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
+    Ok(Way::Untouched(Verdict::Missed))
+}
+
+/// A VIP was dialled: by another instance of this program, one call ago, or by the pod itself.
+#[inline(always)]
+fn to_vip(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
+    stream_only(ctx)?;
+    if let Some(state) = maps::state(ctx::socket(ctx))
+        && state.vip == dialled.address
+        && state.agent_port == dialled.port
+        && state.flags & (SocketState::STARTED | SocketState::DIRECT) == 0
+    {
+        return Ok(Way::Untouched(Verdict::AlreadyDone));
+    }
+    if dialled.port != config!(agent_port) {
+        return Err(Verdict::RefusedVipPort);
+    }
+    // Never what an earlier connect() left: the pod goes where it says now.
+    remember(ctx, dialled, dialled, 0, SocketState::DIRECT)?;
+    Ok(Way::Untouched(Verdict::Direct))
+}
+
+/// Only TCP is carried; anything else to a destination is refused, so that clients fall back to it.
+#[inline(always)]
+fn stream_only(ctx: &SockAddrContext) -> Result<(), Verdict> {
+    const TCP: u32 = hnp_common::layout::TCP as u32;
+    const MPTCP: u32 = 262;
+    match ctx::protocol(ctx) {
+        TCP | MPTCP => Ok(()),
+        _ => Err(Verdict::RefusedUdp),
+    }
+}
+
+#[inline(always)]
+fn remember(
+    ctx: &SockAddrContext,
+    dialled: Endpoint,
+    vip: Endpoint,
+    destination: u32,
+    flags: u32,
+) -> Result<(), Verdict> {
+    let caller = caller::current();
+    let sk = ctx::socket(ctx);
+    if let Some(state) = maps::state(sk) {
+        maps::release(state, || ctx::cookie(ctx));
+    }
+    if maps::is_at_limit(caller.pod_id) {
+        return Err(Verdict::RefusedFlowLimit);
+    }
+    let unspecified = Address::UNSPECIFIED;
+    let mut state = SocketState {
+        orig_address: dialled.address,
+        vip: vip.address,
+        orig_port: dialled.port,
+        agent_port: vip.port,
+        destination,
+        cgroup_id: caller.cgroup_id,
+        ancestor_ids: caller.ancestor_ids,
+        pod_id: caller.pod_id,
+        flow: FlowKey { client: unspecified, vip: unspecified, client_port: 0, pad: 0 },
+        flags,
+    };
+    if maps::remember(sk, &mut state) { Ok(()) } else { Err(Verdict::RefusedNotStored) }
+}

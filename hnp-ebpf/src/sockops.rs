@@ -1,0 +1,70 @@
+//! The life of a redirected connection: offered to the agent at its SYN, given back when it closes.
+//!
+//! At the SYN (`TCP_CONNECT_CB`) and not at ESTABLISHED, because the source port is known there for
+//! the first time and with TCP Fast Open the agent may accept before the connection is established.
+//! This runs several times for every TCP connection of every pod: it leaves early.
+
+use aya_ebpf::programs::SockOpsContext;
+use hnp_common::Verdict;
+use hnp_common::layout::{FlowKey, FlowValue, SocketState};
+
+use crate::ctx::{self, Event};
+use crate::maps;
+
+#[inline(always)]
+pub(crate) fn event(ctx: &SockOpsContext) {
+    let event = ctx::event(ctx);
+    if let Event::Other = event {
+        return;
+    }
+    let sk = ctx::event_socket(ctx);
+    if sk.is_null() {
+        return;
+    }
+    let Some(state) = maps::state(sk) else { return };
+    match event {
+        Event::Connecting => connecting(ctx, state),
+        Event::Closed => maps::release(state, || ctx::event_cookie(ctx)),
+        Event::Other => {}
+    }
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, state: &mut SocketState) {
+    if state.flags & SocketState::STARTED != 0 {
+        return;
+    }
+    state.flags |= SocketState::STARTED;
+    // Checked at connect(), too; here for those that called connect() and sent no SYN until now.
+    if maps::is_at_limit(state.pod_id) {
+        maps::count(Verdict::FlowOverLimit);
+        return;
+    }
+    ctx::watch_state(ctx);
+    maps::count_connection(state.pod_id);
+    state.flags |= SocketState::COUNTED;
+
+    let client = ctx::local(ctx);
+    let key = FlowKey { client: client.address, vip: state.vip, client_port: client.port, pad: 0 };
+    let flow = FlowValue {
+        orig_address: state.orig_address,
+        orig_port: state.orig_port,
+        pad: 0,
+        flags: state.flags & SocketState::DIRECT,
+        cgroup_id: state.cgroup_id,
+        ancestor_ids: state.ancestor_ids,
+        cookie: ctx::event_cookie(ctx),
+        destination: state.destination,
+        pad2: 0,
+    };
+    if maps::offer_flow(&key, &flow) {
+        state.flow = key;
+        state.flags |= SocketState::FLOW;
+        maps::count(Verdict::FlowStored);
+    } else {
+        // The agent finds no flow and refuses the connection.
+        maps::count(Verdict::FlowMapFull);
+        #[cfg(feature = "log")]
+        aya_log_ebpf::warn!(ctx, "the flow map is full; the agent will refuse a connection");
+    }
+}
