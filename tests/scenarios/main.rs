@@ -1,5 +1,22 @@
 //! What hnp promises, one module per promise, each with a control that must behave the other way.
 //!
-//! Needs root: the worlds are made of network namespaces and cgroups. `cargo xtask test --tier host`.
+//! The agent, the kernel programs, the managers and the clients are all real. Needs root, because
+//! worlds are made of network namespaces and cgroups: `cargo xtask test --tier host`.
 
+mod bad_requests;
+mod bad_responses;
+mod bulk;
+mod capture_rules;
+mod drain;
+mod http_semantics;
+mod logs_and_metrics;
+mod main_job;
+mod many_connections;
+mod names;
+mod opaque;
+mod other_names;
+mod privileges;
+mod rotation;
+mod upstream_failures;
+mod vendor_certificate;
 mod world;

@@ -105,7 +105,7 @@ pub enum Job {
         /// The address to send to.
         addr: SocketAddr,
     },
-    /// Binds a listening socket and reports whether the kernel allowed it.
+    /// Binds a listening socket with SO_REUSEPORT and reports whether the kernel allowed it.
     Bind {
         /// The address to bind.
         addr: SocketAddr,

@@ -68,6 +68,13 @@ impl Spec {
         }
     }
 
+    /// With its common name also as a DNS name.
+    #[must_use]
+    pub fn named(mut self) -> Self {
+        self.names.push(self.common_name.clone());
+        self
+    }
+
     /// With an RSA key of 2048 bits instead of one on P-256.
     #[must_use]
     pub fn rsa(mut self) -> Self {

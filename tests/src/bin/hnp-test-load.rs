@@ -55,7 +55,7 @@ async fn perform(job: Job) -> Result<Report> {
         Job::Upload { target, bytes, seed, chunked } => upload(&target, bytes, seed, chunked).await,
         Job::Download { target } => download(&target).await,
         Job::Datagram { addr } => Ok(one(datagram(addr))),
-        Job::Bind { addr } => Ok(one(std::net::TcpListener::bind(addr).map(drop).map_err(Into::into))),
+        Job::Bind { addr } => Ok(one(bind(addr))),
     }
 }
 
@@ -71,6 +71,13 @@ fn datagram(addr: SocketAddr) -> Result<()> {
     let any = if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     std::net::UdpSocket::bind(any)?.send_to(b"anybody there?", addr)?;
     Ok(())
+}
+
+fn bind(addr: SocketAddr) -> Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.listen(1)?)
 }
 
 /// Counts what many tasks do.
