@@ -124,6 +124,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     let mut why = "the start failed";
     if failed.is_none() {
         tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        tasks.spawn(keep_house(capture.clone(), tasks.token()));
         drop(starting);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -172,6 +173,24 @@ fn follow_names(
         capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired))
     };
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
+}
+
+/// How often capture looks after itself: kubelet's cgroups, flows that nobody took.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if let Some(capture) = &mut *capture.lock().unwrap_or_else(PoisonError::into_inner)
+            && let Err(error) = capture.housekeep()
+        {
+            tracing::warn!(%error, "capture could not look after itself; trying again");
+        }
+    }
 }
 
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.

@@ -16,9 +16,15 @@ use crate::toolchain::{Workspace, cargo};
 pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
     build_ebpf::build(workspace)?;
     step("building the agent and the test kit's programs");
-    shell::run(
-        cargo().current_dir(&workspace.root).args(["build", "--locked", "-p", "hnp-agent", "-p", "hnp-tests", "--bins"]),
-    )?;
+    shell::run(cargo().current_dir(&workspace.root).args([
+        "build",
+        "--locked",
+        "-p",
+        "hnp-agent",
+        "-p",
+        "hnp-tests",
+        "--bins",
+    ]))?;
     Ok(workspace.debug_bin("hnp-agent"))
 }
 
@@ -28,17 +34,19 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
 /// # Errors
 /// When the build fails.
 pub(crate) fn tests_of(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
-    let text = shell::output(cargo().current_dir(&workspace.root).stderr(std::process::Stdio::inherit()).args([
-        "test",
-        "--locked",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "-p",
-        package,
-    ]))?;
+    let text =
+        shell::output(cargo().current_dir(&workspace.root).stderr(std::process::Stdio::inherit()).args([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+            "-p",
+            package,
+        ]))?;
     let mut executables = Vec::new();
     for line in text.lines() {
-        let message: serde_json::Value = serde_json::from_str(line).context("cargo's messages are not JSON")?;
+        let message: serde_json::Value =
+            serde_json::from_str(line).context("cargo's messages are not JSON")?;
         let is_test = message["profile"]["test"] == true;
         if let (true, Some(path)) = (is_test, message["executable"].as_str()) {
             executables.push(PathBuf::from(path));

@@ -22,7 +22,14 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     dependencies::check(&workspace)?;
     step("lints");
     shell::run(cargo().current_dir(&workspace.root).args([
-        "clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings",
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
     ]))?;
     step("lints of the BPF programs");
     build_ebpf::clippy(&workspace)?;

@@ -9,6 +9,7 @@ mod build_ebpf;
 mod check;
 mod core_source;
 mod demo;
+mod dependencies;
 mod privileged;
 mod setup;
 mod shell;

@@ -51,7 +51,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
     if !options.kernel.is_empty() {
-        bail!("--kernel is for the vm and node tiers, which do not exist yet; the host tier runs on this kernel");
+        bail!(
+            "--kernel is for the vm and node tiers, which do not exist yet; the host tier runs on this kernel"
+        );
     }
     for tier in &options.tier {
         match tier {
@@ -65,7 +67,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn unit(workspace: &Workspace) -> Result<()> {
     step("unit tests");
-    shell::run(cargo().current_dir(&workspace.root).args(["test", "--locked", "--workspace", "--exclude", "hnp-tests"]))
+    shell::run(cargo().current_dir(&workspace.root).args([
+        "test",
+        "--locked",
+        "--workspace",
+        "--exclude",
+        "hnp-tests",
+    ]))
 }
 
 fn host(workspace: &Workspace, arguments: &[String]) -> Result<()> {

@@ -50,6 +50,7 @@ metrics! {
     ACCESS_DROPPED = "hnp_access_lines_dropped", Counter, "Access lines that were dropped because the log could not be written fast enough";
     KERNEL_VERDICTS = "hnp_kernel_verdicts", Counter, "What the kernel programs decided, by verdict";
     FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";
+    CAPTURED_OPEN = "hnp_captured_connections_open", Gauge, "Captured connections that pods hold open, as the kernel counts them";
     DESTINATIONS = "hnp_destinations", Gauge, "Addresses that are captured now";
     NAMES_PENDING = "hnp_names_pending", Gauge, "Names of destinations that have not resolved yet";
     NAMES_FAILING = "hnp_names_failing", Gauge, "Names of destinations whose last look-up failed";
