@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +41,7 @@ type WorkerThread = JoinHandle<std::io::Result<usize>>;
 /// # Errors
 /// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
 pub fn run(plan: Plan) -> Result<()> {
+    accept_stop_signals()?;
     let plan = Arc::new(plan);
     let node = Node::check(&plan.capture)?;
     raise_file_limit();
@@ -72,7 +74,8 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     };
 
     let vips = SharedVipTable::new(ArcSwap::default());
-    let workloads: Arc<dyn WorkloadSource> = Arc::new(CgroupWorkloads::new(node.cgroup()));
+    let workloads: Arc<dyn WorkloadSource> =
+        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
     let resolver = Resolver::new(&plan.resolver)?;
     let capture = Capture::start(&node, &plan.capture, vips.clone())?;
     let flows = capture.flow_source();
@@ -121,6 +124,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     let mut why = "the start failed";
     if failed.is_none() {
         tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        tasks.spawn(keep_house(capture.clone(), tasks.token()));
         drop(starting);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -171,6 +175,24 @@ fn follow_names(
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
 }
 
+/// How often capture looks after itself: kubelet's cgroups, flows that nobody took.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if let Some(capture) = &mut *capture.lock().unwrap_or_else(PoisonError::into_inner)
+            && let Err(error) = capture.housekeep()
+        {
+            tracing::warn!(%error, "capture could not look after itself; trying again");
+        }
+    }
+}
+
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.
 async fn drain(
     plan: &Plan,
@@ -216,6 +238,15 @@ async fn any_ended(workers: &[WorkerThread]) {
     while !workers.iter().any(JoinHandle::is_finished) {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// A parent that blocks signals hands that down; an agent that cannot be told to stop would be killed
+/// without a drain. Before any thread is made, so that all have it.
+fn accept_stop_signals() -> Result<()> {
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTERM);
+    stop.add(Signal::SIGINT);
+    stop.thread_unblock().context("cannot unblock SIGTERM and SIGINT")
 }
 
 /// Two descriptors per connection: the soft limit is raised to the hard one.

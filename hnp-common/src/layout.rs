@@ -137,7 +137,7 @@ pub struct FlowValue {
     pub orig_port: u16,
     /// Always zero.
     pub pad: u16,
-    /// [`SocketState::DIRECT`] or 0.
+    /// A combination of [`SocketState::DIRECT`] and [`FlowValue::CLOSED`].
     pub flags: u32,
     /// Cgroup of the task that called connect().
     pub cgroup_id: u64,
@@ -151,6 +151,11 @@ pub struct FlowValue {
     pub pad2: u32,
 }
 const _: () = assert!(size_of::<FlowValue>() == 64);
+
+impl FlowValue {
+    /// The client's side of the connection is over; the agent may still have to accept it.
+    pub const CLOSED: u32 = 0x10;
+}
 
 /// An address range, compared under a mask.
 #[repr(C)]

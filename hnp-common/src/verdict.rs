@@ -53,8 +53,8 @@ verdicts! {
     FlowMapFull = "flow_map_full", Some(Reason::NoFlow);
     /// A flow was not written, so the agent will refuse the connection: the pod is over its limit.
     FlowOverLimit = "flow_over_limit", Some(Reason::FlowLimit);
-    /// A flow that the agent never took was deleted when its socket closed.
-    FlowExpired = "flow_expired", None;
+    /// A flow was deleted, because its connection did not come about.
+    FlowDropped = "flow_dropped", None;
 }
 
 impl Verdict {

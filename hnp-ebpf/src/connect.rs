@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use hnp_common::Verdict;
-use hnp_common::layout::{Address, FlowKey, SocketState};
+use hnp_common::layout::SocketState;
 
 use crate::ctx::{self, ECONNREFUSED, Endpoint};
 use crate::maps::config;
@@ -109,25 +109,21 @@ fn remember(
     flags: u32,
 ) -> Result<(), Verdict> {
     let caller = caller::current();
-    let sk = ctx::socket(ctx);
-    if let Some(state) = maps::state(sk) {
-        maps::release(state, || ctx::cookie(ctx));
-    }
     if maps::is_at_limit(caller.pod_id) {
         return Err(Verdict::RefusedFlowLimit);
     }
-    let unspecified = Address::UNSPECIFIED;
-    let mut state = SocketState {
-        orig_address: dialled.address,
-        vip: vip.address,
-        orig_port: dialled.port,
-        agent_port: vip.port,
-        destination,
-        cgroup_id: caller.cgroup_id,
-        ancestor_ids: caller.ancestor_ids,
-        pod_id: caller.pod_id,
-        flow: FlowKey { client: unspecified, vip: unspecified, client_port: 0, pad: 0 },
-        flags,
-    };
-    if maps::remember(sk, &mut state) { Ok(()) } else { Err(Verdict::RefusedNotStored) }
+    let state = maps::state_or_new(ctx::socket(ctx)).ok_or(Verdict::RefusedNotStored)?;
+    maps::release(state, true, || ctx::cookie(ctx));
+    // Field by field: a whole value on the stack is zeroed by a loop that the verifier accepts from
+    // CAP_PERFMON only. The flow's key stays as it is; no flag says that there is one.
+    state.orig_address = dialled.address;
+    state.vip = vip.address;
+    state.orig_port = dialled.port;
+    state.agent_port = vip.port;
+    state.destination = destination;
+    state.cgroup_id = caller.cgroup_id;
+    state.ancestor_ids = caller.ancestor_ids;
+    state.pod_id = caller.pod_id;
+    state.flags = flags;
+    Ok(())
 }

@@ -130,12 +130,13 @@ pub(crate) fn allow(verdict: Verdict) -> i32 {
 #[inline(always)]
 pub(crate) fn refuse(ctx: &SockAddrContext, verdict: Verdict, errno: i32) -> i32 {
     maps::count(verdict);
+    // Numbers only: copying text of a length that is not constant needs CAP_PERFMON.
     #[cfg(feature = "log")]
     aya_log_ebpf::info!(
         ctx,
-        "{}: port {} refused with errno {}",
-        verdict.code(),
+        "port {}: refused, verdict {}, errno {}",
         u16::from_be(port(ctx)),
+        verdict.index(),
         errno
     );
     #[cfg(not(feature = "log"))]
@@ -151,8 +152,8 @@ pub(crate) fn refuse(ctx: &SockAddrContext, verdict: Verdict, errno: i32) -> i32
 pub(crate) enum Event {
     /// The SYN is about to be sent; both ends of the connection are known.
     Connecting,
-    /// The connection is over.
-    Closed,
+    /// The connection is over; it may never have been established.
+    Closed { established: bool },
     /// Nothing of interest.
     Other,
 }
@@ -162,10 +163,19 @@ pub(crate) enum Event {
 pub(crate) fn event(ctx: &SockOpsContext) -> Event {
     const TCP_CONNECT_CB: u32 = 3;
     const STATE_CB: u32 = 10;
+    const TCP_SYN_SENT: u32 = 2;
     const TCP_CLOSE: u32 = 7;
     match read!(ctx.ops, op) {
         TCP_CONNECT_CB => Event::Connecting,
-        STATE_CB if read!(ctx.ops, __bindgen_anon_1.args[1]) == TCP_CLOSE => Event::Closed,
+        STATE_CB => {
+            let (before, now) =
+                (read!(ctx.ops, __bindgen_anon_1.args[0]), read!(ctx.ops, __bindgen_anon_1.args[1]));
+            if now == TCP_CLOSE {
+                Event::Closed { established: before != TCP_SYN_SENT }
+            } else {
+                Event::Other
+            }
+        }
         _ => Event::Other,
     }
 }

@@ -29,7 +29,8 @@ static DESTINATIONS: HashMap<DestinationKey, Destination> = HashMap::with_max_en
 #[btf_map]
 static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 
-/// Written at the SYN; taken by the agent on accept, or deleted when the socket closes before that.
+/// Written at the SYN; taken by the agent on accept. Deleted when the connection does not come about,
+/// and swept out by the agent when it closed long ago and was never accepted.
 /// Not an LRU: an eviction would cut the connection of somebody else.
 #[map]
 static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(MAX_FLOWS, 0);
@@ -92,21 +93,13 @@ pub(crate) fn state(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
     }
 }
 
-/// Remembers `new` with a socket, in place of what was there. `false`: no memory for it.
+/// Room to remember something with a socket: what was there, or zeroes. `None`: no memory for it.
 #[inline(always)]
-pub(crate) fn remember(sk: *mut bpf_sock, new: &mut SocketState) -> bool {
+pub(crate) fn state_or_new(sk: *mut bpf_sock) -> Option<&'static mut SocketState> {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    let value: *mut SocketState = new;
-    // SAFETY: as in `state`; `value` is of the map's value type.
-    let slot = unsafe {
-        bpf_sk_storage_get(sockets(), sk.cast(), value.cast(), flags).cast::<SocketState>().as_mut()
-    };
-    match slot {
-        Some(slot) => {
-            *slot = *new;
-            true
-        }
-        None => false,
+    // SAFETY: as in `state`; the kernel fills new values with zeroes, which are a valid state.
+    unsafe {
+        bpf_sk_storage_get(sockets(), sk.cast(), core::ptr::null_mut(), flags).cast::<SocketState>().as_mut()
     }
 }
 
@@ -114,7 +107,7 @@ pub(crate) fn remember(sk: *mut bpf_sock, new: &mut SocketState) -> bool {
 #[inline(always)]
 pub(crate) fn forget(sk: *mut bpf_sock, cookie: impl FnOnce() -> u64) {
     if let Some(state) = state(sk) {
-        release(state, cookie);
+        release(state, true, cookie);
         // SAFETY: as in `state`.
         unsafe { bpf_sk_storage_delete(sockets(), sk.cast()) };
     }
@@ -122,23 +115,30 @@ pub(crate) fn forget(sk: *mut bpf_sock, cookie: impl FnOnce() -> u64) {
 
 /// Gives back what a connection holds beside its socket: its place in the pod's count, and its flow.
 ///
-/// The flags say what it holds, so this may be called any number of times.
+/// The flags say what it holds, so this may be called any number of times. A flow is deleted only if
+/// the agent will never see its connection. One that was established waits in the agent's backlog,
+/// and a client may well have sent all it had to say and be gone by then: that flow is marked, and
+/// the agent sweeps it out if it never comes to accept it.
 #[inline(always)]
-pub(crate) fn release(state: &mut SocketState, cookie: impl FnOnce() -> u64) {
+pub(crate) fn release(state: &mut SocketState, established: bool, cookie: impl FnOnce() -> u64) {
     if state.flags & SocketState::COUNTED != 0 {
         uncount_connection(state.pod_id);
     }
-    if state.flags & SocketState::FLOW != 0 {
-        let key = state.flow;
-        // SAFETY: read-only; the worst a reused entry can do is to have another cookie.
-        if let Some(flow) = unsafe { FLOWS.get(key) }
-            && flow.cookie == cookie()
-            && FLOWS.remove(key).is_ok()
-        {
-            count(Verdict::FlowExpired);
+    if state.flags & SocketState::FLOW != 0
+        && let Some(flow) = FLOWS.get_ptr_mut(state.flow)
+        // SAFETY: a map value, valid while the program runs; the worst a reused entry can do is to
+        // have another cookie.
+        && unsafe { (*flow).cookie } == cookie()
+    {
+        if established {
+            // SAFETY: as above.
+            unsafe { (*flow).flags |= FlowValue::CLOSED };
+        } else if FLOWS.remove(state.flow).is_ok() {
+            count(Verdict::FlowDropped);
         }
     }
-    state.flags &= SocketState::DIRECT;
+    // STARTED stays: what this socket dials next is its own doing.
+    state.flags &= SocketState::DIRECT | SocketState::STARTED;
 }
 
 /// Offers a connection to the agent. `false`: the map is full.

@@ -24,7 +24,7 @@ pub(crate) fn event(ctx: &SockOpsContext) {
     let Some(state) = maps::state(sk) else { return };
     match event {
         Event::Connecting => connecting(ctx, state),
-        Event::Closed => maps::release(state, || ctx::event_cookie(ctx)),
+        Event::Closed { established } => maps::release(state, established, || ctx::event_cookie(ctx)),
         Event::Other => {}
     }
 }

@@ -3,11 +3,17 @@
 //! One file per command; a step that fails prints the line to paste. `cargo build` and `cargo test`
 //! need none of this as long as the BPF programs are not touched.
 
+mod binaries;
 mod bpf_linker;
 mod build_ebpf;
+mod check;
 mod core_source;
+mod demo;
+mod dependencies;
+mod privileged;
 mod setup;
 mod shell;
+mod test;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -26,6 +32,9 @@ struct Options {
 enum Command {
     Setup(setup::Options),
     BuildEbpf(build_ebpf::Options),
+    Demo(demo::Options),
+    Test(test::Options),
+    Check(check::Options),
 }
 
 fn main() -> ExitCode {
@@ -42,5 +51,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(options) => setup::run(&options),
         Command::BuildEbpf(options) => build_ebpf::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Check(options) => check::run(&options),
     }
 }

@@ -70,7 +70,7 @@ impl Loaded {
                 Program::SockOps(program) => program.load(),
                 _ => Err(ProgramError::UnexpectedProgramType),
             };
-            loaded.map_err(|source| CaptureError::Verify { program: name, source: Box::new(source) })?;
+            loaded.map_err(|error| refused(name, error))?;
         }
         Ok(Self { ebpf })
     }
@@ -164,6 +164,20 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.detach_links();
+    }
+}
+
+/// The verifier says everything it looked at; why it refused comes last.
+fn refused(program: &'static str, error: ProgramError) -> CaptureError {
+    const LAST_LINES: usize = 12;
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<_> = log.lines().filter(|line| !line.is_empty()).collect();
+            let words = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+            CaptureError::Verify { program, words, source: io_error }
+        }
+        other => CaptureError::Verify { program, words: String::new(), source: io::Error::other(other) },
     }
 }
 

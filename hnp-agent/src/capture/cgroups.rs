@@ -88,7 +88,7 @@ fn open(path: &Path) -> std::io::Result<Cgroup> {
 }
 
 /// Where cgroup2 is mounted, the usual places first.
-fn mounts() -> Vec<PathBuf> {
+pub(super) fn mounts() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = parse_mounts(&text);
     found.sort_by_key(|path| match path.to_str() {

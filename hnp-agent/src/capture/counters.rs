@@ -28,9 +28,10 @@ impl Counters {
         Verdict::ALL.iter().map(sum).collect()
     }
 
-    /// Open connections by pod.
-    pub(super) fn open_connections(&self) -> Result<Vec<(u64, u64)>, CaptureError> {
-        self.pods.iter().map(|entry| entry.map_err(error("read", "PODS"))).collect()
+    /// Captured connections that are open, over all pods.
+    pub(super) fn open_connections(&self) -> Result<u64, CaptureError> {
+        let counts = self.pods.iter().map(|entry| entry.map(|(_, count)| count));
+        counts.sum::<Result<u64, _>>().map_err(error("read", "PODS"))
     }
 }
 

@@ -5,7 +5,6 @@ use std::io;
 use std::path::PathBuf;
 
 use aya::maps::MapError;
-use aya::programs::ProgramError;
 
 /// A failed step of [`Capture`](super::Capture).
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +31,15 @@ pub enum CaptureError {
     #[error("the embedded BPF object has no {0}: cargo xtask build-ebpf, then build again")]
     ObjectLacks(&'static str),
     /// A program was refused by the verifier.
-    #[error("the kernel refused to load {program}; the cause has the verifier's words")]
+    #[error("the kernel refused to load {program}; the verifier's last words:\n{words}")]
     Verify {
         /// The program's name.
         program: &'static str,
+        /// The end of the verifier's log.
+        words: String,
         /// The kernel's answer.
         #[source]
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// A program could not be attached.
     #[error(

@@ -2,12 +2,13 @@
 //!
 //! Read and deleted in one step, on the worker's own thread, right after accept.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap as KernelMap, Map, MapData};
 use hnp_common::Reason;
 use hnp_common::layout::{FlowKey, FlowValue, SocketState};
 
@@ -18,7 +19,7 @@ use crate::proxy::flow::{Flow, FlowSource};
 
 /// The kernel's `FLOWS`.
 pub(super) struct KernelFlows {
-    map: HashMap<MapData, FlowKey, FlowValue>,
+    map: KernelMap<MapData, FlowKey, FlowValue>,
     fd: OwnedFd,
     ranges: Ranges,
     /// Hash maps answer lookup-and-delete since Linux 5.14; found out at the first flow.
@@ -39,7 +40,7 @@ impl KernelFlows {
             .try_clone_to_owned()
             .map_err(|source| error("open", aya::maps::MapError::IoError(source)))?;
         // Checks the sizes of key and value, which the raw calls below rely on.
-        let map = HashMap::try_from(map).map_err(|source| error("open", source))?;
+        let map = KernelMap::try_from(map).map_err(|source| error("open", source))?;
         Ok(Self { map, fd, ranges, in_one_step: AtomicBool::new(true) })
     }
 
@@ -51,6 +52,28 @@ impl KernelFlows {
             count += 1;
         }
         Ok(count)
+    }
+
+    /// Deletes what closed before the previous sweep and was never taken: the agent's backlog was
+    /// full, or its listener was replaced. `closed` keeps what this sweep saw for the next one.
+    pub(super) fn sweep(&self, closed: &mut HashMap<FlowKey, u64>) -> Result<usize, CaptureError> {
+        let mut swept = 0;
+        let mut seen = HashMap::new();
+        for entry in self.map.iter() {
+            let (key, value) = entry.map_err(|source| error("read", source))?;
+            if value.flags & FlowValue::CLOSED == 0 {
+                continue;
+            }
+            if closed.get(&key) == Some(&value.cookie) {
+                sys::map_delete::<Self>(self.fd.as_fd(), &key)
+                    .map_err(|source| error("remove from", aya::maps::MapError::IoError(source)))?;
+                swept += 1;
+            } else {
+                seen.insert(key, value.cookie);
+            }
+        }
+        *closed = seen;
+        Ok(swept)
     }
 
     fn take_value(&self, key: &FlowKey) -> io::Result<Option<FlowValue>> {

@@ -21,9 +21,10 @@ mod sync;
 mod sys;
 mod vips;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use hnp_common::layout::Range;
+use hnp_common::layout::{FlowKey, Range};
 
 pub use error::{CaptureError, Missing};
 pub use preflight::Node;
@@ -42,6 +43,8 @@ pub struct Capture {
     destinations: sync::Destinations,
     counters: counters::Counters,
     flows: Arc<flows::KernelFlows>,
+    /// What the last [`Capture::housekeep`] saw closed, with its socket's cookie.
+    closed_flows: HashMap<FlowKey, u64>,
     qos: cgroups::QosCgroups,
     routes: anyip::Routes,
     _log: Option<kernel_log::Reader>,
@@ -72,7 +75,16 @@ impl Capture {
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
         let attachment = loaded.attach(&node.cgroup, lock)?;
-        Ok(Self { attachment, destinations, counters, flows, qos, routes, _log: log })
+        Ok(Self {
+            attachment,
+            destinations,
+            counters,
+            flows,
+            closed_flows: HashMap::new(),
+            qos,
+            routes,
+            _log: log,
+        })
     }
 
     /// Where workers take the flows of accepted connections from.
@@ -93,6 +105,21 @@ impl Capture {
         self.destinations.sync(desired)
     }
 
+    /// Looks after what changes by itself: kubelet's cgroups, and flows of connections that closed
+    /// without ever being accepted. To be called every half minute or so; what was closed for less
+    /// than the time between two calls is never swept.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read or write a map.
+    pub fn housekeep(&mut self) -> Result<(), CaptureError> {
+        self.qos.refresh()?;
+        let swept = self.flows.sweep(&mut self.closed_flows)?;
+        if swept > 0 {
+            tracing::warn!(swept, "connections closed without having been accepted");
+        }
+        Ok(())
+    }
+
     /// Writes what the kernel counts and what is captured, at a scrape.
     pub fn write_metrics(&self, out: &mut Exposition<'_, '_>) {
         let unreadable = |error: CaptureError| tracing::warn!(%error, "the kernel's counters cannot be read");
@@ -109,6 +136,10 @@ impl Capture {
         }
         match self.flows.count() {
             Ok(count) => out.single(&names::FLOWS, count as u64),
+            Err(error) => unreadable(error),
+        }
+        match self.counters.open_connections() {
+            Ok(count) => out.single(&names::CAPTURED_OPEN, count),
             Err(error) => unreadable(error),
         }
         out.single(&names::DESTINATIONS, self.destinations.len() as u64);

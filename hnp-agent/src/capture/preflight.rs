@@ -41,6 +41,11 @@ impl Node {
         check(plan)
     }
 
+    /// Where the cgroup2 file system that holds it is mounted.
+    pub fn mount(&self) -> PathBuf {
+        cgroups::mounts().into_iter().find(|mount| self.cgroup.path.starts_with(mount)).unwrap_or_default()
+    }
+
     /// The directory of the cgroup that capture attaches to.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup.path

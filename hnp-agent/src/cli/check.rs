@@ -4,6 +4,8 @@
 //! pipeline as well as on the node. Exit code 0: the agent would serve. 1: it would not, and stderr
 //! has one line for each mistake.
 
+mod summary;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,10 +13,11 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::plan::{Enforcement, Host, Identity, Mode, Plan, Protocol, Roots, Route, Trust};
-use crate::config::{self, LoadError, Mistake, humane};
+use crate::config::plan::{Enforcement, Host, Identity, Plan, Roots, Route, Trust};
+use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
 use crate::{identity, trust};
+use summary::{IdentitySummary, LeafSummary, Summary, TrustSummary, agent_summary, route_summary};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -67,60 +70,6 @@ struct Finding {
     column: Option<usize>,
     key: String,
     what: String,
-}
-
-/// The Plan in words.
-#[derive(Debug, Serialize)]
-struct Summary {
-    routes: Vec<RouteSummary>,
-    identities: Vec<IdentitySummary>,
-    trusts: Vec<TrustSummary>,
-    agent: Vec<(&'static str, String)>,
-}
-
-#[derive(Debug, Serialize)]
-struct RouteSummary {
-    name: String,
-    enforcement: &'static str,
-    protocol: &'static str,
-    mode: &'static str,
-    destinations: Vec<String>,
-    upstream: String,
-    server_name: String,
-    identity: String,
-    trust: String,
-    timeouts: String,
-    pool_idle: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct IdentitySummary {
-    name: String,
-    certificate: PathBuf,
-    key: PathBuf,
-    /// Missing when it could not be loaded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    leaf: Option<LeafSummary>,
-}
-
-#[derive(Debug, Serialize)]
-struct LeafSummary {
-    subject: String,
-    issuer: String,
-    serial: String,
-    not_before: String,
-    not_after: String,
-    version: u8,
-    chain_length: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct TrustSummary {
-    name: String,
-    source: String,
-    /// Missing when it could not be loaded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    roots: Option<usize>,
 }
 
 impl Report {
@@ -235,10 +184,7 @@ impl Report {
     fn text(&self) -> String {
         let mut text = String::new();
         if let Some(plan) = &self.plan {
-            plan.routes.iter().for_each(|route| route.write(&mut text));
-            plan.identities.iter().for_each(|identity| identity.write(&mut text));
-            plan.trusts.iter().for_each(|trust| trust.write(&mut text));
-            table(&mut text, "agent".into(), &plan.agent);
+            plan.write(&mut text);
         }
         let verdict = match (self.mistakes.len(), self.warnings.len()) {
             (0, 0) => "no mistakes".to_owned(),
@@ -287,138 +233,6 @@ fn promise(index: usize, route: &Route) -> Option<Finding> {
         );
         Finding::elsewhere(format!("routes[{index}].destinations"), what)
     })
-}
-
-fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
-    let timeouts = &route.timeouts;
-    let timeouts = [
-        ("head", timeouts.head),
-        ("idle", timeouts.idle),
-        ("connect", timeouts.connect),
-        ("tls", timeouts.tls),
-        ("response", timeouts.response),
-    ];
-    RouteSummary {
-        name: route.name.to_string(),
-        enforcement: match route.enforcement {
-            Enforcement::Loose => "loose",
-            Enforcement::Strict => "strict",
-        },
-        protocol: match route.protocol {
-            Protocol::Http => "http",
-            Protocol::Opaque => "opaque",
-        },
-        mode: match route.mode {
-            Mode::ReverseProxy => "reverse-proxy",
-        },
-        destinations: route.destinations.iter().map(ToString::to_string).collect(),
-        upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
-        server_name: route.upstream.server_name.to_str().into_owned(),
-        identity: plan.identities[route.identity].name.to_string(),
-        trust: plan.trusts[route.trust].name.to_string(),
-        timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
-        pool_idle: route.upstream.pool_idle,
-    }
-}
-
-fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
-    let capture = &plan.capture;
-    let cgroup = match &capture.cgroup {
-        Some(path) => path.display().to_string(),
-        None => "kubepods* under the cgroup2 mount".into(),
-    };
-    let resolver = &plan.resolver;
-    let log = &plan.log;
-    vec![
-        ("cgroup", cgroup),
-        ("bpffs", capture.bpffs.display().to_string()),
-        ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
-        ("per pod", format!("{} connections", capture.connections_per_pod)),
-        (
-            "limits",
-            format!(
-                "{} connections, heads of {} bytes, buffers of {} bytes",
-                plan.limits.connections, plan.limits.head_bytes, plan.limits.buffer_bytes
-            ),
-        ),
-        (
-            "resolver",
-            format!(
-                "{}, {}; TTL {} to {}, grace {}",
-                resolver.resolv_conf.display(),
-                resolver.hosts.display(),
-                humane(resolver.min_ttl),
-                humane(resolver.max_ttl),
-                humane(resolver.grace)
-            ),
-        ),
-        ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
-        (
-            "log",
-            format!(
-                "{:?}, {}, access lines {}",
-                log.format,
-                log.level,
-                if log.access { "on" } else { "off" }
-            )
-            .to_lowercase(),
-        ),
-        ("drain", humane(plan.drain_deadline)),
-        ("workers", plan.workers.to_string()),
-    ]
-}
-
-impl RouteSummary {
-    fn write(&self, text: &mut String) {
-        let rows = [
-            ("destinations", self.destinations.join(", ")),
-            ("upstream", format!("{} (certificate for {})", self.upstream, self.server_name)),
-            ("identity", self.identity.clone()),
-            ("trust", self.trust.clone()),
-            ("timeouts", self.timeouts.clone()),
-            ("pool", format!("{} idle connections per worker", self.pool_idle)),
-        ];
-        table(
-            text,
-            format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),
-            &rows,
-        );
-    }
-}
-
-impl IdentitySummary {
-    fn write(&self, text: &mut String) {
-        let mut rows = vec![
-            ("certificate", self.certificate.display().to_string()),
-            ("key", self.key.display().to_string()),
-        ];
-        if let Some(leaf) = &self.leaf {
-            rows.push(("subject", leaf.subject.clone()));
-            rows.push(("issuer", leaf.issuer.clone()));
-            rows.push(("serial", leaf.serial.clone()));
-            rows.push(("valid", format!("{} to {}", leaf.not_before, leaf.not_after)));
-            rows.push((
-                "form",
-                format!("X.509 version {}, {} certificate(s)", leaf.version, leaf.chain_length),
-            ));
-        }
-        table(text, format!("identity {}", self.name), &rows);
-    }
-}
-
-impl TrustSummary {
-    fn write(&self, text: &mut String) {
-        let count = self.roots.map_or("not loaded".into(), |roots| roots.to_string());
-        table(text, format!("trust {}", self.name), &[("from", self.source.clone()), ("roots", count)]);
-    }
-}
-
-fn table(text: &mut String, title: String, rows: &[(&'static str, String)]) {
-    let _ = writeln!(text, "{title}");
-    for (key, value) in rows {
-        let _ = writeln!(text, "  {key:<13} {value}");
-    }
-    text.push('\n');
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub(super) fn duration(text: &str) -> Value<Duration> {
     }
 }
 
-/// The shortest form that [`duration`] reads back.
+/// The shortest form in which the configuration can say it, such as `90s` or `5m`.
 pub fn humane(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {

@@ -300,6 +300,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_too_large_for_udp_is_fetched_over_tcp_whole() {
+        let dns = Dns::start();
+        let many: Vec<String> = (1..=100).map(|n| format!("10.0.1.{n}")).collect();
+        dns.set("m.test.", Answer::addrs(60, &many.iter().map(String::as_str).collect::<Vec<_>>()));
+        let node = Node::new(&dns);
+        let found = node.resolver().lookup(&name("m.test")).await.unwrap();
+        assert_eq!(found.addrs.len(), 100);
+    }
+
+    #[tokio::test]
     async fn the_hosts_file_wins_and_is_read_again_when_it_changes() {
         let dns = Dns::start();
         dns.set("m.test.", Answer::addrs(60, &["10.0.0.1"]));

@@ -1,7 +1,8 @@
-//! A name server that answers over UDP on loopback as a test tells it, and a node's two files.
+//! A name server that answers over UDP and TCP on loopback as a test tells it, and a node's two files.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ impl Answer {
 pub(super) struct Dns {
     addr: SocketAddr,
     zone: Arc<Mutex<Zone>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -55,12 +56,23 @@ impl Dns {
     }
 
     pub(super) fn start_on(addr: &str, port: u16) -> Self {
-        let socket = UdpSocket::bind((addr, port)).unwrap();
-        let addr = socket.local_addr().unwrap();
+        // Another test may have the same port over TCP: then another one.
+        let (udp, tcp) = std::iter::repeat_with(|| {
+            let udp = UdpSocket::bind((addr, port)).unwrap();
+            let tcp = TcpListener::bind(udp.local_addr().unwrap()).ok()?;
+            Some((udp, tcp))
+        })
+        .flatten()
+        .next()
+        .unwrap();
+        let addr = udp.local_addr().unwrap();
         let zone = Arc::new(Mutex::new(Zone::default()));
-        let for_thread = Arc::clone(&zone);
-        let thread = std::thread::spawn(move || serve(&socket, &for_thread));
-        Self { addr, zone, thread: Some(thread) }
+        let (for_udp, for_tcp) = (Arc::clone(&zone), Arc::clone(&zone));
+        let threads = vec![
+            std::thread::spawn(move || serve_udp(&udp, &for_udp)),
+            std::thread::spawn(move || serve_tcp(&tcp, &for_tcp)),
+        ];
+        Self { addr, zone, threads }
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -87,54 +99,85 @@ impl Drop for Dns {
     fn drop(&mut self) {
         self.zone.lock().unwrap().stop = true;
         let _ = UdpSocket::bind((self.addr.ip(), 0)).and_then(|socket| socket.send_to(&[], self.addr));
-        if let Some(thread) = self.thread.take() {
+        let _ = TcpStream::connect(self.addr);
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn serve(socket: &UdpSocket, zone: &Mutex<Zone>) {
+/// RFC 1035, 4.2.1: what a UDP answer holds; more is truncated, and asked for again over TCP.
+const UDP_MAX: usize = 512;
+
+fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
     let mut buf = [0; 4096];
     loop {
         let Ok((len, client)) = socket.recv_from(&mut buf) else { continue };
-        let mut zone = zone.lock().unwrap();
-        if zone.stop {
+        if zone.lock().unwrap().stop {
             return;
         }
-        let Ok(query) = Message::from_vec(&buf[..len]) else { continue };
-        let question = query.queries[0].clone();
-        let name = question.name().to_string();
-        *zone.asked.entry(name.clone()).or_default() += 1;
-        let answers = zone.names.get(&name).cloned().unwrap_or_else(|| vec![Answer::NxDomain]);
-        let mut response = query.into_response();
-        response.metadata.recursion_available = true;
-        let mut silent = false;
-        for answer in answers {
-            let answer = match answer {
-                Answer::Aaaa(answer) if question.query_type() == RecordType::AAAA => *answer,
-                answer => answer,
-            };
-            match answer {
-                Answer::Addrs(ttl, addrs) => {
-                    let fitting = addrs
-                        .into_iter()
-                        .map(RData::from)
-                        .filter(|data| data.record_type() == question.query_type());
-                    response
-                        .answers
-                        .extend(fitting.map(|data| Record::from_rdata(question.name().clone(), ttl, data)));
-                }
-                Answer::NxDomain => response.metadata.response_code = ResponseCode::NXDomain,
-                Answer::ServFail => response.metadata.response_code = ResponseCode::ServFail,
-                Answer::Refused => response.metadata.response_code = ResponseCode::Refused,
-                Answer::Silence => silent = true,
-                Answer::NoData | Answer::Aaaa(_) => {}
-            }
+        let Some(response) = answer(&buf[..len], zone) else { continue };
+        let mut bytes = response.to_vec().unwrap();
+        if bytes.len() > UDP_MAX {
+            bytes = response.truncate().to_vec().unwrap();
         }
-        if !silent {
-            socket.send_to(&response.to_vec().unwrap(), client).unwrap();
+        socket.send_to(&bytes, client).unwrap();
+    }
+}
+
+/// One connection after the other, each until it is closed or idle.
+fn serve_tcp(listener: &TcpListener, zone: &Mutex<Zone>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept() else { continue };
+        if zone.lock().unwrap().stop {
+            return;
+        }
+        // Clients keep connections open; the next one's turn, and the end, must come all the same.
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut len = [0; 2];
+        while stream.read_exact(&mut len).is_ok() {
+            let mut query = vec![0; usize::from(u16::from_be_bytes(len))];
+            stream.read_exact(&mut query).unwrap();
+            let Some(response) = answer(&query, zone) else { continue };
+            let response = response.to_vec().unwrap();
+            stream.write_all(&u16::try_from(response.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(&response).unwrap();
         }
     }
+}
+
+/// What the zone says to a query; `None` is silence.
+fn answer(query: &[u8], zone: &Mutex<Zone>) -> Option<Message> {
+    let mut zone = zone.lock().unwrap();
+    let query = Message::from_vec(query).ok()?;
+    let question = query.queries[0].clone();
+    let name = question.name().to_string();
+    *zone.asked.entry(name.clone()).or_default() += 1;
+    let answers = zone.names.get(&name).cloned().unwrap_or_else(|| vec![Answer::NxDomain]);
+    let mut response = query.into_response();
+    response.metadata.recursion_available = true;
+    for answer in answers {
+        let answer = match answer {
+            Answer::Aaaa(answer) if question.query_type() == RecordType::AAAA => *answer,
+            answer => answer,
+        };
+        match answer {
+            Answer::Addrs(ttl, addrs) => {
+                let fitting = addrs
+                    .into_iter()
+                    .map(RData::from)
+                    .filter(|data| data.record_type() == question.query_type());
+                let records = fitting.map(|data| Record::from_rdata(question.name().clone(), ttl, data));
+                response.answers.extend(records);
+            }
+            Answer::NxDomain => response.metadata.response_code = ResponseCode::NXDomain,
+            Answer::ServFail => response.metadata.response_code = ResponseCode::ServFail,
+            Answer::Refused => response.metadata.response_code = ResponseCode::Refused,
+            Answer::Silence => return None,
+            Answer::NoData | Answer::Aaaa(_) => {}
+        }
+    }
+    Some(response)
 }
 
 /// The files of a node that uses one server.

@@ -4,7 +4,8 @@
 //! for a scrape happen on the control runtime, and the access log is written by a thread of its
 //! own. Nothing here can block or fail a request: what cannot be kept is dropped and counted.
 
-pub mod access;
+mod access;
+pub mod line;
 pub mod log;
 pub mod metrics;
 pub mod names;
@@ -17,7 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::plan::Plan;
-use access::{AccessLog, Format};
+use access::AccessLog;
+use line::Format;
 use metrics::Provider;
 use stats::{Routes, WorkerStats};
 

@@ -50,6 +50,7 @@ metrics! {
     ACCESS_DROPPED = "hnp_access_lines_dropped", Counter, "Access lines that were dropped because the log could not be written fast enough";
     KERNEL_VERDICTS = "hnp_kernel_verdicts", Counter, "What the kernel programs decided, by verdict";
     FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";
+    CAPTURED_OPEN = "hnp_captured_connections_open", Gauge, "Captured connections that pods hold open, as the kernel counts them";
     DESTINATIONS = "hnp_destinations", Gauge, "Addresses that are captured now";
     NAMES_PENDING = "hnp_names_pending", Gauge, "Names of destinations that have not resolved yet";
     NAMES_FAILING = "hnp_names_failing", Gauge, "Names of destinations whose last look-up failed";
@@ -87,7 +88,7 @@ mod tests {
     use hnp_common::Reason;
 
     use super::*;
-    use crate::telemetry::access;
+    use crate::telemetry::line;
 
     const DOC: &str = include_str!("../../../docs/logs-and-metrics.md");
 
@@ -110,7 +111,7 @@ mod tests {
             let row = format!("| `{}` |", reason.code());
             assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
         }
-        for field in access::FIELDS {
+        for field in line::FIELDS {
             let row = format!("| `{field}` |");
             assert!(DOC.contains(&row), "docs/logs-and-metrics.md lacks a row {row}");
         }

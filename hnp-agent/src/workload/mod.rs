@@ -3,7 +3,12 @@
 //! The cgroup path holds the pod's UID from the first instruction of the container, long before its
 //! IP address reaches the API; so the kernel's cgroup id is the key and cgroupfs the first source.
 
+mod cgroupfs;
+mod names;
+
 use std::sync::Arc;
+
+pub use cgroupfs::CgroupWorkloads;
 
 use crate::proxy::flow::Flow;
 

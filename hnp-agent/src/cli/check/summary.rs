@@ -1,0 +1,205 @@
+//! A Plan in words: what `check` prints when there are no mistakes, as tables and as JSON.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::config::humane;
+use crate::config::plan::{Enforcement, Mode, Plan, Protocol, Route};
+
+/// The Plan in words.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    pub(super) routes: Vec<RouteSummary>,
+    pub(super) identities: Vec<IdentitySummary>,
+    pub(super) trusts: Vec<TrustSummary>,
+    pub(super) agent: Vec<(&'static str, String)>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct RouteSummary {
+    pub(super) name: String,
+    pub(super) enforcement: &'static str,
+    pub(super) protocol: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) destinations: Vec<String>,
+    pub(super) upstream: String,
+    pub(super) server_name: String,
+    pub(super) identity: String,
+    pub(super) trust: String,
+    pub(super) timeouts: String,
+    pub(super) pool_idle: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct IdentitySummary {
+    pub(super) name: String,
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// Missing when it could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) leaf: Option<LeafSummary>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LeafSummary {
+    pub(super) subject: String,
+    pub(super) issuer: String,
+    pub(super) serial: String,
+    pub(super) not_before: String,
+    pub(super) not_after: String,
+    pub(super) version: u8,
+    pub(super) chain_length: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct TrustSummary {
+    pub(super) name: String,
+    pub(super) source: String,
+    /// Missing when it could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) roots: Option<usize>,
+}
+
+pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
+    let timeouts = &route.timeouts;
+    let timeouts = [
+        ("head", timeouts.head),
+        ("idle", timeouts.idle),
+        ("connect", timeouts.connect),
+        ("tls", timeouts.tls),
+        ("response", timeouts.response),
+    ];
+    RouteSummary {
+        name: route.name.to_string(),
+        enforcement: match route.enforcement {
+            Enforcement::Loose => "loose",
+            Enforcement::Strict => "strict",
+        },
+        protocol: match route.protocol {
+            Protocol::Http => "http",
+            Protocol::Opaque => "opaque",
+        },
+        mode: match route.mode {
+            Mode::ReverseProxy => "reverse-proxy",
+        },
+        destinations: route.destinations.iter().map(ToString::to_string).collect(),
+        upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
+        server_name: route.upstream.server_name.to_str().into_owned(),
+        identity: plan.identities[route.identity].name.to_string(),
+        trust: plan.trusts[route.trust].name.to_string(),
+        timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
+        pool_idle: route.upstream.pool_idle,
+    }
+}
+
+pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
+    let capture = &plan.capture;
+    let cgroup = match &capture.cgroup {
+        Some(path) => path.display().to_string(),
+        None => "kubepods* under the cgroup2 mount".into(),
+    };
+    let resolver = &plan.resolver;
+    let log = &plan.log;
+    vec![
+        ("cgroup", cgroup),
+        ("bpffs", capture.bpffs.display().to_string()),
+        ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
+        ("per pod", format!("{} connections", capture.connections_per_pod)),
+        (
+            "limits",
+            format!(
+                "{} connections, heads of {} bytes, buffers of {} bytes",
+                plan.limits.connections, plan.limits.head_bytes, plan.limits.buffer_bytes
+            ),
+        ),
+        (
+            "resolver",
+            format!(
+                "{}, {}; TTL {} to {}, grace {}",
+                resolver.resolv_conf.display(),
+                resolver.hosts.display(),
+                humane(resolver.min_ttl),
+                humane(resolver.max_ttl),
+                humane(resolver.grace)
+            ),
+        ),
+        ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
+        (
+            "log",
+            format!(
+                "{:?}, {}, access lines {}",
+                log.format,
+                log.level,
+                if log.access { "on" } else { "off" }
+            )
+            .to_lowercase(),
+        ),
+        ("drain", humane(plan.drain_deadline)),
+        ("workers", plan.workers.to_string()),
+    ]
+}
+
+impl Summary {
+    /// The tables, as text.
+    pub(super) fn write(&self, text: &mut String) {
+        self.routes.iter().for_each(|route| route.write(text));
+        self.identities.iter().for_each(|identity| identity.write(text));
+        self.trusts.iter().for_each(|trust| trust.write(text));
+        table(text, "agent".into(), &self.agent);
+    }
+}
+
+impl RouteSummary {
+    fn write(&self, text: &mut String) {
+        let rows = [
+            ("destinations", self.destinations.join(", ")),
+            ("upstream", format!("{} (certificate for {})", self.upstream, self.server_name)),
+            ("identity", self.identity.clone()),
+            ("trust", self.trust.clone()),
+            ("timeouts", self.timeouts.clone()),
+            ("pool", format!("{} idle connections per worker", self.pool_idle)),
+        ];
+        table(
+            text,
+            format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),
+            &rows,
+        );
+    }
+}
+
+impl IdentitySummary {
+    fn write(&self, text: &mut String) {
+        let mut rows = vec![
+            ("certificate", self.certificate.display().to_string()),
+            ("key", self.key.display().to_string()),
+        ];
+        if let Some(leaf) = &self.leaf {
+            rows.push(("subject", leaf.subject.clone()));
+            rows.push(("issuer", leaf.issuer.clone()));
+            rows.push(("serial", leaf.serial.clone()));
+            rows.push(("valid", format!("{} to {}", leaf.not_before, leaf.not_after)));
+            rows.push((
+                "form",
+                format!("X.509 version {}, {} certificate(s)", leaf.version, leaf.chain_length),
+            ));
+        }
+        table(text, format!("identity {}", self.name), &rows);
+    }
+}
+
+impl TrustSummary {
+    fn write(&self, text: &mut String) {
+        let count = self.roots.map_or("not loaded".into(), |roots| roots.to_string());
+        table(text, format!("trust {}", self.name), &[("from", self.source.clone()), ("roots", count)]);
+    }
+}
+
+fn table(text: &mut String, title: String, rows: &[(&'static str, String)]) {
+    let _ = writeln!(text, "{title}");
+    for (key, value) in rows {
+        let _ = writeln!(text, "  {key:<13} {value}");
+    }
+    text.push('\n');
+}

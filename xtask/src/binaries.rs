@@ -1,0 +1,56 @@
+//! The programs that the demo and the scenarios run: built here, in one cargo call, with the BPF
+//! object inside the agent.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::build_ebpf;
+use crate::shell::{self, step};
+use crate::toolchain::{Workspace, cargo};
+
+/// Builds the BPF programs and the agent with them inside; returns the agent's path.
+///
+/// # Errors
+/// When a build fails.
+pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
+    build_ebpf::build(workspace)?;
+    step("building the agent and the test kit's programs");
+    shell::run(cargo().current_dir(&workspace.root).args([
+        "build",
+        "--locked",
+        "-p",
+        "hnp-agent",
+        "-p",
+        "hnp-tests",
+        "--bins",
+    ]))?;
+    Ok(workspace.debug_bin("hnp-agent"))
+}
+
+/// Builds a package's tests and returns the executables: they can then be run as root without cargo
+/// writing into the target directory as root.
+///
+/// # Errors
+/// When the build fails.
+pub(crate) fn tests_of(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
+    let text =
+        shell::output(cargo().current_dir(&workspace.root).stderr(std::process::Stdio::inherit()).args([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+            "-p",
+            package,
+        ]))?;
+    let mut executables = Vec::new();
+    for line in text.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(line).context("cargo's messages are not JSON")?;
+        let is_test = message["profile"]["test"] == true;
+        if let (true, Some(path)) = (is_test, message["executable"].as_str()) {
+            executables.push(PathBuf::from(path));
+        }
+    }
+    Ok(executables)
+}

@@ -1,0 +1,88 @@
+//! `cargo xtask test`: the tiers. What runs is named, what does not run fails or says why.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::shell::{self, step};
+use crate::toolchain::{Workspace, cargo};
+use crate::{binaries, privileged};
+
+/// Run the tests: unit and host tiers unless told otherwise
+///
+/// unit needs nothing but Rust. host runs the scenarios on this machine's kernel and needs root (asked
+/// through sudo), iproute2, and the clients and servers that the scenarios use as peers; a missing one
+/// fails its scenario and is named.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// A tier to run; may be repeated.
+    #[arg(long, value_enum, default_values_t = [Tier::Unit, Tier::Host])]
+    tier: Vec<Tier>,
+    /// Kernels for the vm and node tiers, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    kernel: Vec<String>,
+    /// Arguments for the scenarios, such as a part of a name, or --nocapture.
+    #[arg(last = true)]
+    scenario_args: Vec<String>,
+}
+
+/// Where tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// No privileges, any machine.
+    Unit,
+    /// Scenarios in network namespaces on this machine's kernel.
+    Host,
+    /// The same scenarios in VMs. Not there yet.
+    Vm,
+    /// Real pods. Not there yet.
+    Node,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let workspace = Workspace::find()?;
+    for tier in &options.tier {
+        match tier {
+            Tier::Unit | Tier::Host => {}
+            Tier::Vm | Tier::Node => {
+                bail!("the {tier:?} tier does not exist yet: nothing was run. Use --tier unit or --tier host")
+            }
+        }
+    }
+    if !options.kernel.is_empty() {
+        bail!(
+            "--kernel is for the vm and node tiers, which do not exist yet; the host tier runs on this kernel"
+        );
+    }
+    for tier in &options.tier {
+        match tier {
+            Tier::Unit => unit(&workspace)?,
+            Tier::Host => host(&workspace, &options.scenario_args)?,
+            Tier::Vm | Tier::Node => {}
+        }
+    }
+    Ok(())
+}
+
+fn unit(workspace: &Workspace) -> Result<()> {
+    step("unit tests");
+    shell::run(cargo().current_dir(&workspace.root).args([
+        "test",
+        "--locked",
+        "--workspace",
+        "--exclude",
+        "hnp-tests",
+    ]))
+}
+
+fn host(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    let agent = binaries::agent(workspace)?;
+    step("scenarios on this machine's kernel");
+    let env: [(&str, &Path); 1] = [("HNP_AGENT_BIN", &agent)];
+    for executable in binaries::tests_of(workspace, "hnp-tests")? {
+        let mut command = privileged::command(&executable, &env, "the host tier")?;
+        shell::run(command.current_dir(workspace.root.join("tests")).args(arguments))?;
+    }
+    Ok(())
+}
