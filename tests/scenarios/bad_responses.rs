@@ -4,7 +4,8 @@
 
 use hnp_tests::agent::Agent;
 use hnp_tests::client::{self, Job, RawAnswer, RawCase, Report};
-use hnp_tests::manager::{FAULTS, Manager};
+use hnp_tests::manager::FAULTS;
+use hnp_tests::poll::eventually;
 use hnp_tests::process::Running;
 use hnp_tests::scene::Scene;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
@@ -37,9 +38,9 @@ fn each_fault_has_its_reason_and_spares_the_next_request() {
     let scene = Scene::for_test();
     let manager = scene.strict_manager();
     let (agent, pod) = (scene.agent(), scene.pod());
-    for fault in FAULTS {
+    for (number, fault) in FAULTS.iter().enumerate() {
         let (_, reasons) = REASONS.iter().find(|(name, _)| name == fault).expect("every fault is listed");
-        let answer = post(&pod, &format!("/fault/{fault}?x=1"), fault);
+        let answer = post(&pod, &format!("/fault/{fault}?x=1"), &format!("faulty-{number}"));
         let line = agent.access_line(fault, |line| line["path"] == format!("/fault/{fault}"));
         let reason = line["reason"].as_str().unwrap_or_default();
         assert!(reasons.contains(&reason), "{fault}: {line}\n{}", answer.text());
@@ -49,14 +50,10 @@ fn each_fault_has_its_reason_and_spares_the_next_request() {
             _ if answer.status() == Some(200) => assert!(is_cut(&answer), "{fault}: {}", answer.text()),
             _ => assert_eq!(answer.status(), Some(502), "{fault}: {}", answer.text()),
         }
-        assert!(
-            !answer.text().contains("unsolicited") || *fault == "unsolicited-late",
-            "{fault}: {}",
-            answer.text()
-        );
+        assert!(!answer.text().contains("unsolicited"), "{fault}: {}", answer.text());
         // The next one, likely on a pooled connection if there is one, gets its own answer.
-        for number in 0..3 {
-            let token = format!("after-{fault}-{number}");
+        for again in 0..3 {
+            let token = format!("after-{fault}-{number}-{again}");
             let next = post(&pod, "/hello", &token);
             assert_eq!(next.status(), Some(200), "{fault}: {}", next.text());
             assert!(next.text().contains(&format!("\"token\":\"{token}\"")), "{fault}: {}", next.text());
@@ -102,18 +99,44 @@ fn sixty_four_pods_never_see_each_others_bytes() {
             }
         }
     }
-    assert_eq!((good, faulty), (64 * FAULTS.len(), 64 * FAULTS.len()));
+    assert_eq!((good, faulty), (64 * storm().len(), 64 * storm().len()));
     // The control: the marks are there to be seen. The manager did get all of them, over a pool.
     let requests = manager.requests();
     assert!(requests.len() >= good + faulty);
     assert!(agent.metrics().sum("hnp_pool_hits", &[]) > 0.0, "connections were shared");
 }
 
+#[test]
+fn unsolicited_bytes_on_an_idle_connection_end_it() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let (agent, pod) = (scene.agent(), scene.pod());
+    let idle = || agent.metrics().sum("hnp_pool_idle", &[]);
+    assert_eq!(post(&pod, "/hello", "good").status(), Some(200));
+    eventually(Duration::from_secs(5), "the control: a good connection is kept", || idle() == 1.0);
+    for round in 0..5 {
+        assert_eq!(post(&pod, "/fault/unsolicited-late", &format!("late-{round}")).status(), Some(200));
+    }
+    eventually(Duration::from_secs(5), "connections with unsolicited bytes are let go", || idle() <= 1.0);
+    for round in 0..5 {
+        let token = format!("after-{round}");
+        let next = post(&pod, "/hello", &token);
+        assert!(next.text().contains(&format!("\"token\":\"{token}\"")), "{}", next.text());
+    }
+}
+
+/// The faults of the storm: all but the one whose bytes come some time after a whole answer. Where
+/// they arrive behind the next request they cannot be told from its answer: HTTP/1.1 has no numbers.
+fn storm() -> Vec<&'static str> {
+    FAULTS.iter().copied().filter(|fault| *fault != "unsolicited-late").collect()
+}
+
 /// A good request, then a faulty one, for each fault; each pod begins at another fault.
 fn cases(pod: usize) -> Vec<RawCase> {
+    let faults = storm();
     let mut cases = Vec::new();
-    for number in 0..FAULTS.len() {
-        let fault = FAULTS[(number + pod) % FAULTS.len()];
+    for number in 0..faults.len() {
+        let fault = faults[(number + pod) % faults.len()];
         cases.push(RawCase::new(request("/hello", &token(pod, cases.len()))));
         cases.push(RawCase::new(request(&format!("/fault/{fault}"), &token(pod, cases.len()))));
     }
@@ -155,5 +178,4 @@ fn every_fault_has_an_expectation() {
     let listed: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
     assert!(FAULTS.iter().all(|fault| listed.contains(fault)), "{FAULTS:?} vs {listed:?}");
     assert_eq!(listed.len(), FAULTS.len());
-    let _: fn(&Manager) -> usize = Manager::request_count;
 }

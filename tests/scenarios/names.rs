@@ -95,7 +95,6 @@ fn short_names_follow_the_search_list() {
     let route =
         Route::strict("manager", &["manager:80"], "https://manager.hnp.test:80").with(IDENTITY, TRUST);
     let _agent = Agent::start(&scene, &scene.config().route(route));
-    assert!(captured(&scene.pod(), MANAGER4));
     assert!(dns.queries("manager.chaos.svc.cluster.local") > 0);
     // And what the pod itself would type.
     let answer = scene.pod().command("curl").args(["-s", "http://manager/hello?token=short"]).run().ok();

@@ -2,6 +2,7 @@
 //! intermediate, RSA and EC; and the vendor's own recipe, run by openssl as it stands in the manual.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -180,6 +181,7 @@ impl Leaf {
             Files { certificate: dir.join(format!("{stem}.crt")), key: dir.join(format!("{stem}.key")) };
         fs::write(&files.certificate, &self.chain_pem).expect("the world's directory is ours");
         fs::write(&files.key, &self.key_pem).expect("the world's directory is ours");
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("our own file");
         files
     }
 

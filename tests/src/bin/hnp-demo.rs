@@ -107,6 +107,8 @@ fn supervise(arguments: &[String]) -> Result<()> {
 
 /// The scene, step by step.
 fn play(keep: bool) -> Result<()> {
+    // The supervisor's mask is inherited, and the agent would inherit it in turn: deaf to SIGTERM.
+    SigSet::all().thread_unblock()?;
     let started = Instant::now();
     let mut story = Story::default();
     let scene = Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?);
