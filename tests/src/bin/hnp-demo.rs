@@ -65,7 +65,10 @@ impl Options {
                     let path = arguments.next().context("--agent wants a path")?;
                     let path = std::fs::canonicalize(path).with_context(|| path.clone())?;
                     // SAFETY: nothing else runs in this process yet.
-                    unsafe { std::env::set_var("HNP_AGENT_BIN", path) };
+                    #[expect(clippy::disallowed_methods, reason = "there is no other thread yet")]
+                    unsafe {
+                        std::env::set_var("HNP_AGENT_BIN", path);
+                    };
                 }
                 unknown => bail!("unknown argument {unknown}"),
             }

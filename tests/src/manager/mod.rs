@@ -20,6 +20,7 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::fault::ALL as FAULTS;
@@ -235,8 +236,10 @@ fn serve(
         };
         report.send(Ok(())).expect("the starter waits");
         let setup = Arc::new(setup);
+        // Owned by this function, and with it their connections: dropped when the handle is.
+        let mut acceptors = JoinSet::new();
         for listener in listeners {
-            tokio::spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
+            acceptors.spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
         }
         // Ends when the handle is dropped; the runtime's end closes everything.
         let _ = stopped.await;
@@ -251,11 +254,13 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: TcpListener, setup: Arc<Setup>, records: Arc<Records>) {
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         // A peer that is gone before it was accepted is no reason to stop.
         let Ok((stream, peer)) = listener.accept().await else { continue };
         let (setup, records) = (Arc::clone(&setup), Arc::clone(&records));
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let connection = records.connected(canonical(peer), stream.local_addr().map(canonical).ok());
             if let Err(error) = converse(stream, connection, &setup, &records).await {
                 records.failed(connection, &error.to_string());
