@@ -41,6 +41,12 @@ impl Workspace {
         self.target.join("hnp-ebpf")
     }
 
+    /// Where cargo builds the BPF programs. Not below the objects: the agent's build watches those, and
+    /// would be run again for every file that changes here.
+    pub(crate) fn ebpf_build(&self) -> PathBuf {
+        self.target.join("hnp-ebpf-build")
+    }
+
     /// Where cargo puts the binaries of a debug build.
     pub(crate) fn debug_bin(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)
