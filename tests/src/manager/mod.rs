@@ -21,6 +21,7 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::fault::ALL as FAULTS;
@@ -239,8 +240,9 @@ fn serve(
         }
         report.send(Ok(())).expect("the starter waits");
         let setup = Arc::new(setup);
+        let mut accepting = JoinSet::new();
         for listener in listeners {
-            tokio::spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
+            accepting.spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
         }
         // Ends when the handle is dropped; the runtime's end closes everything.
         let _ = stopped.await;
@@ -263,11 +265,16 @@ async fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: TcpListener, setup: Arc<Setup>, records: Arc<Records>) {
+    let mut conversations = JoinSet::new();
     loop {
-        // A peer that is gone before it was accepted is no reason to stop.
-        let Ok((stream, peer)) = listener.accept().await else { continue };
+        // Both are cancel-safe. A peer that is gone before it was accepted is no reason to stop.
+        let (stream, peer) = tokio::select! {
+            Ok(accepted) = listener.accept() => accepted,
+            Some(_) = conversations.join_next() => continue,
+            else => continue,
+        };
         let (setup, records) = (Arc::clone(&setup), Arc::clone(&records));
-        tokio::spawn(async move {
+        conversations.spawn(async move {
             let connection = records.connected(canonical(peer), stream.local_addr().map(canonical).ok());
             if let Err(error) = converse(stream, connection, &setup, &records).await {
                 records.failed(connection, &error.to_string());
