@@ -41,13 +41,15 @@ pub fn need(program: &str) -> PathBuf {
 /// When there is none; the message says how to get one.
 pub fn python_with_requests() -> PathBuf {
     let venv = target_dir().join("hnp-test-venv");
-    [need("python3"), venv.join("bin/python")]
+    // The second one is the system's, where a version manager stands before it on the PATH.
+    [need("python3"), PathBuf::from("/usr/bin/python3"), venv.join("bin/python")]
         .iter()
         .find_map(|python| python_prefix(python, "import requests, sys; print(sys.executable)"))
         .unwrap_or_else(|| {
             let venv = venv.display();
             panic!(
-                "Python has no `requests`; type: python3 -m venv {venv} && {venv}/bin/pip install requests"
+                "Python has no `requests`; type: apt-get install python3-requests\n\
+                 or: python3 -m venv {venv} && {venv}/bin/pip install requests"
             )
         })
 }

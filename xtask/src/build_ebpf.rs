@@ -45,7 +45,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn compile(workspace: &Workspace, tools: &Tools, features: &str) -> Result<PathBuf> {
-    let build = workspace.ebpf_objects().join("build");
+    let build = workspace.ebpf_build();
     let manifest = workspace.root.join("hnp-ebpf/Cargo.toml");
     shell::run(
         cargo_for_bpf(tools)
@@ -90,7 +90,7 @@ pub(crate) fn clippy(workspace: &Workspace) -> Result<()> {
             .arg(workspace.root.join("hnp-ebpf/Cargo.toml"))
             .args(BUILD_STD)
             .arg("--target-dir")
-            .arg(workspace.ebpf_objects().join("build"))
+            .arg(workspace.ebpf_build())
             .args(["--", "-D", "warnings"]),
     )
 }

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     fn rust(release: &str) -> Rust {
-        Rust { release: release.into(), host: String::new(), llvm: 22, sysroot: PathBuf::new() }
+        Rust { release: release.into(), llvm: 22, sysroot: PathBuf::new() }
     }
 
     #[test]

@@ -41,6 +41,12 @@ impl Workspace {
         self.target.join("hnp-ebpf")
     }
 
+    /// Where cargo builds the BPF programs. Not below the objects: the agent's build watches those, and
+    /// would be run again for every file that changes here.
+    pub(crate) fn ebpf_build(&self) -> PathBuf {
+        self.target.join("hnp-ebpf-build")
+    }
+
     /// Where cargo puts the binaries of a debug build.
     pub(crate) fn debug_bin(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)
@@ -52,8 +58,6 @@ impl Workspace {
 pub(crate) struct Rust {
     /// Such as `1.95.0` or `1.97.0-nightly`.
     pub(crate) release: String,
-    /// Such as `x86_64-unknown-linux-gnu`.
-    pub(crate) host: String,
     /// Major version of the LLVM inside.
     pub(crate) llvm: u32,
     /// The toolchain's folder.
@@ -82,7 +86,6 @@ impl Rust {
         let major = llvm.split('.').next().unwrap_or(llvm);
         Ok(Self {
             release: field("release")?.to_owned(),
-            host: field("host")?.to_owned(),
             llvm: major.parse().with_context(|| format!("not an LLVM version: {llvm}"))?,
             sysroot: sysroot.to_owned(),
         })
@@ -118,7 +121,6 @@ mod tests {
                     release: 1.95.0\nLLVM version: 22.1.2\n";
         let rust = Rust::parse(text, Path::new("/r")).expect("well-formed");
         assert_eq!((rust.release.as_str(), rust.llvm), ("1.95.0", 22));
-        assert_eq!(rust.host, "x86_64-unknown-linux-gnu");
         assert!(Rust::parse("release: 1.95.0\n", Path::new("/r")).is_err());
     }
 }

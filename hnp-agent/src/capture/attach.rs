@@ -89,7 +89,7 @@ impl Loaded {
     }
 
     /// Attaches every program, takes over from a dead agent and pins.
-    pub(super) fn attach(self, cgroup: &Cgroup, mut lock: Lock) -> Result<Attachment, CaptureError> {
+    pub(super) fn attach(self, cgroup: &Cgroup, lock: &mut Lock) -> Result<Attachment, CaptureError> {
         let mut links = Vec::with_capacity(PROGRAMS.len());
         for (name, attach_type) in PROGRAMS {
             let link = self.link(name, attach_type, cgroup).map_err(|source| CaptureError::Attach {
@@ -100,8 +100,8 @@ impl Loaded {
             links.push(Link { program: name, fd: link });
         }
         lock.replace_pins()?;
-        let attachment = Attachment { links, lock };
-        attachment.pin(&self.ebpf)?;
+        let attachment = Attachment { links };
+        attachment.pin(&self.ebpf, lock)?;
         Ok(attachment)
     }
 
@@ -116,10 +116,9 @@ impl Loaded {
     }
 }
 
-/// The attached programs. Dropping it detaches them and removes their pins.
+/// The attached programs. Dropping it detaches them at once, pinned or not.
 pub(super) struct Attachment {
     links: Vec<Link>,
-    lock: Lock,
 }
 
 struct Link {
@@ -128,9 +127,9 @@ struct Link {
 }
 
 impl Attachment {
-    fn pin(&self, ebpf: &Ebpf) -> Result<(), CaptureError> {
+    fn pin(&self, ebpf: &Ebpf, lock: &Lock) -> Result<(), CaptureError> {
         for link in &self.links {
-            let path = self.lock.link(link.program);
+            let path = lock.link(link.program);
             sys::pin(link.fd.as_fd(), &path).map_err(|source| CaptureError::Pin { path, source })?;
         }
         for (name, map) in ebpf.maps() {
@@ -138,19 +137,15 @@ impl Attachment {
             let (Some(fd), false) = (map_fd(map), name.starts_with('.') || name == "AYA_LOGS") else {
                 continue;
             };
-            let path = self.lock.map(name);
+            let path = lock.map(name);
             sys::pin(fd, &path).map_err(|source| CaptureError::Pin { path, source })?;
         }
         Ok(())
     }
+}
 
-    /// Detaches at once and removes the pins; says what failed.
-    pub(super) fn detach(mut self) -> Result<(), CaptureError> {
-        self.detach_links();
-        self.lock.clear()
-    }
-
-    fn detach_links(&mut self) {
+impl Drop for Attachment {
+    fn drop(&mut self) {
         // In the reverse order, so that nothing is redirected that the others do not know.
         for link in self.links.drain(..).rev() {
             // A link that is gone with its cgroup cannot be detached and need not be.
@@ -158,12 +153,6 @@ impl Attachment {
                 tracing::debug!(program = link.program, %error, "link was not attached any more");
             }
         }
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        self.detach_links();
     }
 }
 

@@ -37,8 +37,8 @@ use crate::telemetry::names;
 
 /// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
 pub struct Capture {
-    // In the order in which they must be dropped: first nobody is redirected any more, then the
-    // route goes, then the log's reader, and the lock last.
+    // In the order in which they must be dropped: first nobody is redirected any more, then the routes
+    // go, and the lock with the pins last: a successor must not find any of it half gone.
     attachment: attach::Attachment,
     destinations: sync::Destinations,
     counters: counters::Counters,
@@ -48,6 +48,7 @@ pub struct Capture {
     qos: cgroups::QosCgroups,
     routes: anyip::Routes,
     _log: Option<kernel_log::Reader>,
+    lock: pins::Lock,
 }
 
 impl Capture {
@@ -64,7 +65,7 @@ impl Capture {
         let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
         let ranges = Ranges::of(plan);
 
-        let lock = pins::Lock::take(&plan.bpffs)?;
+        let mut lock = pins::Lock::take(&plan.bpffs)?;
         let routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
         let mut loaded = attach::Loaded::load(object, node, plan, ranges)?;
         let log = kernel_log::Reader::start(&mut loaded.ebpf);
@@ -74,7 +75,7 @@ impl Capture {
         qos.refresh()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
-        let attachment = loaded.attach(&node.cgroup, lock)?;
+        let attachment = loaded.attach(&node.cgroup, &mut lock)?;
         Ok(Self {
             attachment,
             destinations,
@@ -84,6 +85,7 @@ impl Capture {
             qos,
             routes,
             _log: log,
+            lock,
         })
     }
 
@@ -150,10 +152,11 @@ impl Capture {
     /// # Errors
     /// The first step that failed; the others were tried all the same.
     pub fn detach(self) -> Result<(), CaptureError> {
-        let Self { attachment, routes, .. } = self;
-        let detached = attachment.detach();
+        let Self { attachment, routes, mut lock, .. } = self;
+        drop(attachment);
         let removed = routes.remove();
-        detached.and(removed)
+        let cleared = lock.clear();
+        removed.and(cleared)
     }
 }
 

@@ -64,7 +64,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Removes this agent's pins and the directory.
+    /// Removes this agent's pins and the directory. The lock itself goes with the value.
     pub(super) fn clear(&mut self) -> Result<(), CaptureError> {
         if self.owns_pins {
             self.remove_pins()?;

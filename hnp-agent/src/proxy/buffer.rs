@@ -103,6 +103,16 @@ impl Buffer {
         Poll::Ready(Ok(n))
     }
 
+    /// Reads what is there without waiting; for an empty buffer.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there after all.
+    pub fn try_fill(&mut self, stream: &tokio::net::TcpStream) -> std::io::Result<usize> {
+        let n = stream.try_read(&mut self.block[self.end..])?;
+        self.end += n;
+        Ok(n)
+    }
+
     fn make_room(&mut self, limit: usize) {
         if self.start > 0 {
             self.block.copy_within(self.start..self.end, 0);

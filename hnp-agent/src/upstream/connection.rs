@@ -1,6 +1,7 @@
 //! One connection to an upstream, and what is known about it.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -64,8 +66,20 @@ impl UpstreamConnection {
     }
 
     /// Whether an idle connection can carry a request: still open, and nobody spoke out of turn.
-    /// Reading also lets TLS take in tickets and alerts that arrived meanwhile.
+    ///
+    /// The kernel is asked, not the runtime: what arrived since the runtime last looked counts too. A
+    /// TLS record that is no data (a ticket, a key update) ends the connection as well; a new one is
+    /// cheaper than telling them apart here.
     pub fn is_quiet(&mut self) -> bool {
+        let tcp = match &self.io {
+            Io::Tls(tls) => tls.get_ref().0,
+            Io::Plain(tcp) => tcp,
+        };
+        let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
+        if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            return false;
+        }
+        // What TLS has decrypted already and nobody has read.
         let mut byte = [0];
         let mut buf = ReadBuf::new(&mut byte);
         Pin::new(&mut self.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf).is_pending()

@@ -116,11 +116,16 @@ impl Upstreams {
         };
         for (tried, addr) in addrs.iter().enumerate() {
             let failed = |reason, detail| DialError { reason, detail, addr: Some(*addr) };
+            let mut note = |error: DialError| {
+                if tried == 0 || tells(error.reason) > tells(last.reason) {
+                    last = error;
+                }
+            };
             if self.is_vip(addr.ip()) {
-                last = failed(
+                note(failed(
                     Reason::UpstreamUnreachable,
                     format!("{addr} is a VIP of this node: the upstream would be hnp"),
-                );
+                ));
                 continue;
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -131,12 +136,12 @@ impl Upstreams {
                     let _ = tcp.set_nodelay(true);
                     return Ok(tcp);
                 }
-                Ok(Err(error)) => last = failed(tcp_reason(&error), format!("{addr}: {error}")),
+                Ok(Err(error)) => note(failed(tcp_reason(&error), format!("{addr}: {error}"))),
                 Err(_) => {
-                    last = failed(
+                    note(failed(
                         Reason::UpstreamConnectTimeout,
                         format!("{addr}: no connection within {share:?}"),
-                    );
+                    ));
                 }
             }
         }
@@ -145,6 +150,15 @@ impl Upstreams {
 
     fn is_vip(&self, addr: IpAddr) -> bool {
         self.plan.capture.vips4.contains(addr) || self.plan.capture.vips6.contains(addr)
+    }
+}
+
+/// Which of several addresses' failures says most: a refusal shows a living host, silence shows none.
+fn tells(reason: Reason) -> u8 {
+    match reason {
+        Reason::UpstreamRefused => 2,
+        Reason::UpstreamConnectTimeout => 1,
+        _ => 0,
     }
 }
 

@@ -240,9 +240,10 @@ fn serve(
         }
         report.send(Ok(())).expect("the starter waits");
         let setup = Arc::new(setup);
-        let mut accepting = JoinSet::new();
+        // Owned by this function, and with it their connections: dropped when the handle is.
+        let mut acceptors = JoinSet::new();
         for listener in listeners {
-            accepting.spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
+            acceptors.spawn(accept(listener, Arc::clone(&setup), Arc::clone(records)));
         }
         // Ends when the handle is dropped; the runtime's end closes everything.
         let _ = stopped.await;
@@ -265,16 +266,13 @@ async fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: TcpListener, setup: Arc<Setup>, records: Arc<Records>) {
-    let mut conversations = JoinSet::new();
+    let mut connections = JoinSet::new();
     loop {
-        // Both are cancel-safe. A peer that is gone before it was accepted is no reason to stop.
-        let (stream, peer) = tokio::select! {
-            Ok(accepted) = listener.accept() => accepted,
-            Some(_) = conversations.join_next() => continue,
-            else => continue,
-        };
+        while connections.try_join_next().is_some() {}
+        // A peer that is gone before it was accepted is no reason to stop.
+        let Ok((stream, peer)) = listener.accept().await else { continue };
         let (setup, records) = (Arc::clone(&setup), Arc::clone(&records));
-        conversations.spawn(async move {
+        connections.spawn(async move {
             let connection = records.connected(canonical(peer), stream.local_addr().map(canonical).ok());
             if let Err(error) = converse(stream, connection, &setup, &records).await {
                 records.failed(connection, &error.to_string());

@@ -138,6 +138,11 @@ pub async fn run(
         if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
             return Poll::Ready(end);
         }
+        // Progress only moves the moment later, and the timer is set again when it fires. Sooner it
+        // gets once: when the request is out and the answer's own deadline begins.
+        if exchange.expires() < timer.deadline() {
+            timer.as_mut().reset(exchange.expires());
+        }
         while timer.as_mut().poll(cx).is_ready() {
             let expires = exchange.expires();
             if expires <= Instant::now() {

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt;
@@ -57,12 +58,10 @@ pub async fn serve(worker: &Worker, mut client: Client) {
     loop {
         let mut bytes = match buffer.take() {
             Some(bytes) if !bytes.is_empty() => bytes,
-            _ => {
-                if let Err(reason) = wait(worker, &client).await {
-                    return worker.stats.connection_ended(Some(route), reason);
-                }
-                worker.stock.buffer()
-            }
+            _ => match wait(worker, &client).await {
+                Ok(bytes) => bytes,
+                Err(reason) => return worker.stats.connection_ended(Some(route), reason),
+            },
         };
         let next = match read_request(worker, &mut client, &mut bytes).await {
             Ok(incoming) => forward::forward(worker, &mut client, &mut bytes, incoming, &mut kept).await,
@@ -76,13 +75,24 @@ pub async fn serve(worker: &Worker, mut client: Client) {
 }
 
 /// Waits, without a buffer, until the client sends something.
-async fn wait(worker: &Worker, client: &Client) -> Result<(), Reason> {
+async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
     let idle = worker.plan.routes[client.entry.routes[0]].timeouts.idle;
-    // All branches are cancel-safe: none of them takes a byte.
-    tokio::select! {
-        readable = client.stream.readable() => readable.map_err(|_| Reason::ClientGone),
-        () = worker.stop.cancelled() => Err(Reason::Ok),
-        () = sleep(idle) => Err(Reason::IdleTimeout),
+    let mut deadline = pin!(sleep(idle));
+    loop {
+        // All branches are cancel-safe: none of them takes a byte.
+        tokio::select! {
+            readable = client.stream.readable() => readable.map_err(|_| Reason::ClientGone)?,
+            () = worker.stop.cancelled() => return Err(Reason::Ok),
+            () = &mut deadline => return Err(Reason::IdleTimeout),
+        }
+        // Readiness may be a false alarm; only bytes begin a request and its deadline.
+        let mut bytes = worker.stock.buffer();
+        match bytes.try_fill(&client.stream) {
+            Ok(0) => return Err(Reason::Ok),
+            Ok(_) => return Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Reason::ClientGone),
+        }
     }
 }
 

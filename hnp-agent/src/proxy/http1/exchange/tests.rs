@@ -175,7 +175,10 @@ async fn nginx_pages_about_certificates_are_recognised() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_upstream_is_given_up_at_its_deadline() {
-    let out = run_one(terms(Framing::None, GET), b"", 8, &[], false).await;
+async fn a_silent_upstream_is_given_up_at_its_own_deadline() {
+    let started = Instant::now();
+    let terms = Terms { response: Duration::from_secs(2), ..terms(Framing::None, GET) };
+    let out = run_one(terms, b"", 8, &[], false).await;
     assert_eq!(failed(&out.ended), (Reason::UpstreamResponseTimeout, false));
+    assert!(started.elapsed() < Duration::from_secs(5), "not the idle deadline: {:?}", started.elapsed());
 }
