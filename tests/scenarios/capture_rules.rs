@@ -4,11 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, CAPABILITIES, Route};
+use hnp_tests::agent::{Agent, CAPABILITIES};
 use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Target};
 use hnp_tests::poll::until;
 use hnp_tests::process::Place;
-use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::scene::Scene;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, OTHER4, Pod};
 
 /// The agent's port.
@@ -102,9 +102,8 @@ fn datagrams_to_a_destination_are_refused_and_others_are_not() {
 fn an_agent_inside_kubepods_does_not_capture_itself() {
     let scene = Scene::for_test();
     let manager = scene.strict_manager();
-    let route = Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST);
-    let place = scene.host_network_pod();
-    let mut agent = Agent::spawn(place.clone(), &scene.config().route(route), CAPABILITIES);
+    let config = scene.config().route(scene.route());
+    let mut agent = Agent::spawn(scene.host_network_pod(), &config, CAPABILITIES);
     agent.wait_until_ready();
     let pod = scene.pod();
     assert_still_serves(&pod);
@@ -140,8 +139,7 @@ fn a_socket_that_is_used_again_goes_where_it_says_now() {
 fn a_pod_has_no_more_connections_than_it_may() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
-    let mut config =
-        scene.config().route(Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST));
+    let mut config = scene.config().route(scene.route());
     config.capture = "connections_per_pod: 20".to_owned();
     let agent = Agent::start(&scene, &config);
     let (greedy, modest) = (scene.pod(), scene.pod());

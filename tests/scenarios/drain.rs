@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use hnp_tests::agent::{self, Agent, Route};
+use hnp_tests::agent::{self, Agent};
 use hnp_tests::client::{self, End, Job, RawCase, Report};
 use hnp_tests::manager::Manager;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Running;
-use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::scene::Scene;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
 
 #[test]
@@ -101,8 +101,7 @@ impl Draining {
     fn start(deadline: &str) -> Self {
         let scene = Scene::for_test();
         let manager = scene.strict_manager();
-        let route = Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST);
-        let mut config = scene.config().route(route);
+        let mut config = scene.config().route(scene.route());
         config.drain = deadline.to_owned();
         let agent = Agent::start(&scene, &config);
         Self { pod: scene.pod(), agent, manager, scene }

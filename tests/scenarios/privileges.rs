@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use hnp_tests::agent::{self, Agent, CAP_BPF, CAP_NET_ADMIN, CAPABILITIES, Config, Route};
+use hnp_tests::agent::{self, Agent, CAP_BPF, CAP_NET_ADMIN, CAPABILITIES, Config};
 use hnp_tests::process::{Finished, Place};
-use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::scene::Scene;
 
 #[test]
 fn without_cap_bpf() {
@@ -93,7 +93,7 @@ fn what_it_holds_while_it_runs_is_gone_when_it_stops() {
 }
 
 fn config(scene: &Scene) -> Config {
-    scene.config().route(Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST))
+    scene.config().route(scene.route())
 }
 
 fn run(scene: &Scene, config: &Config, capabilities: &[u8]) -> Finished {

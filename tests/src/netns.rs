@@ -47,6 +47,11 @@ impl Netns {
             return Err(error);
         }
         let netns = Self { name: name.to_owned(), file: Arc::new(File::open(&path)?) };
+        // Nobody else is on these links: without this a link's own address is tentative for a second or
+        // two, and neighbours that are asked from it do not answer.
+        for which in ["default", "all"] {
+            netns.sysctl(&format!("net/ipv6/conf/{which}/accept_dad"), "0")?;
+        }
         netns.ip("link set lo up")?;
         Ok(netns)
     }

@@ -82,13 +82,18 @@ impl Scene {
         Config::new(&self.topology).identity(IDENTITY, &self.client).trust(TRUST, &self.roots)
     }
 
+    /// The strict route from [`DESTINATIONS`] to [`UPSTREAM`].
+    pub fn route(&self) -> Route {
+        Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST)
+    }
+
     /// Starts the agent with the strict route from [`DESTINATIONS`] to [`UPSTREAM`].
     ///
     /// # Panics
     /// When it is not ready in time.
     #[track_caller]
     pub fn agent(&self) -> Agent {
-        self.agent_with(Route::strict("manager", DESTINATIONS, UPSTREAM))
+        Agent::start(&self.topology, &self.config().route(self.route()))
     }
 
     /// Starts the agent with one route.

@@ -330,13 +330,11 @@ impl World {
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             self.node.sysctl(key, "1")?;
         }
+        self.link("mgr0", &self.manager)?;
         self.node.ip(&format!(
-            "link add mgr0 type veth peer name eth0 netns {}\n\
-             addr add {NODE4}/24 dev mgr0\n\
+            "addr add {NODE4}/24 dev mgr0\n\
              addr add fd00:9::1/64 dev mgr0 nodad\n\
-             link set mgr0 up\n\
-             route add 198.18.66.0/24 via {MANAGER4}\n",
-            self.manager.name()
+             route add 198.18.66.0/24 via {MANAGER4}\n"
         ))?;
         let mut batch = String::new();
         for addr in [MANAGER4, OTHER4, DNS4] {
@@ -345,13 +343,20 @@ impl World {
         for addr in [MANAGER6, OTHER6] {
             writeln!(batch, "addr add {addr}/64 dev eth0 nodad")?;
         }
-        // Last, and with nodad, so that the addresses are usable at once.
-        batch.push_str(
-            "link set eth0 up\n\
-             route add default via 198.18.0.1\n\
-             route add ::/0 via fd00:9::1\n",
-        );
+        batch.push_str("route add default via 198.18.0.1\nroute add ::/0 via fd00:9::1\n");
         self.manager.ip(&batch)
+    }
+
+    /// A cable from the node to the peer's `eth0`, usable at once.
+    fn link(&self, name: &str, peer: &Netns) -> Result<()> {
+        self.node.ip(&format!(
+            "link add {name} type veth peer name eth0 netns {}\nlink set {name} up\n",
+            peer.name()
+        ))?;
+        peer.ip("link set eth0 up\n")?;
+        // The end that was up before its peer learns of the carrier from a work queue, up to a second
+        // later, and IPv6 does not answer until then. Up once more, it knows.
+        self.node.ip(&format!("link set {name} down\nlink set {name} up\n"))
     }
 
     fn make_pod(&self, this: &Arc<Self>, qos: Qos) -> Result<Pod> {
@@ -361,17 +366,12 @@ impl World {
         let addr4 = Ipv4Addr::new(10, 244, octet, 2);
         let addr6 = Ipv6Addr::new(0xfd00, 0x244, u16::from(octet), 0, 0, 0, 0, 2);
         let (gate4, gate6) = (format!("10.244.{octet}.1"), format!("fd00:244:{octet:x}::1"));
-        self.node.ip(&format!(
-            "link add pod{number} type veth peer name eth0 netns {}\n\
-             addr add {gate4}/24 dev pod{number}\n\
-             addr add {gate6}/64 dev pod{number} nodad\n\
-             link set pod{number} up\n",
-            netns.name()
-        ))?;
+        let link = format!("pod{number}");
+        self.link(&link, &netns)?;
+        self.node.ip(&format!("addr add {gate4}/24 dev {link}\naddr add {gate6}/64 dev {link} nodad\n"))?;
         netns.ip(&format!(
             "addr add {addr4}/24 dev eth0\n\
              addr add {addr6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
              route add default via {gate4}\n\
              route add ::/0 via {gate6}\n"
         ))?;

@@ -9,6 +9,7 @@
 //! to clean up. With `--keep` the child stays and keeps the scene.
 
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match Options::parse(&arguments) {
         Ok(options) if options.on_stage => play(options.keep),
-        Ok(_) => supervise(&arguments),
+        Ok(options) => supervise(&options),
         Err(error) => Err(error.context(USAGE)),
     };
     match outcome {
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 #[derive(Debug, Default)]
 struct Options {
     keep: bool,
+    agent: Option<PathBuf>,
     /// Whether this process is the child that plays the scene.
     on_stage: bool,
 }
@@ -63,12 +65,7 @@ impl Options {
                 "--on-stage" => options.on_stage = true,
                 "--agent" => {
                     let path = arguments.next().context("--agent wants a path")?;
-                    let path = std::fs::canonicalize(path).with_context(|| path.clone())?;
-                    // SAFETY: nothing else runs in this process yet.
-                    #[expect(clippy::disallowed_methods, reason = "there is no other thread yet")]
-                    unsafe {
-                        std::env::set_var("HNP_AGENT_BIN", path);
-                    };
+                    options.agent = Some(std::fs::canonicalize(path).with_context(|| path.clone())?);
                 }
                 unknown => bail!("unknown argument {unknown}"),
             }
@@ -78,15 +75,19 @@ impl Options {
 }
 
 /// Has a child play the scene, waits for its end, and removes what it may have left.
-fn supervise(arguments: &[String]) -> Result<()> {
+fn supervise(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this makes network namespaces and cgroups and needs root");
     topology::sweep(PREFIX);
     let mut signals = stop_signals();
     signals.add(Signal::SIGCHLD);
     signals.add(Signal::SIGUSR1);
     signals.thread_block()?;
-    let mut child =
-        Command::new(std::env::current_exe()?).args(arguments).arg("--on-stage").process_group(0).spawn()?;
+    let mut child = Command::new(std::env::current_exe()?);
+    child.arg("--on-stage").args(options.keep.then_some("--keep")).process_group(0);
+    if let Some(agent) = &options.agent {
+        child.env("HNP_AGENT_BIN", agent);
+    }
+    let mut child = child.spawn()?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let outcome = loop {
         match signals.wait()? {
@@ -126,7 +127,7 @@ fn play(keep: bool) -> Result<()> {
     story.step("without the agent the pod is refused");
     story.refused(&pod, &manager)?;
 
-    let agent = Agent::start(&scene, &scene.config().route(route()));
+    let agent = Agent::start(&scene, &scene.config().route(scene.route()));
     story.step("the agent runs on the node, with CAP_BPF and CAP_NET_ADMIN and nothing else");
     story.tell("agent", format!("pid {}, {}", agent.pid(), agent::binary().display()));
     story.tell("ready", agent.get("/readyz")?.1.trim());
@@ -185,11 +186,6 @@ fn play(keep: bool) -> Result<()> {
     ensure!(left.is_empty(), "left behind: {left:?}");
     println!("\nAll {} steps happened, in {:.1} s.", story.steps, started.elapsed().as_secs_f64());
     Ok(())
-}
-
-fn route() -> agent::Route {
-    use hnp_tests::scene::{DESTINATIONS, IDENTITY, TRUST, UPSTREAM};
-    agent::Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST)
 }
 
 /// Says how to use the scene, lets the supervisor go, and waits to be told to remove it.

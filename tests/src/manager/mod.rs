@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -230,10 +231,13 @@ fn serve(
     netns.enter().expect("a namespace that we made can be entered");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let listeners = match setup.addrs.iter().map(|&addr| listen(addr)).collect::<io::Result<Vec<_>>>() {
-            Ok(listeners) => listeners,
-            Err(error) => return report.send(Err(error)).expect("the starter waits"),
-        };
+        let mut listeners = Vec::new();
+        for &addr in &setup.addrs {
+            match listen(addr).await {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => return report.send(Err(error)).expect("the starter waits"),
+            }
+        }
         report.send(Ok(())).expect("the starter waits");
         let setup = Arc::new(setup);
         // Owned by this function, and with it their connections: dropped when the handle is.
@@ -246,11 +250,19 @@ fn serve(
     });
 }
 
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
-    socket.listen(4096)
+/// Listens; a port that was only just closed may still be held, by a child of another test between
+/// its fork and its exec.
+async fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let mut patience = 100;
+    loop {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(addr).and_then(|()| socket.listen(4096)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && patience > 0 => patience -= 1,
+            outcome => return outcome,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn accept(listener: TcpListener, setup: Arc<Setup>, records: Arc<Records>) {
