@@ -1,4 +1,4 @@
-//! What may come into the build: `deny.toml`, enforced by cargo-deny.
+//! What may come into the build: `.deny.toml`, enforced by cargo-deny.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,7 +17,7 @@ const FETCH: Duration = Duration::from_secs(60);
 /// Licences, banned crates and sources; advisories where their database can be reached.
 ///
 /// # Errors
-/// What deny.toml forbids is in the lock file, or cargo-deny cannot be had.
+/// What .deny.toml forbids is in the lock file, or cargo-deny cannot be had.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let deny = ensure(workspace)?;
     let deny = |arguments: &[&str]| {

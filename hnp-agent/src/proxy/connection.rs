@@ -38,6 +38,7 @@ pub async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
     if let Ok((flow, entry)) = &found {
         base.workload = worker.workloads.identify(flow);
         base.destination = Some(entry.destination);
+        base.direct = flow.direct;
     }
     match found {
         Ok((flow, entry)) => {
@@ -64,6 +65,10 @@ fn flow_of(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Result<(Flo
     let flow = worker.flows.take(peer, local)?;
     let table = worker.vips.load();
     let entry = table.entries.get(&flow.vip).ok_or(Reason::VipUnassigned)?;
+    if !flow.direct && flow.orig_dst != entry.destination {
+        // The VIP was given to another destination while this connection was under way.
+        return Err(Reason::VipUnassigned);
+    }
     Ok((flow, entry.clone()))
 }
 
@@ -77,6 +82,7 @@ fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
         workload: Arc::new(Workload::default()),
         client,
         destination: None,
+        direct: false,
         upstream: None,
         http: None,
         bytes_up: 0,

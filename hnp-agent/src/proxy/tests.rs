@@ -40,7 +40,7 @@ struct Fakes;
 impl FlowSource for Fakes {
     fn take(&self, client: SocketAddr, local: SocketAddr) -> Result<Flow, Reason> {
         let (vip, orig_dst) = (local.ip(), local);
-        Ok(Flow { client, vip, orig_dst, cgroup_id: 1, ancestor_ids: [0; 2], direct: false })
+        Ok(Flow { client, vip, orig_dst, cgroup_id: 1, ancestor_ids: [0; 2], direct: true })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 26] = [
+pub const FIELDS: [&str; 27] = [
     "ts",
     "kind",
     "flow",
@@ -27,6 +27,7 @@ pub const FIELDS: [&str; 26] = [
     "cgroup",
     "client",
     "destination",
+    "direct",
     "upstream",
     "upstream_addr",
     "reused",
@@ -103,6 +104,9 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     sink.display("client", record.client);
     if let Some(destination) = record.destination {
         sink.display("destination", destination);
+    }
+    if record.direct {
+        sink.raw("direct", true);
     }
     if let Some(upstream) = &record.upstream {
         sink.text("upstream", &upstream.authority);
@@ -282,6 +286,7 @@ pub(super) mod tests {
             }),
             client: "10.244.1.2:40000".parse().unwrap(),
             destination: Some("198.18.0.9:80".parse().unwrap()),
+            direct: true,
             upstream: Some(UpstreamRecord {
                 authority: "manager.hnp.test:8443".into(),
                 addr: Some("192.0.2.1:8443".parse().unwrap()),
@@ -344,6 +349,7 @@ pub(super) mod tests {
             mode: "opaque",
             workload: Arc::default(),
             destination: None,
+            direct: false,
             detail: Some("no flow for this \"port\"\n".into()),
             ..record()
         };

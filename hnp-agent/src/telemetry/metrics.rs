@@ -343,6 +343,7 @@ workers: 2
             workload: Arc::default(),
             client: "10.0.0.1:1".parse().unwrap(),
             destination: None,
+            direct: false,
             upstream: Some(UpstreamRecord {
                 authority: "m.test".into(),
                 addr: None,

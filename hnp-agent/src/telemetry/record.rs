@@ -29,6 +29,8 @@ pub struct AccessRecord {
     pub client: SocketAddr,
     /// What the client dialled.
     pub destination: Option<SocketAddr>,
+    /// The client dialled the VIP itself, not the destination.
+    pub direct: bool,
     /// The upstream's authority and the address that was used, when one was dialled.
     pub upstream: Option<UpstreamRecord>,
     /// The request, on HTTP routes.
