@@ -46,7 +46,8 @@ pub async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
             let protocol = worker.plan.routes[entry.routes[0]].protocol;
             let client = Client { stream, flow, entry, base };
             match protocol {
-                Protocol::Opaque => opaque::serve(worker, client).await,
+                // Boxed: HTTP connections would hold its state too.
+                Protocol::Opaque => Box::pin(opaque::serve(worker, client)).await,
                 Protocol::Http => http1::serve::serve(worker, client).await,
             }
         }

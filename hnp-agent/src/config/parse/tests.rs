@@ -277,3 +277,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_configuration_to_start_from_is_one() {
+    let text = include_str!("../../../../deploy/hnp.yaml");
+    let (plan, warnings) = plan(text, Path::new("deploy/hnp.yaml"), 2).expect("no mistakes");
+    assert_eq!(warnings, []);
+    assert_eq!(plan.routes.len(), 1);
+}

@@ -1,5 +1,7 @@
 //! One request on its way: which route, which connection, and what to say when it fails.
 
+use std::time::Duration;
+
 use hnp_common::Reason;
 
 use super::exchange::{self, End, Ended, Failure, Terms};
@@ -20,7 +22,9 @@ use crate::upstream::{DialError, UpstreamConnection};
 pub enum Next {
     /// It is exactly between two requests.
     Again,
-    /// It ends, for this reason.
+    /// It ends, for this reason; the client may still be reading or sending.
+    Close(Reason),
+    /// It has ended, for this reason.
     End(Reason),
 }
 
@@ -58,7 +62,7 @@ pub async fn forward(
         Choice::Refuse(route) => {
             recording.record.route = Some(worker.plan.routes[route].name.clone());
             let detail = format!("this address serves other names than {:?}", host.unwrap_or_default());
-            return answer_and_end(client, recording, &incoming, Reason::HostRefused, detail).await;
+            return Box::pin(answer_and_end(client, recording, &incoming, Reason::HostRefused, detail)).await;
         }
     };
     let plan = &worker.plan.routes[route];
@@ -81,7 +85,8 @@ pub async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
-                return answer_and_end(client, recording, &incoming, error.reason, error.detail).await;
+                let told = answer_and_end(client, recording, &incoming, error.reason, error.detail);
+                return Box::pin(told).await;
             }
         };
         recording.upstream(&connection.info, connection.reused);
@@ -94,39 +99,37 @@ pub async fn forward(
                 answer = worker.stock.buffer();
             }
             _ => {
-                return conclude(
-                    worker,
-                    client,
-                    bytes,
-                    recording,
-                    &incoming,
-                    Trip { route, way, connection, ended, answer, kept },
-                )
-                .await;
+                note(&mut recording, &ended);
+                return match ended.end {
+                    End::Complete { upstream_reusable, client_reusable, certificate_refused } => {
+                        if upstream_reusable {
+                            match way {
+                                Way::Upstream => worker.upstreams.give_back(route, connection),
+                                Way::Direct => *kept = Some(connection),
+                            }
+                        }
+                        let reason = match way {
+                            Way::Upstream if certificate_refused => Reason::ClientCertificateRefused,
+                            Way::Upstream => Reason::Ok,
+                            Way::Direct => Reason::Passthrough,
+                        };
+                        recording.finish(reason, None);
+                        if client_reusable { Next::Again } else { Next::Close(Reason::Ok) }
+                    }
+                    // Boxed: rare, and every connection's future would hold their states.
+                    End::Switched => {
+                        let idle = plan.timeouts.idle;
+                        Box::pin(switched(client, bytes, recording, connection, answer, idle)).await
+                    }
+                    End::Failed(failure) => Box::pin(failed(client, recording, &incoming, failure)).await,
+                };
             }
         }
     }
 }
 
-/// What is left of an exchange when its outcome is decided upon.
-struct Trip<'k> {
-    route: RouteIndex,
-    way: Way,
-    connection: UpstreamConnection,
-    ended: Ended,
-    answer: Buffer,
-    kept: &'k mut Option<UpstreamConnection>,
-}
-
-async fn conclude(
-    worker: &Worker,
-    client: &mut Client,
-    bytes: &mut Buffer,
-    mut recording: Recording<'_>,
-    incoming: &Incoming,
-    trip: Trip<'_>,
-) -> Next {
-    let Trip { route, way, mut connection, ended, mut answer, kept } = trip;
+/// Writes into the record what the exchange carried.
+fn note(recording: &mut Recording<'_>, ended: &Ended) {
     let record = &mut recording.record;
     record.bytes_up += ended.up;
     record.bytes_down += ended.down;
@@ -136,50 +139,38 @@ async fn conclude(
     if let Some(upstream) = &mut record.upstream {
         upstream.first_byte = ended.first_byte;
     }
-    match ended.end {
-        End::Complete { upstream_reusable, client_reusable, certificate_refused } => {
-            if upstream_reusable {
-                match way {
-                    Way::Upstream => worker.upstreams.give_back(route, connection),
-                    Way::Direct => *kept = Some(connection),
-                }
-            }
-            let reason = match way {
-                Way::Upstream if certificate_refused => Reason::ClientCertificateRefused,
-                Way::Upstream => Reason::Ok,
-                Way::Direct => Reason::Passthrough,
-            };
-            recording.finish(reason, None);
-            if client_reusable {
-                Next::Again
-            } else {
-                answer::linger(&mut client.stream).await;
-                Next::End(Reason::Ok)
-            }
-        }
-        End::Switched => {
-            let idle = worker.plan.routes[route].timeouts.idle;
-            let relayed =
-                Box::pin(relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle)).await;
-            recording.record.bytes_up += relayed.up;
-            recording.record.bytes_down += relayed.down;
-            recording.finish(relayed.reason, relayed.detail);
-            Next::End(relayed.reason)
-        }
-        End::Failed(failure) if failure.answer_begun => {
-            // Part of an answer is out: only a reset says that the rest will not come.
-            reset_on_close(&client.stream);
-            recording.finish(failure.reason, Some(failure.detail));
-            Next::End(failure.reason)
-        }
-        End::Failed(failure) if failure.reason == Reason::ClientGone => {
-            recording.finish(failure.reason, Some(failure.detail));
-            Next::End(failure.reason)
-        }
-        End::Failed(failure) => {
-            answer_and_end(client, recording, incoming, failure.reason, failure.detail).await
-        }
+}
+
+/// After a 101: bytes both ways, as they come.
+async fn switched(
+    client: &mut Client,
+    bytes: &mut Buffer,
+    mut recording: Recording<'_>,
+    mut connection: UpstreamConnection,
+    mut answer: Buffer,
+    idle: Duration,
+) -> Next {
+    let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle).await;
+    recording.record.bytes_up += relayed.up;
+    recording.record.bytes_down += relayed.down;
+    recording.finish(relayed.reason, relayed.detail);
+    Next::End(relayed.reason)
+}
+
+async fn failed(
+    client: &mut Client,
+    recording: Recording<'_>,
+    incoming: &Incoming,
+    failure: Failure,
+) -> Next {
+    if failure.answer_begun {
+        // Part of an answer is out: only a reset says that the rest will not come.
+        reset_on_close(&client.stream);
+    } else if failure.reason != Reason::ClientGone {
+        return answer_and_end(client, recording, incoming, failure.reason, failure.detail).await;
     }
+    recording.finish(failure.reason, Some(failure.detail));
+    Next::End(failure.reason)
 }
 
 /// Takes the head off the buffer, rewritten for its way, and the body with it where all of it is
@@ -276,6 +267,5 @@ async fn answer_and_end(
         http.status = if written > 0 { reason.status() } else { 0 };
     }
     recording.finish(reason, Some(detail));
-    answer::linger(&mut client.stream).await;
-    Next::End(reason)
+    Next::Close(reason)
 }

@@ -65,10 +65,14 @@ pub async fn serve(worker: &Worker, mut client: Client) {
         };
         let next = match read_request(worker, &mut client, &mut bytes).await {
             Ok(incoming) => forward::forward(worker, &mut client, &mut bytes, incoming, &mut kept).await,
-            Err(refusal) => return refuse(worker, &mut client, refusal).await,
+            Err(refusal) => return Box::pin(refuse(worker, &mut client, refusal)).await,
         };
         match next {
             Next::Again => buffer = Some(bytes),
+            Next::Close(reason) => {
+                worker.stats.connection_ended(Some(route), reason);
+                return Box::pin(answer::linger(&mut client.stream)).await;
+            }
             Next::End(reason) => return worker.stats.connection_ended(Some(route), reason),
         }
     }
