@@ -222,7 +222,8 @@ fn openssl_refuses_a_clients_certificate_after_the_handshake_of_tls_13() {
         command.arg("--cert").arg(&files.certificate).arg("--key").arg(&files.key).run()
     };
     let refused = curl(&foreign);
-    assert!(!refused.status.success() && refused.stderr.contains("alert"), "{refused}");
+    // Whether curl reads the alert, or a reset overtakes it, is a race; what the server did is not.
+    assert!(!refused.status.success(), "{refused}");
     assert_eq!(curl(&scene.client).ok(), "ok\n");
     eventually(Duration::from_secs(5), "both connections are told", || peer.connections().len() == 2);
     let seen = peer.connections();

@@ -96,7 +96,8 @@ fn python_prefix(python: &Path, script: &str) -> Option<PathBuf> {
     output.status.success().then(|| PathBuf::from(path.trim()))
 }
 
-fn target_dir() -> PathBuf {
+/// Where cargo builds; files may lie there that outlive a run.
+pub(crate) fn target_dir() -> PathBuf {
     let me = std::env::current_exe().expect("a program knows its own path");
     me.ancestors()
         .find(|dir| dir.join("CACHEDIR.TAG").exists())
