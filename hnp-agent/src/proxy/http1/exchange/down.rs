@@ -1,0 +1,259 @@
+//! The answer's way: from the upstream, head by head and then as a body, to the client.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hnp_common::Reason;
+use tokio::io::AsyncWrite as _;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Terms;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::http1::body::{Decoder, Framing};
+use crate::proxy::http1::head::find_end;
+use crate::proxy::http1::response::Response;
+use crate::upstream::{Io, tls_reason};
+
+/// Interim answers (1xx) before the final one; more is a server gone wrong.
+const MAX_INTERIM: usize = 16;
+/// How much of an error page is looked at for nginx' words about certificates.
+const PAGE: usize = 1024;
+
+/// The answer's way.
+pub(super) struct Down<'a> {
+    pub(super) answer: &'a mut Buffer,
+    /// A head, rewritten, on its way to the client.
+    pub(super) out: Vec<u8>,
+    pub(super) written: usize,
+    /// Bytes at the front of `answer` to be written to the client.
+    pub(super) ready: usize,
+    pub(super) scanned: usize,
+    pub(super) interim: usize,
+    pub(super) bytes: u64,
+    pub(super) status: u16,
+    pub(super) spoke: bool,
+    pub(super) first_byte: Option<Duration>,
+    pub(super) page: Page,
+    /// The final answer began before the request had ended.
+    pub(super) early: bool,
+    pub(super) keep_alive: bool,
+    pub(super) state: DownState,
+}
+
+pub(super) enum DownState {
+    Head,
+    Body { decoder: Decoder, framing: Framing },
+    Done { exact: bool, framing: Framing },
+    Switched,
+}
+
+/// Whether the answer is the upstream's word that our certificate was not accepted.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Page {
+    No,
+    /// A 400 whose page may say so.
+    Look,
+    Yes,
+}
+
+pub(super) type DownFault = (Reason, String);
+
+impl Down<'_> {
+    /// Moves the answer on; ready once it has ended, or the protocol was switched, and all of it was
+    /// written to the client.
+    pub(super) fn poll(
+        &mut self,
+        client: &mut TcpStream,
+        upstream: &mut Io,
+        terms: &Terms,
+        sent: bool,
+        sent_at: Option<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), DownFault>> {
+        loop {
+            ready!(self.poll_write(client, cx))?;
+            if matches!(self.state, DownState::Done { .. } | DownState::Switched) {
+                return Poll::Ready(Ok(()));
+            }
+            if self.take_buffered(terms, sent, sent_at)? {
+                continue;
+            }
+            let read = ready!(self.answer.poll_fill(upstream, cx, terms.head_limit));
+            match read {
+                Ok(0) => self.end_of_stream()?,
+                Ok(_) => {
+                    self.spoke = true;
+                    if self.answer.is_full() {
+                        self.answer.grow();
+                    }
+                }
+                Err(error) => return Poll::Ready(Err(self.read_fault(&error))),
+            }
+        }
+    }
+
+    fn poll_write(&mut self, client: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), DownFault>> {
+        let gone = |error: io::Error| (Reason::ClientGone, error.to_string());
+        while self.written < self.out.len() {
+            // Head and the body's first bytes in one system call.
+            let slices = [
+                io::IoSlice::new(&self.out[self.written..]),
+                io::IoSlice::new(&self.answer.filled()[..self.ready]),
+            ];
+            let n = ready!(Pin::new(&mut *client).poll_write_vectored(cx, &slices)).map_err(gone)?;
+            let of_head = n.min(self.out.len() - self.written);
+            self.written += of_head;
+            self.answer.consume(n - of_head);
+            self.ready -= n - of_head;
+            self.bytes += n as u64;
+        }
+        self.out.clear();
+        self.written = 0;
+        while self.ready > 0 {
+            let part = &self.answer.filled()[..self.ready];
+            let n = ready!(Pin::new(&mut *client).poll_write(cx, part)).map_err(gone)?;
+            self.answer.consume(n);
+            self.ready -= n;
+            self.bytes += n as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes the next thing to write out of what was read; false when more must be read first.
+    fn take_buffered(
+        &mut self,
+        terms: &Terms,
+        sent: bool,
+        sent_at: Option<Instant>,
+    ) -> Result<bool, DownFault> {
+        match &mut self.state {
+            DownState::Head => self.take_head(terms, sent, sent_at),
+            DownState::Body { decoder, framing } => {
+                let framing = *framing;
+                let bad = |error| (Reason::UpstreamBadResponse, format!("{error}"));
+                if terms.asked.http10 && !terms.verbatim {
+                    // Chunks mean nothing to an HTTP/1.0 client: it gets the payload alone.
+                    let step = decoder.step(self.answer.filled()).map_err(bad)?;
+                    self.answer.consume(step.wire - step.payload);
+                    self.ready = step.payload;
+                } else {
+                    while self.ready < self.answer.filled().len() {
+                        let step = decoder.step(&self.answer.filled()[self.ready..]).map_err(bad)?;
+                        if step.wire == 0 {
+                            break;
+                        }
+                        self.ready += step.wire;
+                    }
+                }
+                let done = decoder.is_done();
+                if self.page == Page::Look && self.ready > 0 {
+                    self.page = look(&self.answer.filled()[..self.ready.min(PAGE)]);
+                }
+                if done {
+                    self.state = DownState::Done { exact: true, framing };
+                }
+                Ok(done || self.ready > 0)
+            }
+            DownState::Done { .. } | DownState::Switched => Ok(true),
+        }
+    }
+
+    fn take_head(&mut self, terms: &Terms, sent: bool, sent_at: Option<Instant>) -> Result<bool, DownFault> {
+        let bad = |error| (Reason::UpstreamBadResponse, format!("{error}"));
+        let Some(len) = find_end(self.answer.filled(), &mut self.scanned, terms.head_limit).map_err(bad)?
+        else {
+            return Ok(false);
+        };
+        self.scanned = 0;
+        let head = &self.answer.filled()[..len];
+        let response = Response::parse(head, terms.asked).map_err(bad)?;
+        if response.is_interim() {
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err((Reason::UpstreamBadResponse, "too many interim answers".into()));
+            }
+        }
+        let hide = response.is_interim() && terms.asked.http10;
+        let until_close = response.framing == Framing::UntilClose;
+        if terms.verbatim {
+            self.out.extend_from_slice(head);
+        } else if !hide {
+            let close = terms.close || until_close || terms.asked.http10;
+            response.write_for_client(head, terms.asked, close, &mut self.out);
+        }
+        self.answer.consume(len);
+        if response.is_interim() {
+            return Ok(true);
+        }
+        self.status = response.status;
+        self.first_byte = sent_at.map(|at| at.elapsed());
+        self.early = !sent;
+        self.keep_alive = response.keep_alive;
+        self.page = match response.status {
+            495 | 496 => Page::Yes,
+            400 => Page::Look,
+            _ => Page::No,
+        };
+        self.state = if response.status == 101 {
+            if !terms.asked.upgrade {
+                return Err((Reason::UpstreamBadResponse, "101 without a request to switch".into()));
+            }
+            DownState::Switched
+        } else {
+            let decoder = Decoder::new(response.framing);
+            if decoder.is_done() {
+                DownState::Done { exact: true, framing: response.framing }
+            } else {
+                DownState::Body { decoder, framing: response.framing }
+            }
+        };
+        Ok(true)
+    }
+
+    fn end_of_stream(&mut self) -> Result<(), DownFault> {
+        match &self.state {
+            DownState::Head if !self.spoke => {
+                Err((Reason::UpstreamClosed, "the upstream closed before its answer".into()))
+            }
+            DownState::Head => {
+                Err((Reason::UpstreamTruncated, "the upstream closed in the middle of a head".into()))
+            }
+            DownState::Body { decoder, framing } if decoder.ends_at_close() => {
+                self.state = DownState::Done { exact: true, framing: *framing };
+                Ok(())
+            }
+            DownState::Body { .. } => {
+                Err((Reason::UpstreamTruncated, "the upstream closed in the middle of a body".into()))
+            }
+            DownState::Done { .. } | DownState::Switched => Ok(()),
+        }
+    }
+
+    fn read_fault(&self, error: &io::Error) -> DownFault {
+        let detail = error.to_string();
+        if let Some(reason) = tls_reason(error) {
+            return (reason, detail);
+        }
+        // TLS without close_notify: nobody vouches for the end.
+        let cut = error.kind() == io::ErrorKind::UnexpectedEof;
+        let reason = match (&self.state, cut) {
+            (DownState::Head, true) if !self.spoke => Reason::UpstreamClosed,
+            (_, true) => Reason::UpstreamTruncated,
+            (_, false) => Reason::UpstreamReset,
+        };
+        (reason, detail)
+    }
+}
+
+/// nginx answers 400 with one of these pages when it wants a client certificate or refuses ours.
+fn look(page: &[u8]) -> Page {
+    let says = |words: &[u8]| page.windows(words.len()).any(|window| window == words);
+    if says(b"No required SSL certificate was sent") || says(b"The SSL certificate error") {
+        Page::Yes
+    } else {
+        Page::No
+    }
+}
