@@ -134,5 +134,5 @@ fn presented(scene: &Scene, files: &Files, clients_ca: &Path) -> (Agent, String,
     let request = format!("GET / HTTP/1.1\r\nhost: {MANAGER_NAME}\r\nconnection: close\r\n\r\n");
     let text = client::raw(&scene.pod(), (MANAGER4, 80), vec![RawCase::new(request)]).remove(0).text();
     let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or(text);
-    (agent, body, nginx.requests())
+    (agent, body, nginx.requests(1))
 }

@@ -62,10 +62,21 @@ impl Nginx {
         Self { running, requests: dir.join("requests") }
     }
 
-    /// One line per request: `verify|serial|subject|protocol|host|uri|status`.
-    pub fn requests(&self) -> Vec<String> {
-        let text = fs::read_to_string(&self.requests).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
+    /// Waits until there are so many requests; one line each:
+    /// `verify|serial|subject|protocol|host|uri|status`. nginx writes it after the answer.
+    ///
+    /// # Panics
+    /// When there are not as many within five seconds, or more.
+    #[track_caller]
+    pub fn requests(&self, count: usize) -> Vec<String> {
+        let read = || -> Vec<String> {
+            let text = fs::read_to_string(&self.requests).unwrap_or_default();
+            text.lines().map(str::to_owned).collect()
+        };
+        eventually(Duration::from_secs(5), "nginx wrote its log", || read().len() >= count);
+        let lines = read();
+        assert_eq!(lines.len(), count, "{lines:?}");
+        lines
     }
 
     /// What nginx logged.

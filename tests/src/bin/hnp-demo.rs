@@ -19,6 +19,7 @@ use hnp_tests::cgroup::Driver;
 use hnp_tests::client::{self, Job};
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
+use hnp_tests::tools;
 use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Topology};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
@@ -113,6 +114,9 @@ fn supervise(options: &Options) -> Result<()> {
 fn play(keep: bool) -> Result<()> {
     // The supervisor's mask is inherited, and the agent would inherit it in turn: deaf to SIGTERM.
     SigSet::all().thread_unblock()?;
+    for program in ["ip", "curl"] {
+        tools::need(program);
+    }
     let started = Instant::now();
     let mut story = Story::default();
     let scene = Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?);
