@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Chosen by measurement (DESIGN.md, "Why mimalloc?").
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     hnp_agent::cli::main()
 }
