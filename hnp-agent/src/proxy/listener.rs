@@ -144,7 +144,9 @@ fn start(
 ) {
     let worker = Rc::clone(worker);
     tasks.spawn_local(async move {
+        // The connection first: it sees the cut too, and says so to its client and its record.
         tokio::select! {
+            biased;
             () = connection::serve(&worker, stream, peer) => {}
             () = worker.kill.cancelled() => {}
         }

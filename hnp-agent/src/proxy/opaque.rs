@@ -25,8 +25,15 @@ pub async fn serve(worker: &Worker, mut client: Client) {
     worker.stats.upstream_dialed(route, Reason::Ok);
     recording.upstream(&upstream.info, upstream.reused);
     let (mut up, mut down) = (worker.stock.buffer(), worker.stock.buffer());
-    let relayed =
-        relay::relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, plan.timeouts.idle).await;
+    let relayed = relay::relay(
+        &mut client.stream,
+        &mut upstream.io,
+        &mut up,
+        &mut down,
+        plan.timeouts.idle,
+        &worker.kill,
+    )
+    .await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
     recording.finish(relayed.reason, relayed.detail);

@@ -13,6 +13,7 @@ use hnp_common::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
 use crate::upstream::{Io, tls_reason};
@@ -54,6 +55,7 @@ pub async fn relay(
     up: &mut Buffer,
     down: &mut Buffer,
     idle: Duration,
+    kill: &CancellationToken,
 ) -> Relayed {
     let mut up = Direction::new(up);
     let mut down = Direction::new(down);
@@ -78,6 +80,9 @@ pub async fn relay(
         }
         if up_end.is_ready() && down_end.is_ready() {
             return Poll::Ready((Reason::Ok, None));
+        }
+        if kill.is_cancelled() {
+            return Poll::Ready((Reason::Drained, None));
         }
         if before != (up.bytes, down.bytes, up.read_ended, down.read_ended) {
             last = Instant::now();

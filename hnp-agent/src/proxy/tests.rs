@@ -298,6 +298,24 @@ async fn another_host_on_a_strict_route_is_refused_and_never_forwarded() {
     .await;
 }
 
+#[tokio::test]
+async fn whoever_was_accepted_before_the_stop_is_served() {
+    in_world(async |world: Rc<World>| {
+        let mut kept = world.client().await;
+        ask(&mut kept, GET).await;
+        world.worker.stop.cancel();
+        for _ in 0..20 {
+            let (status, _) = ask(&mut world.client().await, GET).await;
+            assert_eq!(status, "HTTP/1.1 200 OK");
+        }
+        // The control: a connection between two requests is closed, not kept.
+        let mut rest = Vec::new();
+        kept.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+    })
+    .await;
+}
+
 /// Memory per connection is this, plus the sockets, plus buffers while bytes are under way.
 #[tokio::test]
 async fn the_future_of_a_connection_stays_small() {

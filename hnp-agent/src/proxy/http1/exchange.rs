@@ -16,6 +16,7 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::body::{Decoder, Framing};
 use super::response::Asked;
@@ -40,6 +41,8 @@ pub struct Terms {
     pub response: Duration,
     /// Without any progress in the middle of a body.
     pub idle: Duration,
+    /// Cancelled at the drain's deadline: the exchange ends then. The caller's task must be woken by it.
+    pub kill: CancellationToken,
 }
 
 /// How an exchange ended.
@@ -117,6 +120,7 @@ pub async fn run(
             ready: 0,
             scanned: 0,
             interim: 0,
+            interim_bytes: 0,
             bytes: 0,
             status: 0,
             spoke: false,
@@ -129,11 +133,16 @@ pub async fn run(
         terms,
         sent_at: None,
         last: Instant::now(),
+        begun: false,
     };
     let mut timer = pin!(sleep_until(exchange.expires()));
     let end = poll_fn(|cx| {
         if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
             return Poll::Ready(end);
+        }
+        if terms.kill.is_cancelled() {
+            let detail = "cut at the drain's deadline".into();
+            return Poll::Ready(End::Failed(exchange.failure(Reason::Drained, detail)));
         }
         // Progress only moves the moment later, and the timer is set again when it fires. Sooner it
         // gets once: when the request is out and the answer's own deadline begins.
@@ -167,11 +176,19 @@ struct Exchange<'a> {
     sent_at: Option<Instant>,
     /// When anything last moved.
     last: Instant,
+    /// The upstream was listened to once before anything was sent.
+    begun: bool,
 }
 
 impl Exchange<'_> {
     fn poll(&mut self, client: &mut TcpStream, upstream: &mut Io, cx: &mut Context<'_>) -> Poll<End> {
         let before = self.progress();
+        if !self.begun {
+            self.begun = true;
+            if let Err((reason, detail)) = self.down.unasked(upstream, cx) {
+                return Poll::Ready(End::Failed(self.failure(reason, detail)));
+            }
+        }
         if matches!(self.up.state, UpState::Sending) {
             match self.up.poll(client, upstream, cx) {
                 Poll::Ready(Ok(())) => {
@@ -228,7 +245,8 @@ impl Exchange<'_> {
         Failure {
             reason,
             detail,
-            answer_begun: self.down.bytes > 0 || self.down.written > 0,
+            // A whole interim answer may be followed by a final one of ours.
+            answer_begun: self.down.written > 0 || self.down.bytes > self.down.interim_bytes,
             upstream_spoke: self.down.spoke,
             body_consumed: self.up.bytes > 0,
         }

@@ -119,7 +119,7 @@ pub async fn forward(
                     // Boxed: rare, and every connection's future would hold their states.
                     End::Switched => {
                         let idle = plan.timeouts.idle;
-                        Box::pin(switched(client, bytes, recording, connection, answer, idle)).await
+                        Box::pin(switched(worker, client, bytes, recording, connection, answer, idle)).await
                     }
                     End::Failed(failure) => Box::pin(failed(client, recording, &incoming, failure)).await,
                 };
@@ -143,6 +143,7 @@ fn note(recording: &mut Recording<'_>, ended: &Ended) {
 
 /// After a 101: bytes both ways, as they come.
 async fn switched(
+    worker: &Worker,
     client: &mut Client,
     bytes: &mut Buffer,
     mut recording: Recording<'_>,
@@ -150,7 +151,7 @@ async fn switched(
     mut answer: Buffer,
     idle: Duration,
 ) -> Next {
-    let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle).await;
+    let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle, &worker.kill).await;
     recording.record.bytes_up += relayed.up;
     recording.record.bytes_down += relayed.down;
     recording.finish(relayed.reason, relayed.detail);
@@ -163,10 +164,11 @@ async fn failed(
     incoming: &Incoming,
     failure: Failure,
 ) -> Next {
-    if failure.answer_begun {
-        // Part of an answer is out: only a reset says that the rest will not come.
+    if failure.answer_begun || failure.reason.status() == 0 {
+        // Part of an answer is out, or there is none of ours to give: only a reset says that the rest
+        // will not come.
         reset_on_close(&client.stream);
-    } else if failure.reason != Reason::ClientGone {
+    } else {
         return answer_and_end(client, recording, incoming, failure.reason, failure.detail).await;
     }
     recording.finish(failure.reason, Some(failure.detail));
@@ -202,6 +204,7 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way) -> Terms 
         head_limit: worker.plan.limits.head_bytes,
         response: plan.timeouts.response,
         idle: plan.timeouts.idle,
+        kill: worker.kill.clone(),
     }
 }
 

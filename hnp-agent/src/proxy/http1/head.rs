@@ -112,7 +112,7 @@ pub fn find_end(bytes: &[u8], scanned: &mut usize, limit: usize) -> Result<Optio
             b'\r' => match window.get(at + 1) {
                 None => {
                     *scanned = at;
-                    return if window.len() < bytes.len() { Err(HeadError::TooLarge) } else { Ok(None) };
+                    return if window.len() >= limit { Err(HeadError::TooLarge) } else { Ok(None) };
                 }
                 Some(b'\n') => {
                     *scanned = at + 2;

@@ -6,10 +6,11 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Decoder, Framing};
 use super::forward::{self, Next};
@@ -27,6 +28,10 @@ use crate::upstream::UpstreamConnection;
 
 /// The first byte of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// How long a drain waits for a request that may be on its way: of a connection just accepted, or
+/// sent before the client could know.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// A request that can be forwarded.
 pub struct Incoming {
@@ -82,12 +87,20 @@ pub async fn serve(worker: &Worker, mut client: Client) {
 async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
     let idle = worker.plan.routes[client.entry.routes[0]].timeouts.idle;
     let mut deadline = pin!(sleep(idle));
+    let mut stopping = false;
     loop {
-        // All branches are cancel-safe: none of them takes a byte.
+        // All branches are cancel-safe: none of them takes a byte. Bytes first: they were on their way.
         tokio::select! {
+            biased;
             readable = client.stream.readable() => readable.map_err(|_| Reason::ClientGone)?,
-            () = worker.stop.cancelled() => return Err(Reason::Ok),
-            () = &mut deadline => return Err(Reason::IdleTimeout),
+            () = worker.stop.cancelled(), if !stopping => {
+                stopping = true;
+                deadline.as_mut().reset(Instant::now() + LAST_CALL);
+                continue;
+            }
+            () = &mut deadline => {
+                return Err(if stopping { Reason::Ok } else { Reason::IdleTimeout });
+            }
         }
         // Readiness may be a false alarm; only bytes begin a request and its deadline.
         let mut bytes = worker.stock.buffer();

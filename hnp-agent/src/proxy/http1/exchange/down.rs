@@ -32,6 +32,8 @@ pub(super) struct Down<'a> {
     pub(super) ready: usize,
     pub(super) scanned: usize,
     pub(super) interim: usize,
+    /// Bytes of interim answers, of those in `bytes` or about to be.
+    pub(super) interim_bytes: u64,
     pub(super) bytes: u64,
     pub(super) status: u16,
     pub(super) spoke: bool,
@@ -92,6 +94,20 @@ impl Down<'_> {
                 }
                 Err(error) => return Poll::Ready(Err(self.read_fault(&error))),
             }
+        }
+    }
+
+    /// Listens before anything is sent: what is there already answers nobody's request, and its sender
+    /// would answer the next request with this one's answer.
+    pub(super) fn unasked(&mut self, upstream: &mut Io, cx: &mut Context<'_>) -> Result<(), DownFault> {
+        match self.answer.poll_fill(upstream, cx, 0) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(0)) => self.end_of_stream(),
+            Poll::Ready(Ok(_)) => {
+                self.spoke = true;
+                Err((Reason::UpstreamBadResponse, "the upstream spoke before it was asked".into()))
+            }
+            Poll::Ready(Err(error)) => Err(self.read_fault(&error)),
         }
     }
 
@@ -186,6 +202,7 @@ impl Down<'_> {
         }
         self.answer.consume(len);
         if response.is_interim() {
+            self.interim_bytes += self.out.len() as u64;
             return Ok(true);
         }
         self.status = response.status;

@@ -33,6 +33,7 @@ fn terms(framing: Framing, asked: Asked) -> Terms {
         head_limit: 8192,
         response: Duration::from_secs(20),
         idle: Duration::from_secs(20),
+        kill: CancellationToken::new(),
     }
 }
 
@@ -151,6 +152,42 @@ async fn interim_answers_come_first_and_not_to_http10() {
     let out = run_one(terms(Framing::None, old), b"", 8, answer, false).await;
     assert_eq!(complete(&out.ended), (true, false));
     assert_eq!(out.client_read, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok");
+}
+
+#[tokio::test]
+async fn what_was_there_before_the_request_answers_nobody() {
+    let (mut client, mut client_end) = pair().await;
+    let (upstream, mut upstream_end) = pair().await;
+    upstream_end.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nXX").await.unwrap();
+    upstream.readable().await.unwrap();
+    let mut io = Io::Plain(upstream);
+    let stock = Stock::new(65536);
+    let (mut bytes, mut down) = (stock.buffer(), stock.buffer());
+    let terms = terms(Framing::None, GET);
+    let ended = run(&mut client_end, &mut io, b"HEAD\r\n\r\n", &mut bytes, &mut down, &terms).await;
+    assert_eq!(failed(&ended), (Reason::UpstreamBadResponse, false));
+    drop((io, client_end));
+    let mut seen = (Vec::new(), Vec::new());
+    client.read_to_end(&mut seen.0).await.unwrap();
+    // Closed with bytes unread, so it may end in a reset; what matters is that nothing was sent.
+    let _ = upstream_end.read_to_end(&mut seen.1).await;
+    assert_eq!(seen, (Vec::new(), Vec::new()), "neither side got a byte");
+}
+
+#[tokio::test]
+async fn a_head_that_ends_just_past_the_limit_is_too_large_and_not_a_hang() {
+    let mut answer = b"HTTP/1.1 200 OK\r\nX: ".to_vec();
+    answer.resize(8191, b'a');
+    answer.extend_from_slice(b"\r\n\r\n");
+    let out = run_one(terms(Framing::None, GET), b"", 8, &[&answer], false).await;
+    assert_eq!(failed(&out.ended), (Reason::UpstreamBadResponse, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_interim_answer_ours_can_still_be_final() {
+    let terms = Terms { response: Duration::from_secs(2), ..terms(Framing::None, GET) };
+    let out = run_one(terms, b"", 8, &[b"HTTP/1.1 100 Continue\r\n\r\n"], false).await;
+    assert_eq!(failed(&out.ended), (Reason::UpstreamResponseTimeout, false));
 }
 
 #[tokio::test]
