@@ -31,7 +31,7 @@ pub struct Answer<'a> {
 /// Writes an answer; the connection must end after it. `head_only`: the request was HEAD.
 ///
 /// # Errors
-/// The client is gone.
+/// The client is gone, or reads nothing.
 pub async fn write(
     client: &mut TcpStream,
     reason: Reason,
@@ -49,7 +49,8 @@ pub async fn write(
     if !head_only {
         bytes.push_str(&body);
     }
-    client.write_all(bytes.as_bytes()).await?;
+    // A client that reads nothing must not hold its permit for ever.
+    timeout(LINGER, client.write_all(bytes.as_bytes())).await??;
     Ok(bytes.len())
 }
 

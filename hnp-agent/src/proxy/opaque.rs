@@ -18,11 +18,13 @@ pub async fn serve(worker: &Worker, mut client: Client) {
         Ok(upstream) => upstream,
         Err(error) => {
             worker.stats.upstream_dialed(route, error.reason);
+            recording.failed_upstream(&plan.upstream.authority, error.addr);
             relay::reset_on_close(&client.stream);
             return recording.finish(error.reason, Some(error.detail));
         }
     };
     worker.stats.upstream_dialed(route, Reason::Ok);
+    worker.stats.upstream_handshake(route, upstream.info.resumed);
     recording.upstream(&upstream.info, upstream.reused);
     let (mut up, mut down) = (worker.stock.buffer(), worker.stock.buffer());
     let relayed = relay::relay(

@@ -1,6 +1,7 @@
 //! A record in the making: whatever way a connection ends, one access line is written.
 
-use std::time::SystemTime;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::time::Instant;
@@ -32,11 +33,25 @@ impl<'w> Recording<'w> {
             authority: info.authority.clone(),
             addr: Some(info.addr),
             reused,
-            connect: if reused { std::time::Duration::ZERO } else { info.connect },
+            connect: if reused { Duration::ZERO } else { info.connect },
             first_byte: None,
             tls_version: info.tls_version,
             key_exchange: info.key_exchange,
             identity_generation: info.identity_generation,
+        });
+    }
+
+    /// Notes an upstream that could not be reached, and the last address tried.
+    pub fn failed_upstream(&mut self, authority: &str, addr: Option<SocketAddr>) {
+        self.record.upstream = Some(UpstreamRecord {
+            authority: authority.into(),
+            addr,
+            reused: false,
+            connect: Duration::ZERO,
+            first_byte: None,
+            tls_version: None,
+            key_exchange: None,
+            identity_generation: None,
         });
     }
 

@@ -70,7 +70,8 @@ pub fn spawn(parts: Parts) -> io::Result<JoinHandle<io::Result<usize>>> {
 }
 
 async fn run(parts: Parts) -> io::Result<usize> {
-    let permits = (parts.plan.limits.connections / parts.plan.workers).max(1);
+    // Each family's listener holds one while it waits.
+    let permits = (parts.plan.limits.connections / parts.plan.workers).max(2);
     let resolver = Resolver::new(&parts.plan.resolver).map_err(io::Error::other)?;
     let worker = Rc::new(Worker {
         upstreams: Upstreams::new(parts.plan.clone(), parts.identities, parts.trusts, resolver),

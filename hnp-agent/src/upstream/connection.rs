@@ -37,6 +37,8 @@ pub struct ConnectionInfo {
     pub tls_version: Option<&'static str>,
     /// Such as `X25519MLKEM768`.
     pub key_exchange: Option<&'static str>,
+    /// The TLS session was resumed.
+    pub resumed: bool,
     /// The generation of the identity that was presented.
     pub identity_generation: Option<u64>,
 }
@@ -60,6 +62,7 @@ impl UpstreamConnection {
             connect,
             tls_version: None,
             key_exchange: None,
+            resumed: false,
             identity_generation: None,
         };
         Self { io: Io::Plain(tcp), info: Rc::new(info), reused: false, key: None }

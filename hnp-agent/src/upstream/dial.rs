@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hnp_common::Reason;
-use rustls::{NamedGroup, ProtocolVersion};
+use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -67,6 +67,7 @@ impl Upstreams {
             connect: started.elapsed(),
             tls_version: tls_version(&tls),
             key_exchange: key_exchange(&tls),
+            resumed: tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed),
             identity_generation: Some(current.identity.generation),
         };
         Ok(UpstreamConnection {
@@ -163,6 +164,10 @@ fn tells(reason: Reason) -> u8 {
 }
 
 fn tcp_reason(error: &io::Error) -> Reason {
+    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL)) {
+        // Out of descriptors or of ports: this node's trouble, not the upstream's.
+        return Reason::TooManyConnections;
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::UpstreamRefused,
         io::ErrorKind::TimedOut => Reason::UpstreamConnectTimeout,

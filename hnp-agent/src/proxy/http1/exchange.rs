@@ -126,6 +126,7 @@ pub async fn run(
             spoke: false,
             first_byte: None,
             page: Page::No,
+            seen: Vec::new(),
             early: false,
             keep_alive: false,
             state: DownState::Head,

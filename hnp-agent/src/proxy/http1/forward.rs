@@ -85,6 +85,7 @@ pub async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
+                recording.failed_upstream(&plan.upstream.authority, error.addr);
                 let told = answer_and_end(client, recording, &incoming, error.reason, error.detail);
                 return Box::pin(told).await;
             }
@@ -198,7 +199,14 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way) -> Terms 
     let request = &incoming.request;
     Terms {
         framing: rest_of(request.framing, incoming.whole_body),
-        asked: Asked { head: request.is_head, upgrade: request.upgrade, http10: request.http10 },
+        asked: Asked {
+            head: request.is_head,
+            upgrade: match way {
+                Way::Upstream => request.upgrade,
+                Way::Direct => request.upgrade_untouched,
+            },
+            http10: request.http10,
+        },
         close: !request.keep_alive || request.http10 || worker.stop.is_cancelled(),
         verbatim: matches!(way, Way::Direct),
         head_limit: worker.plan.limits.head_bytes,
@@ -216,7 +224,10 @@ async fn upstream(worker: &Worker, route: RouteIndex, fresh: bool) -> Result<Ups
     };
     match &connected {
         Ok(connection) if connection.reused => worker.stats.pool_hit(route),
-        Ok(_) => worker.stats.upstream_dialed(route, Reason::Ok),
+        Ok(connection) => {
+            worker.stats.upstream_dialed(route, Reason::Ok);
+            worker.stats.upstream_handshake(route, connection.info.resumed);
+        }
         Err(error) => worker.stats.upstream_dialed(route, error.reason),
     }
     connected

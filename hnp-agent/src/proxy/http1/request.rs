@@ -24,6 +24,8 @@ pub struct Request {
     pub keep_alive: bool,
     /// The client asks to switch protocols (never to h2c, which hnp does not speak here).
     pub upgrade: bool,
+    /// The client asks to switch to anything at all: what a server that gets the head untouched sees.
+    pub upgrade_untouched: bool,
     /// The request is a HEAD: its answer has no body.
     pub is_head: bool,
     /// Sending it twice does what sending it once does (RFC 9110 section 9.2.2).
@@ -50,6 +52,7 @@ impl Request {
             http10,
             framing: Framing::None,
             upgrade: false,
+            upgrade_untouched: false,
             nominated: Vec::new(),
             fields: lines.fields,
             method,
@@ -160,6 +163,7 @@ impl Request {
         if hosts > 1 || (hosts == 0 && !self.http10) {
             return Err(HeadError::Host);
         }
+        self.upgrade_untouched = wants_upgrade && upgrades > 0;
         self.upgrade = wants_upgrade && upgrades > 0 && upgrades == protocols && !self.http10;
         Ok(())
     }

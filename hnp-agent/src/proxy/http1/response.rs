@@ -106,7 +106,9 @@ impl Response {
                 out.extend_from_slice(&head[field.line.clone()]);
             }
         }
-        if self.declares_chunked(head) && !asked.http10 {
+        // RFC 9112 section 6.1: never on 1xx and 204, whatever the upstream says.
+        let may_be_chunked = !matches!(self.status, 100..=199 | 204);
+        if may_be_chunked && self.declares_chunked(head) && !asked.http10 {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
         if offers_upgrade {

@@ -203,7 +203,7 @@ async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
         }
         Refusal::Tls => {
             // If the alert cannot be written the client is gone, and so is who would read it.
-            let _ = client.stream.write_all(&answer::TLS_ALERT).await;
+            let _ = timeout(LAST_CALL, client.stream.write_all(&answer::TLS_ALERT)).await;
             recording.finish(Reason::TlsFromClient, Some(Reason::TlsFromClient.fix().into()));
             answer::linger(&mut client.stream).await;
         }

@@ -39,6 +39,8 @@ pub(super) struct Down<'a> {
     pub(super) spoke: bool,
     pub(super) first_byte: Option<Duration>,
     pub(super) page: Page,
+    /// The front of a 400's page, while it may still turn out to be about certificates.
+    pub(super) seen: Vec<u8>,
     /// The final answer began before the request had ended.
     pub(super) early: bool,
     pub(super) keep_alive: bool,
@@ -165,8 +167,10 @@ impl Down<'_> {
                     }
                 }
                 let done = decoder.is_done();
-                if self.page == Page::Look && self.ready > 0 {
-                    self.page = look(&self.answer.filled()[..self.ready.min(PAGE)]);
+                if self.page == Page::Look && self.seen.len() < PAGE {
+                    let more = self.ready.min(PAGE - self.seen.len());
+                    self.seen.extend_from_slice(&self.answer.filled()[..more]);
+                    self.page = look(&self.seen);
                 }
                 if done {
                     self.state = DownState::Done { exact: true, framing };
@@ -271,6 +275,6 @@ fn look(page: &[u8]) -> Page {
     if says(b"No required SSL certificate was sent") || says(b"The SSL certificate error") {
         Page::Yes
     } else {
-        Page::No
+        Page::Look
     }
 }
