@@ -1,7 +1,7 @@
 //! Wires the rooms together, and owns the order in which they start and the one drain.
 //!
-//! Start: look at what the node has (nothing is touched before that), take the port, load identities
-//! and trusts, attach, serve, then capture destinations as they are known. So no connection is ever
+//! Start: look at what the node has (nothing is touched before that), take the turn from whoever was
+//! here before, take the port, load identities and trusts, attach, serve, then capture destinations as they are known. So no connection is ever
 //! redirected to a port that nobody answers yet. Stop: readiness falls, listeners close, what runs may
 //! finish until the deadline, then the kernel is left as it was found.
 
@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Capture, Node};
+use crate::capture::{Capture, CaptureError, Node, Turn};
 use crate::config::plan::Plan;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
@@ -46,15 +46,17 @@ pub fn run(plan: Plan) -> Result<()> {
     let node = Node::check(&plan.capture)?;
     raise_file_limit();
     let port = plan.capture.port;
+    // Before the port: a dead agent's programs still keep it for that agent's cgroup.
+    let turn = Turn::take(&node, &plan.capture)?;
     let listeners = listener::open(port, plan.workers).with_context(|| {
         format!("cannot listen on port {port}: if something else uses it, set `capture.port` to a free port")
     })?;
     // The control plane's own thread: names, files, admin. Load on the workers cannot starve it.
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(serve(plan, node, listeners))
+    control.block_on(serve(plan, node, turn, listeners))
 }
 
-async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>) -> Result<()> {
+async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener::Listeners>) -> Result<()> {
     // Before anything is touched, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -77,7 +79,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     let workloads: Arc<dyn WorkloadSource> =
         Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
     let resolver = Resolver::new(&plan.resolver)?;
-    let capture = Capture::start(&node, &plan.capture, vips.clone())?;
+    let capture = Capture::start(turn, &node, &plan.capture, vips.clone())?;
     let flows = capture.flow_source();
     let capture: SharedCapture = Arc::new(Mutex::new(Some(capture)));
     let counters = capture.clone();
@@ -93,7 +95,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     let stop = CancellationToken::new();
     let kill = CancellationToken::new();
     let mut workers = Vec::with_capacity(plan.workers);
-    let mut failed = None;
+    let mut failed: Option<anyhow::Error> = None;
     for (index, listeners) in listeners.into_iter().enumerate() {
         let parts = Parts {
             index,
@@ -111,7 +113,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
         };
         match thread::spawn(parts) {
             Ok(worker) => workers.push(worker),
-            Err(error) => failed = Some(error),
+            Err(error) => failed = Some(error.into()),
         }
     }
     for source in identities {
@@ -122,9 +124,11 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
     }
 
     let mut why = "the start failed";
+    let mut _not_capturing = None;
     if failed.is_none() {
         tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
         tasks.spawn(keep_house(capture.clone(), tasks.token()));
+        let lost = until_lost(&capture);
         drop(starting);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -139,10 +143,17 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
             () = any_ended(&workers) => "a worker ended",
+            error = lost => {
+                tracing::error!(%error, "ending");
+                _not_capturing = Some(readiness.pending("capture", error.to_string()));
+                failed = Some(error.into());
+                "capture was lost"
+            }
         };
     }
     let draining = readiness.pending("drain", format!("draining: {why}"));
-    failed = drain(&plan, why, workers, &stop, &kill).await.or(failed);
+    let drained = drain(&plan, why, workers, &stop, &kill).await;
+    failed = failed.or(drained.map(anyhow::Error::from));
     tasks.end().await;
     let taken = capture.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(capture) = taken {
@@ -152,7 +163,7 @@ async fn serve(plan: Arc<Plan>, node: Node, listeners: Vec<listener::Listeners>)
         tracing::warn!("the last access lines could not be written in time");
     }
     drop(draining);
-    failed.map_or(Ok(()), |error| Err(error).context(why))
+    failed.map_or(Ok(()), |error| Err(error.context(why)))
 }
 
 /// Names as they resolve, and with them what the kernel captures.
@@ -189,6 +200,24 @@ async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
             && let Err(error) = capture.housekeep()
         {
             tracing::warn!(%error, "capture could not look after itself; trying again");
+        }
+    }
+}
+
+/// How often it is looked whether the programs still hang where the pods are.
+const CGROUP_CHECK: Duration = Duration::from_secs(1);
+
+/// Waits until nothing can be captured any more. A new start attaches anew, and whoever restarts the
+/// agent sees that it happened.
+async fn until_lost(capture: &SharedCapture) -> CaptureError {
+    let mut tick = tokio::time::interval(CGROUP_CHECK);
+    loop {
+        tick.tick().await;
+        let capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
+        match capture.as_ref().map(Capture::check_cgroup) {
+            Some(Err(error @ CaptureError::CgroupReplaced { .. })) => return error,
+            Some(Err(error)) => tracing::warn!(%error, "cannot tell whether the cgroup is still there"),
+            Some(Ok(())) | None => {}
         }
     }
 }

@@ -16,6 +16,8 @@ pub const MAX_FLOWS: u32 = 65_536;
 pub const MAX_PODS: u32 = 16_384;
 /// How many QoS cgroups the agent may announce: two, and as many again while kubelet replaces them.
 pub const MAX_QOS_CGROUPS: u32 = 16;
+/// How many cgroups may be the agent's: one, and those of successors that are starting.
+pub const MAX_EXEMPT: u32 = 16;
 
 /// An address as four words in network order, IPv4 as `::ffff:a.b.c.d`.
 ///
@@ -187,8 +189,6 @@ impl Range {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// Cgroup of the agent: never redirected. 0 when it runs outside the attached cgroup's reach.
-    pub exempt_cgroup: u64,
     /// The cgroup the programs hang on; pods are counted from it downwards.
     pub attached_cgroup: u64,
     /// Cookie of the agent's network namespace; 0 when it is not known.
@@ -206,12 +206,11 @@ pub struct Config {
     /// Always zero.
     pub pad: u8,
 }
-const _: () = assert!(size_of::<Config>() == 96);
+const _: () = assert!(size_of::<Config>() == 88);
 
 impl Config {
     /// Redirects nothing: what an object that nobody configured does.
     pub const EMPTY: Self = Self {
-        exempt_cgroup: 0,
         attached_cgroup: 0,
         agent_netns: 0,
         vips4: Range::EMPTY,

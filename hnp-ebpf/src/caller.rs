@@ -23,7 +23,7 @@ pub(crate) struct Caller {
 /// Whether the agent itself is calling.
 #[inline(always)]
 pub(crate) fn is_agent() -> bool {
-    current_cgroup() == config!(exempt_cgroup)
+    maps::is_exempt(current_cgroup())
 }
 
 /// The calling task.

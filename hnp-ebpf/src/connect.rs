@@ -70,7 +70,11 @@ fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
     Ok(Way::Untouched(Verdict::Missed))
 }
 
-/// A VIP was dialled: by another instance of this program, one call ago, or by the pod itself.
+/// A VIP was dialled, by the pod itself as far as this instance of the programs can tell.
+///
+/// While a successor takes over, two instances run in a row for a moment, each with sockets of its
+/// own: what the first one redirects is direct to the second. The agent serves it, marked as direct;
+/// it is refused if the successor has another port.
 #[inline(always)]
 fn to_vip(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
     stream_only(ctx)?;

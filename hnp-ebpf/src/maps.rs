@@ -11,8 +11,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
 use hnp_common::Verdict;
 use hnp_common::layout::{
-    Config, Destination, DestinationKey, FlowKey, FlowValue, MAX_DESTINATIONS, MAX_FLOWS, MAX_PODS,
-    MAX_QOS_CGROUPS, SocketState, TCP,
+    Config, Destination, DestinationKey, FlowKey, FlowValue, MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS,
+    MAX_PODS, MAX_QOS_CGROUPS, SocketState, TCP,
 };
 
 use crate::ctx::Endpoint;
@@ -43,6 +43,12 @@ static PODS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(MAX_PODS, 0);
 /// Owned by the agent: cgroups between the attached one and the pods (`burstable`, `besteffort`).
 #[map]
 static QOS_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(MAX_QOS_CGROUPS, 0);
+
+/// Owned by the agent: its cgroup, which is never redirected and alone may bind the agent's port. A map
+/// and no constant: a successor starts in another cgroup and must bind the port while the programs of
+/// the one that died still guard it.
+#[map]
+static EXEMPT: HashMap<u64, u8> = HashMap::with_max_entries(MAX_EXEMPT, 0);
 
 /// One counter per verdict; never reset while the programs are loaded.
 #[map]
@@ -181,6 +187,12 @@ fn uncount_connection(pod_id: u64) {
 #[inline(always)]
 pub(crate) fn is_qos_cgroup(id: u64) -> bool {
     QOS_CGROUPS.get_ptr(id).is_some()
+}
+
+/// Whether the cgroup is the agent's.
+#[inline(always)]
+pub(crate) fn is_exempt(cgroup_id: u64) -> bool {
+    EXEMPT.get_ptr(cgroup_id).is_some()
 }
 
 /// Counts a verdict.

@@ -16,6 +16,7 @@ mod names;
 mod opaque;
 mod other_names;
 mod privileges;
+mod restart;
 mod rotation;
 mod upstream_failures;
 mod vendor_certificate;

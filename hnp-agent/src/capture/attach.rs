@@ -1,7 +1,9 @@
 //! Loads the programs, attaches them to the cgroup and pins what must outlive the agent.
 //!
 //! New programs are attached before a dead agent's are removed, so that there is no moment in which a
-//! destination is open. Both run in a row then, and the programs are made for that.
+//! destination is open. Both run in a row for that moment, the dead agent's first. Each knows its own
+//! sockets only, so a connection made just then looks to the new ones as if the pod had dialled the VIP:
+//! it is served and marked direct, or refused where the two agents' ports or VIP ranges differ.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -14,6 +16,7 @@ use hnp_common::layout::Config;
 use super::Ranges;
 use super::cgroups::Cgroup;
 use super::error::CaptureError;
+use super::exempt;
 use super::pins::Lock;
 use super::preflight::Node;
 use super::sys;
@@ -47,7 +50,6 @@ impl Loaded {
         ranges: Ranges,
     ) -> Result<Self, CaptureError> {
         let config = Config {
-            exempt_cgroup: node.own_cgroup.unwrap_or(0),
             attached_cgroup: node.cgroup.id,
             agent_netns: node.netns_cookie.unwrap_or(0),
             vips4: ranges.v4,
@@ -72,7 +74,11 @@ impl Loaded {
             };
             loaded.map_err(|error| refused(name, error))?;
         }
-        Ok(Self { ebpf })
+        let loaded = Self { ebpf };
+        if let Some(cgroup) = node.own_cgroup {
+            exempt::insert(loaded.map(exempt::MAP)?, cgroup)?;
+        }
+        Ok(loaded)
     }
 
     /// A handle of its own to a map.
@@ -99,9 +105,10 @@ impl Loaded {
             })?;
             links.push(Link { program: name, fd: link });
         }
-        lock.replace_pins()?;
         let attachment = Attachment { links };
+        lock.make_room()?;
         attachment.pin(&self.ebpf, lock)?;
+        lock.replace_pins()?;
         Ok(attachment)
     }
 
@@ -129,7 +136,7 @@ struct Link {
 impl Attachment {
     fn pin(&self, ebpf: &Ebpf, lock: &Lock) -> Result<(), CaptureError> {
         for link in &self.links {
-            let path = lock.link(link.program);
+            let path = lock.new_link(link.program);
             sys::pin(link.fd.as_fd(), &path).map_err(|source| CaptureError::Pin { path, source })?;
         }
         for (name, map) in ebpf.maps() {
@@ -137,7 +144,7 @@ impl Attachment {
             let (Some(fd), false) = (map_fd(map), name.starts_with('.') || name == "AYA_LOGS") else {
                 continue;
             };
-            let path = lock.map(name);
+            let path = lock.new_map(name);
             sys::pin(fd, &path).map_err(|source| CaptureError::Pin { path, source })?;
         }
         Ok(())

@@ -27,6 +27,30 @@ pub(super) struct Cgroup {
     pub(super) dir: File,
 }
 
+impl Cgroup {
+    /// Notices when the cgroup was removed or made again: every link to it is gone then.
+    pub(super) fn still_there(&self) -> Result<(), CaptureError> {
+        match fs::metadata(&self.path) {
+            Ok(meta) if meta.ino() == self.id => Ok(()),
+            // Another reason than being gone says nothing about the links.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CaptureError::File { doing: "look at", path: self.path.clone(), source: error })
+            }
+            Ok(_) | Err(_) => Err(CaptureError::CgroupReplaced { path: self.path.clone() }),
+        }
+    }
+
+    /// The same, with a descriptor of its own.
+    pub(super) fn try_clone(&self) -> Result<Self, CaptureError> {
+        let dir = self.dir.try_clone().map_err(|source| CaptureError::File {
+            doing: "open",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self { path: self.path.clone(), id: self.id, dir })
+    }
+}
+
 /// Opens the configured cgroup, or looks for kubepods.
 pub(super) fn find(configured: Option<&Path>) -> Result<Cgroup, Missing> {
     match configured {

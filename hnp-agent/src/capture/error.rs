@@ -16,13 +16,22 @@ pub enum CaptureError {
     #[error("this node lacks what capture needs:{}", List(.0))]
     Preflight(Vec<Missing>),
     /// Another agent uses the same pins.
-    #[error(
-        "another agent is running: it holds {}. Stop it first, or give this one another `capture.bpffs`",
-        dir.display()
-    )]
+    #[error("another agent is running on this node: {} holds {}. Stop it first", Holder(*.pid), dir.display())]
     Locked {
         /// The directory that is locked.
         dir: PathBuf,
+        /// Who holds it, where that can be seen from here.
+        pid: Option<u32>,
+    },
+    /// The cgroup was removed, with every link to it, and perhaps made again.
+    #[error(
+        "the cgroup {} was replaced: nothing is captured; the agent ends, and the next start attaches to \
+         the new one",
+        path.display()
+    )]
+    CgroupReplaced {
+        /// Its directory.
+        path: PathBuf,
     },
     /// The object was refused as a whole.
     #[error("the kernel refused the BPF object; the cause says which map or relocation")]
@@ -129,6 +138,17 @@ pub struct Missing {
     pub why: &'static str,
     /// What to do.
     pub fix: String,
+}
+
+struct Holder(Option<u32>);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "process {pid}"),
+            None => f.write_str("a process that cannot be seen from here"),
+        }
+    }
 }
 
 struct List<'a>(&'a [Missing]);

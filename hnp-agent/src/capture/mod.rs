@@ -12,6 +12,7 @@ mod attach;
 mod cgroups;
 mod counters;
 mod error;
+mod exempt;
 mod flows;
 mod kernel_log;
 mod object;
@@ -35,11 +36,36 @@ use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 
+/// This agent's turn on the node: nobody else starts beside it, and a dead agent's programs let it listen
+/// on its port. Dropping it gives that back.
+pub struct Turn {
+    // First nobody exempts us any more, then a successor may come.
+    exemption: Option<exempt::Exemption>,
+    lock: pins::Lock,
+}
+
+impl Turn {
+    /// Takes the lock, and takes over from a dead agent what must be before the listeners are opened:
+    /// its programs keep the agent's port for its cgroup alone.
+    ///
+    /// # Errors
+    /// When another agent is running, or a dead one's map cannot be written.
+    pub fn take(node: &Node, plan: &plan::Capture) -> Result<Self, CaptureError> {
+        let lock = pins::Lock::take(&plan.bpffs)?;
+        let exemption = match node.own_cgroup {
+            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, cgroup)?,
+            None => None,
+        };
+        Ok(Self { exemption, lock })
+    }
+}
+
 /// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
 pub struct Capture {
     // In the order in which they must be dropped: first nobody is redirected any more, then the routes
     // go, and the lock with the pins last: a successor must not find any of it half gone.
     attachment: attach::Attachment,
+    cgroup: cgroups::Cgroup,
     destinations: sync::Destinations,
     counters: counters::Counters,
     flows: Arc<flows::KernelFlows>,
@@ -59,14 +85,20 @@ impl Capture {
     /// namespace the agent listens in.
     ///
     /// # Errors
-    /// When another agent is running, or the kernel refuses a step. The message says what to do, and
-    /// nothing is left behind.
-    pub fn start(node: &Node, plan: &plan::Capture, vips: SharedVipTable) -> Result<Self, CaptureError> {
+    /// When the kernel refuses a step. The message says what to do, and all is as it was: what a dead
+    /// agent left goes on enforcing.
+    pub fn start(
+        turn: Turn,
+        node: &Node,
+        plan: &plan::Capture,
+        vips: SharedVipTable,
+    ) -> Result<Self, CaptureError> {
         let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
         let ranges = Ranges::of(plan);
+        let Turn { exemption, mut lock } = turn;
 
-        let mut lock = pins::Lock::take(&plan.bpffs)?;
-        let routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
+        let cgroup = node.cgroup.try_clone()?;
+        let mut routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
         let mut loaded = attach::Loaded::load(object, node, plan, ranges)?;
         let log = kernel_log::Reader::start(&mut loaded.ebpf);
         let mut destinations = sync::Destinations::new(loaded.map("DESTINATIONS")?, plan, vips)?;
@@ -75,9 +107,13 @@ impl Capture {
         qos.refresh()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
-        let attachment = loaded.attach(&node.cgroup, &mut lock)?;
+        let attachment = loaded.attach(&cgroup, &mut lock)?;
+        // Nothing fails from here on, and of a dead agent there is only what is ours now.
+        drop(exemption);
+        routes.take_over();
         Ok(Self {
             attachment,
+            cgroup,
             destinations,
             counters,
             flows,
@@ -105,6 +141,15 @@ impl Capture {
     pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         self.qos.refresh()?;
         self.destinations.sync(desired)
+    }
+
+    /// Looks whether the programs are still where the pods are. Cheap; to be called every second or so.
+    ///
+    /// # Errors
+    /// [`CaptureError::CgroupReplaced`]: nothing is captured any more, and will not be. Any other error
+    /// says only that it could not be told.
+    pub fn check_cgroup(&self) -> Result<(), CaptureError> {
+        self.cgroup.still_there()
     }
 
     /// Looks after what changes by itself: kubelet's cgroups, and flows of connections that closed

@@ -144,6 +144,19 @@ fn mount_point_for(dir: &Path) -> PathBuf {
 /// Probes the kernel; returns whether it has `bpf_set_retval`, which is the only thing there is a way
 /// without.
 fn kernel(missing: &mut Vec<Missing>) -> bool {
+    // Asked first: a refusal answers every other probe, and says nothing of what the kernel has.
+    if let Err(error) = is_map_supported(MapType::LruHash)
+        && error.io_error.raw_os_error() == Some(libc::EPERM)
+    {
+        missing.push(Missing {
+            what: "bpf(2): it is refused (EPERM), although the capabilities are there".into(),
+            why: "loading BPF programs and maps",
+            fix: "start the agent outside of any user namespace, let its seccomp profile permit bpf(2), \
+                  and see whether kernel lockdown forbids it"
+                .into(),
+        });
+        return false;
+    }
     let mut lacks = |what: &str, why, since: &str| {
         missing.push(Missing {
             what: format!("kernel feature: {what}"),

@@ -53,8 +53,9 @@ impl Destinations {
         })
     }
 
-    /// Captures what a dead agent captured, with the same VIPs: nothing is open between its end and
-    /// the first [`Destinations::sync`], and no connection under way reaches another destination.
+    /// Captures what a dead agent captured, with the same VIPs where they are still in the ranges:
+    /// nothing is open between its end and the first [`Destinations::sync`], and no connection under
+    /// way reaches another destination.
     pub(super) fn inherit(&mut self, bpffs: &Path) -> Result<(), CaptureError> {
         let pin = pins::map_pin(bpffs, "DESTINATIONS");
         if !pin.exists() {
@@ -65,18 +66,30 @@ impl Destinations {
             tracing::warn!(pin = %pin.display(), "a former agent's destinations have another form; left behind");
             return Ok(());
         };
+        let mut without_vip = Vec::new();
         for entry in former.iter() {
             let (key, value) = entry.map_err(|source| error("read a former agent's", source))?;
             let address = SocketAddr::new(key.address.into(), u16::from_be(key.port));
             let vip = IpAddr::from(value.vip);
+            self.last_id = self.last_id.max(value.id);
             if self.pool(address).reserve(vip, address) {
-                self.last_id = self.last_id.max(value.id);
-                self.kernel.insert(key, value, 0).map_err(|source| error("insert into", source))?;
-                let captured = Captured { vip, id: value.id, strict: value.strict != 0, routes: Vec::new() };
-                self.captured.insert(address, captured);
+                self.adopt(address, vip, value)?;
+            } else {
+                without_vip.push((address, value));
             }
         }
+        // Only once the others have theirs: a new one must not be one of those.
+        for (address, value) in without_vip {
+            let vip = self.assign(address)?;
+            self.adopt(address, vip, value)?;
+        }
         Ok(())
+    }
+
+    fn adopt(&mut self, address: SocketAddr, vip: IpAddr, former: Destination) -> Result<(), CaptureError> {
+        let captured = Captured { vip, id: former.id, strict: former.strict != 0, routes: Vec::new() };
+        self.captured.insert(address, captured);
+        self.capture(address).map_err(|source| error("insert into", source))
     }
 
     /// How many addresses are captured.
@@ -138,18 +151,22 @@ impl Destinations {
         if self.vips4.contains(address.ip()) || self.vips6.contains(address.ip()) {
             return Err(CaptureError::DestinationIsVip(address));
         }
-        let pool = self.pool(address);
-        let vip = pool.assign(address).ok_or_else(|| CaptureError::VipsExhausted {
-            range: super::written(pool.range()),
-            key: if address.is_ipv4() { "vips4" } else { "vips6" },
-            destination: address,
-            in_use: pool.in_use(),
-        })?;
+        let vip = self.assign(address)?;
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let captured =
             Captured { vip, id: self.last_id, strict: desired.strict, routes: desired.routes.clone() };
         self.captured.insert(address, captured);
         Ok(true)
+    }
+
+    fn assign(&mut self, address: SocketAddr) -> Result<IpAddr, CaptureError> {
+        let pool = self.pool(address);
+        pool.assign(address).ok_or_else(|| CaptureError::VipsExhausted {
+            range: super::written(pool.range()),
+            key: if address.is_ipv4() { "vips4" } else { "vips6" },
+            destination: address,
+            in_use: pool.in_use(),
+        })
     }
 
     fn capture(&mut self, address: SocketAddr) -> Result<(), MapError> {

@@ -1,0 +1,65 @@
+//! Which cgroup is the agent's: it is never redirected, and alone may bind the agent's port.
+//!
+//! A dead agent's programs go on guarding the port for its own cgroup, and a restarted container has
+//! another one. So a successor that holds the lock tells them before it listens, and takes that back
+//! if its start fails. Nobody else can write there: the map is pinned where only root may open it.
+
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+
+use super::error::CaptureError;
+use super::pins;
+
+/// The map's name in the object and below the pins.
+pub(super) const MAP: &str = "EXEMPT";
+
+/// What a dead agent's programs were told. Dropping it takes it back, which matters only if they still
+/// enforce then.
+pub(super) struct Exemption {
+    map: HashMap<MapData, u64, u8>,
+    cgroup: u64,
+}
+
+impl Exemption {
+    /// Exempts the cgroup from a dead agent's programs; `None`: there are none, or they know no such
+    /// map.
+    pub(super) fn from_dead_agent(bpffs: &Path, cgroup: u64) -> Result<Option<Self>, CaptureError> {
+        let pin = pins::map_pin(bpffs, MAP);
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let doing = "exempt this agent in a former agent's";
+        let mut map = open(&pin).map_err(|source| error(doing, source))?;
+        // An agent that is restarted in the same cgroup must not take away what the map said before.
+        if map.get(&cgroup, 0).is_ok() {
+            return Ok(None);
+        }
+        map.insert(cgroup, 1, 0).map_err(|source| error(doing, source))?;
+        Ok(Some(Self { map, cgroup }))
+    }
+}
+
+impl Drop for Exemption {
+    fn drop(&mut self) {
+        if let Err(error) = self.map.remove(&self.cgroup) {
+            tracing::debug!(%error, "a former agent's programs go on exempting this one");
+        }
+    }
+}
+
+/// Exempts the cgroup in a map of this agent.
+pub(super) fn insert(map: Map, cgroup: u64) -> Result<(), CaptureError> {
+    let mut map: HashMap<MapData, u64, u8> =
+        HashMap::try_from(map).map_err(|source| error("open", source))?;
+    map.insert(cgroup, 1, 0).map_err(|source| error("insert into", source))
+}
+
+/// The conversion checks that keys and values are of the sizes meant here.
+fn open(pin: &Path) -> Result<HashMap<MapData, u64, u8>, MapError> {
+    HashMap::try_from(Map::from_map_data(MapData::from_pin(pin)?)?)
+}
+
+fn error(doing: &'static str, source: MapError) -> CaptureError {
+    CaptureError::Map { doing, map: MAP, source }
+}
