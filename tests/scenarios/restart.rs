@@ -12,6 +12,7 @@ use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, MANAGER6};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Time enough for any end.
 const END: Duration = Duration::from_secs(20);
@@ -55,10 +56,12 @@ fn a_start_that_fails_leaves_a_dead_agents_enforcement() {
     assert_refused_while_dead(&pod, &manager);
     // The last step of a start, when all is attached and pinned: something is in the way of the swap.
     let in_the_way = scene.bpffs().join("links-old");
-    std::os::unix::fs::symlink("nowhere", &in_the_way).expect("bpffs has symbolic links");
+    std::fs::create_dir(&in_the_way).expect("made");
+    mount(Some("tmpfs"), &in_the_way, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
     let late = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES).wait(END);
     assert!(!late.status.success() && late.stderr.contains("links-old"), "{late}");
-    std::fs::remove_file(&in_the_way).expect("ours");
+    umount2(&in_the_way, MntFlags::MNT_DETACH).expect("unmounted");
+    std::fs::remove_dir(&in_the_way).expect("ours");
     assert_eq!(agent::remains(&scene), kept);
     assert_refused_while_dead(&pod, &manager);
 
