@@ -12,6 +12,7 @@ use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, MANAGER6};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Time enough for any end.
 const END: Duration = Duration::from_secs(20);
@@ -46,22 +47,21 @@ fn a_start_that_fails_leaves_a_dead_agents_enforcement() {
     let kept = agent::remains(&scene);
     first.kill();
 
-    let failing = |config: &Config, word: &str| {
-        let failed = Agent::spawn(scene.host_network_pod(), config, CAPABILITIES).wait(END);
-        assert!(!failed.status.success() && failed.stderr.contains(word), "{word}: {failed}");
-        assert_eq!(agent::remains(&scene), kept, "all of it is still there: {word}");
-        assert_refused_while_dead(&pod, &manager);
-    };
+    // The port is taken by one outside kubepods, which no hook keeps from it.
     let taken = scene.node_netns().run(|| TcpListener::bind("0.0.0.0:15001")).expect("a free port");
-    failing(&config(&scene), "15001");
+    let early = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES).wait(END);
+    assert!(!early.status.success() && early.stderr.contains("15001"), "{early}");
     drop(taken);
-    // Later: after the port was taken, when the routes are there and the programs are loaded. A pin in
-    // the way, where only a file can be, is a start that fails at its very last step.
-    let in_the_way = scene.bpffs().join("links.old");
-    std::os::unix::fs::symlink("nowhere", &in_the_way).expect("bpffs has symbolic links");
+    assert_eq!(agent::remains(&scene), kept, "all of it is still there");
+    assert_refused_while_dead(&pod, &manager);
+    // The last step of a start, when all is attached and pinned: something is in the way of the swap.
+    let in_the_way = scene.bpffs().join("links-old");
+    std::fs::create_dir(&in_the_way).expect("made");
+    mount(Some("tmpfs"), &in_the_way, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
     let late = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES).wait(END);
-    assert!(!late.status.success() && late.stderr.contains("links.old"), "{late}");
-    std::fs::remove_file(&in_the_way).expect("ours");
+    assert!(!late.status.success() && late.stderr.contains("links-old"), "{late}");
+    umount2(&in_the_way, MntFlags::MNT_DETACH).expect("unmounted");
+    std::fs::remove_dir(&in_the_way).expect("ours");
     assert_eq!(agent::remains(&scene), kept);
     assert_refused_while_dead(&pod, &manager);
 

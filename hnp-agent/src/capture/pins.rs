@@ -20,7 +20,7 @@ pub(super) struct Lock {
     dir: PathBuf,
     /// The pins below are this agent's. Until then they are a dead one's, which go on enforcing.
     owns_pins: bool,
-    /// This agent's pins lie beside a dead one's, below `*.new`.
+    /// This agent's pins lie beside a dead one's, below `*-new` (bpffs has no names with a dot).
     staged: bool,
     // Released last.
     _flock: Flock<File>,
@@ -46,22 +46,22 @@ impl Lock {
 
     /// Where the link of `program` is to be pinned, until [`Lock::replace_pins`].
     pub(super) fn new_link(&self, program: &str) -> PathBuf {
-        self.dir.join("links.new").join(program)
+        self.dir.join("links-new").join(program)
     }
 
     /// Where the map `name` is to be pinned, until [`Lock::replace_pins`].
     pub(super) fn new_map(&self, name: &str) -> PathBuf {
-        self.dir.join("maps.new").join(name)
+        self.dir.join("maps-new").join(name)
     }
 
     /// Makes room for this agent's pins beside a dead one's. Whoever calls this has attached programs
     /// of his own: an agent that was killed amid [`Lock::replace_pins`] may enforce by what lies there.
     pub(super) fn make_room(&mut self) -> Result<(), CaptureError> {
-        for sub in ["links.new", "maps.new"] {
+        for sub in ["links-new", "maps-new"] {
             self.remove_dir(sub)?;
         }
         self.staged = true;
-        for sub in ["links.new", "maps.new"] {
+        for sub in ["links-new", "maps-new"] {
             let path = self.dir.join(sub);
             fs::create_dir(&path).map_err(|source| file("make", &path, source))?;
         }
@@ -74,10 +74,10 @@ impl Lock {
         for sub in ["links", "maps"] {
             let (path, old, new) = (
                 self.dir.join(sub),
-                self.dir.join(format!("{sub}.old")),
-                self.dir.join(format!("{sub}.new")),
+                self.dir.join(format!("{sub}-old")),
+                self.dir.join(format!("{sub}-new")),
             );
-            self.remove_dir(&format!("{sub}.old"))?;
+            self.remove_dir(&format!("{sub}-old"))?;
             match fs::rename(&path, &old) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(file("rename", &path, error));
@@ -88,7 +88,7 @@ impl Lock {
         }
         self.owns_pins = true;
         // Links first: then nobody runs the programs whose maps go.
-        for sub in ["links.old", "maps.old"] {
+        for sub in ["links-old", "maps-old"] {
             self.remove_dir(sub)?;
         }
         Ok(())
@@ -100,8 +100,8 @@ impl Lock {
             self.remove_pins()?;
             self.owns_pins = false;
         } else if self.staged {
-            self.remove_dir("links.new")?;
-            self.remove_dir("maps.new")?;
+            self.remove_dir("links-new")?;
+            self.remove_dir("maps-new")?;
         }
         self.staged = false;
         match fs::remove_dir(&self.dir) {
@@ -118,7 +118,7 @@ impl Lock {
 
     /// Links first: then nobody runs the programs whose maps go.
     fn remove_pins(&self) -> Result<(), CaptureError> {
-        for sub in ["links", "links.old", "links.new", "maps", "maps.old", "maps.new"] {
+        for sub in ["links", "links-old", "links-new", "maps", "maps-old", "maps-new"] {
             self.remove_dir(sub)?;
         }
         Ok(())
@@ -209,11 +209,11 @@ mod tests {
         lock.make_room().expect("made");
         fs::write(lock.new_map("PODS"), "").expect("a pin");
         drop(lock);
-        assert!(map_pin(&dir, "FLOWS").exists() && !dir.join("maps.new").exists(), "failed while pinning");
+        assert!(map_pin(&dir, "FLOWS").exists() && !dir.join("maps-new").exists(), "failed while pinning");
 
         let mut lock = Lock::take(&dir).expect("free");
         lock.make_room().expect("made");
         lock.replace_pins().expect("replaced");
-        assert!(!map_pin(&dir, "FLOWS").exists() && !dir.join("maps.old").exists());
+        assert!(!map_pin(&dir, "FLOWS").exists() && !dir.join("maps-old").exists());
     }
 }
