@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
-use crate::upstream::{Io, tls_reason};
+use crate::trust::tls_reason;
+use crate::upstream::Io;
 
 /// How a relay ended, and what it carried.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::{Pending, Readiness};
 use load::Loaded;
-pub use reason::{reason_of, reason_of_io};
+pub use reason::{reason_of, reason_of_io, tls_reason};
 use snapshot::{SharedTrust, TrustSnapshot};
 
 /// How often the system's store is compared: it changes with package upgrades, and reading it means

@@ -21,10 +21,13 @@ pub fn reason_of(error: &Error) -> Reason {
 /// The same for the [`std::io::Error`] that tokio-rustls wraps it in. Errors that are not TLS's own:
 /// the connection broke in the handshake.
 pub fn reason_of_io(error: &std::io::Error) -> Reason {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        Some(error) => reason_of(error),
-        None => Reason::UpstreamTlsFailed,
-    }
+    tls_reason(error).unwrap_or(Reason::UpstreamTlsFailed)
+}
+
+/// The reason in an I/O error that TLS made, after the handshake; `None` where the error is the
+/// transport's own.
+pub fn tls_reason(error: &std::io::Error) -> Option<Reason> {
+    error.get_ref()?.downcast_ref::<Error>().map(reason_of)
 }
 
 fn of_certificate(error: &CertificateError) -> Reason {

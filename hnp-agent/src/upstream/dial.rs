@@ -51,10 +51,7 @@ impl Upstreams {
         let tls = match timeout(plan.timeouts.tls, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                return Err(failed(
-                    tls_reason(&error).unwrap_or(Reason::UpstreamTlsFailed),
-                    error.to_string(),
-                ));
+                return Err(failed(trust::reason_of_io(&error), error.to_string()));
             }
             Err(_) => {
                 let detail = format!("no TLS handshake within {:?}", plan.timeouts.tls);
@@ -173,12 +170,6 @@ fn tcp_reason(error: &io::Error) -> Reason {
         io::ErrorKind::TimedOut => Reason::UpstreamConnectTimeout,
         _ => Reason::UpstreamUnreachable,
     }
-}
-
-/// The reason in an I/O error that TLS made; `None` where it is the transport's own.
-pub fn tls_reason(error: &io::Error) -> Option<Reason> {
-    let inner = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(trust::reason_of(inner))
 }
 
 fn tls_version(tls: &TlsStream<TcpStream>) -> Option<&'static str> {

@@ -10,7 +10,7 @@ mod pool;
 mod tls;
 
 pub use connection::{ConnectionInfo, Io, UpstreamConnection};
-pub use dial::{DialError, tls_reason};
+pub use dial::DialError;
 pub use pool::PoolKey;
 
 use std::cell::RefCell;

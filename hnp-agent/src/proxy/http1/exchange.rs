@@ -89,8 +89,6 @@ pub struct Failure {
     pub answer_begun: bool,
     /// The upstream sent at least one byte: it has seen the request.
     pub upstream_spoke: bool,
-    /// The request's body was sent on and consumed: it cannot be sent again from here.
-    pub body_consumed: bool,
 }
 
 /// Runs one exchange. `head` is the rewritten head; `body` holds what of the client's body (and of
@@ -249,7 +247,6 @@ impl Exchange<'_> {
             // A whole interim answer may be followed by a final one of ours.
             answer_begun: self.down.written > 0 || self.down.bytes > self.down.interim_bytes,
             upstream_spoke: self.down.spoke,
-            body_consumed: self.up.bytes > 0,
         }
     }
 

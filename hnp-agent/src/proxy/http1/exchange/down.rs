@@ -15,7 +15,8 @@ use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::Response;
-use crate::upstream::{Io, tls_reason};
+use crate::trust::tls_reason;
+use crate::upstream::Io;
 
 /// Interim answers (1xx) before the final one; more is a server gone wrong.
 const MAX_INTERIM: usize = 16;
