@@ -31,6 +31,13 @@ fn find(out: &Path) -> Option<PathBuf> {
     fs::create_dir_all(&objects).ok()?;
     println!("cargo::rerun-if-changed={}", objects.display());
     let debug = env::var_os("PROFILE").is_some_and(|profile| profile == "debug");
-    let names: &[&str] = if debug { &["hnp-debug.bpf.o", "hnp.bpf.o"] } else { &["hnp.bpf.o"] };
+    let other = env::var_os("CARGO_FEATURE_OTHER_SHAPE").is_some();
+    let names: &[&str] = if other {
+        &["hnp-other-shape.bpf.o"]
+    } else if debug {
+        &["hnp-debug.bpf.o", "hnp.bpf.o"]
+    } else {
+        &["hnp.bpf.o"]
+    };
     names.iter().map(|name| objects.join(name)).find(|path| path.is_file())
 }

@@ -3,9 +3,9 @@
 //! Start: look at what the node has (nothing is touched before that), take the turn from whoever was
 //! here before, take the port, load identities and trusts, attach, serve, then capture destinations as they are known. So no connection is ever
 //! redirected to a port that nobody answers yet. Stop: readiness falls, listeners close, what runs may
-//! finish until the deadline, then the kernel is left as it was found.
+//! finish until the deadline. What is strict stays refused; else the kernel is left as it was found.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,23 +16,22 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Capture, CaptureError, Node, Turn};
+use crate::capture::{Capture, Node, Turn};
 use crate::config::plan::Plan;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
+use crate::proxy::pulse::Pulse;
 use crate::proxy::thread::{self, Parts};
 use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::Readiness;
+use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, WorkloadSource};
 use crate::{admin, identity, trust};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
-
-/// `None` once it was detached.
-type SharedCapture = Arc<Mutex<Option<Capture>>>;
 
 type WorkerThread = JoinHandle<std::io::Result<usize>>;
 
@@ -81,10 +80,10 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     let resolver = Resolver::new(&plan.resolver)?;
     let capture = Capture::start(turn, &node, &plan.capture, vips.clone())?;
     let flows = capture.flow_source();
-    let capture: SharedCapture = Arc::new(Mutex::new(Some(capture)));
+    let capture = SharedCapture::new(capture);
     let counters = capture.clone();
     telemetry.register(move |out| {
-        if let Some(capture) = &*counters.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(capture) = &*counters.lock() {
             capture.write_metrics(out);
         }
     });
@@ -92,6 +91,7 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
         tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
     }
 
+    let pulses = vec![Pulse::default(); plan.workers];
     let stop = CancellationToken::new();
     let kill = CancellationToken::new();
     let mut workers = Vec::with_capacity(plan.workers);
@@ -107,6 +107,7 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
             identities: identities.iter().map(identity::Source::shared).collect(),
             trusts: trusts.iter().map(trust::Source::shared).collect(),
             stats: telemetry.worker(index),
+            pulse: pulses[index].clone(),
             // A child of its own: nothing on the data path locks what another worker locks.
             stop: stop.child_token(),
             kill: kill.child_token(),
@@ -124,12 +125,14 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     }
 
     let mut why = "the start failed";
-    let mut _not_capturing = None;
     if failed.is_none() {
         tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
-        tasks.spawn(keep_house(capture.clone(), tasks.token()));
-        let lost = until_lost(&capture);
-        drop(starting);
+        tasks.spawn(upkeep::keep_house(capture.clone(), tasks.token()));
+        tasks.spawn(upkeep::stay_attached(capture.clone(), readiness.clone(), tasks.token()));
+        if let Some(capture) = &mut *capture.lock() {
+            capture.beat(pulses)?;
+        }
+        tasks.spawn(upkeep::until_serving(capture.clone(), starting));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             cgroup = %node.cgroup().display(),
@@ -143,21 +146,22 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
             () = any_ended(&workers) => "a worker ended",
-            error = lost => {
-                tracing::error!(%error, "ending");
-                _not_capturing = Some(readiness.pending("capture", error.to_string()));
-                failed = Some(error.into());
-                "capture was lost"
-            }
         };
     }
     let draining = readiness.pending("drain", format!("draining: {why}"));
+    // From here on nobody is redirected: strict destinations are refused, loose ones direct.
+    if let Some(capture) = &mut *capture.lock() {
+        capture.stop_beating();
+    }
     let drained = drain(&plan, why, workers, &stop, &kill).await;
     failed = failed.or(drained.map(anyhow::Error::from));
     tasks.end().await;
-    let taken = capture.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(capture) = taken {
-        capture.detach().context("cannot take the programs off again")?;
+    if let Some(capture) = capture.take()
+        && capture.stop().context("cannot take the programs off again")?
+    {
+        tracing::info!(
+            "strict destinations stay refused until an agent runs again; `hnp-agent cleanup` ends that"
+        );
     }
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
@@ -178,48 +182,11 @@ fn follow_names(
     let status = Arc::new(NameStatus::default());
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
-    let capture = capture.clone();
+    let (capture, routes) = (capture.clone(), plan.clone());
     let apply = move |desired: Desired| {
-        let mut capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
-        capture.as_mut().map_or(Ok(()), |capture| capture.sync(&desired))
+        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&routes, &desired))
     };
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
-}
-
-/// How often capture looks after itself: kubelet's cgroups, flows that nobody took.
-const HOUSEKEEPING: Duration = Duration::from_secs(30);
-
-async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
-    let mut tick = tokio::time::interval(HOUSEKEEPING);
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        if let Some(capture) = &mut *capture.lock().unwrap_or_else(PoisonError::into_inner)
-            && let Err(error) = capture.housekeep()
-        {
-            tracing::warn!(%error, "capture could not look after itself; trying again");
-        }
-    }
-}
-
-/// How often it is looked whether the programs still hang where the pods are.
-const CGROUP_CHECK: Duration = Duration::from_secs(1);
-
-/// Waits until nothing can be captured any more. A new start attaches anew, and whoever restarts the
-/// agent sees that it happened.
-async fn until_lost(capture: &SharedCapture) -> CaptureError {
-    let mut tick = tokio::time::interval(CGROUP_CHECK);
-    loop {
-        tick.tick().await;
-        let capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
-        match capture.as_ref().map(Capture::check_cgroup) {
-            Some(Err(error @ CaptureError::CgroupReplaced { .. })) => return error,
-            Some(Err(error)) => tracing::warn!(%error, "cannot tell whether the cgroup is still there"),
-            Some(Ok(())) | None => {}
-        }
-    }
 }
 
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.

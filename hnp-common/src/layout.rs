@@ -4,6 +4,11 @@
 //! and a v4-mapped dial meets the same entry as a plain one. Ports are in network order too, because
 //! the kernel hands them over so; a field in host order says so. Everything is `repr(C)` without
 //! implicit padding: the kernel compares keys as bytes.
+//!
+//! Builds of different versions meet in these maps while one takes over from another. So layouts only
+//! grow, at their end or in what is reserved, and zero in what was added means what held before it was
+//! there. [`SocketState`] and [`FlowValue`] never grow: programs of both builds work on the same entry in
+//! the middle of a swap.
 
 /// The protocol number of TCP, the only one that is redirected.
 pub const TCP: u8 = 6;
@@ -16,6 +21,12 @@ pub const MAX_FLOWS: u32 = 65_536;
 pub const MAX_PODS: u32 = 16_384;
 /// How many QoS cgroups the agent may announce: two, and as many again while kubelet replaces them.
 pub const MAX_QOS_CGROUPS: u32 = 16;
+/// How many ranges of addresses one node can capture.
+pub const MAX_NETWORKS: u32 = 1024;
+/// How many pairs of pod and destination may have an enforcement of their own.
+pub const MAX_OVERRIDES: u32 = 65_536;
+/// How many pairs of workload and observed destination are counted at a time.
+pub const MAX_OBSERVED: u32 = 8192;
 /// How many cgroups may be the agent's: one, and those of successors that are starting.
 pub const MAX_EXEMPT: u32 = 16;
 
@@ -59,7 +70,30 @@ pub struct DestinationKey {
 }
 const _: () = assert!(size_of::<DestinationKey>() == 20);
 
-/// Value of `DESTINATIONS`: where a dial to it is sent instead.
+/// What a key of `NETWORKS` compares, in order: the port and protocol whole, then the address up to its
+/// prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct NetworkKey {
+    /// The port, network order.
+    pub port: u16,
+    /// [`TCP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: u8,
+    /// The address; zeroes behind the prefix.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<NetworkKey>() == 20);
+
+impl NetworkKey {
+    /// The bits before the address: a key's prefix length is these and the address' own.
+    pub const BITS_BEFORE_ADDRESS: u32 = 32;
+    /// All bits: the prefix length of a look-up.
+    pub const BITS: u32 = 160;
+}
+
+/// Value of `DESTINATIONS` and `NETWORKS`: where a dial to it is sent instead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Destination {
@@ -67,12 +101,116 @@ pub struct Destination {
     pub vip: Address,
     /// The agent's number for this destination; goes into the flow.
     pub id: u32,
-    /// 1: a route with enforcement strict includes it; 0: none does.
-    pub strict: u8,
+    /// What holds for a pod that `OVERRIDES` does not list: [`enforcement`].
+    pub enforcement: u8,
+    /// 1: `OVERRIDES` may list pods for it.
+    pub overridden: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
+    /// Stands for a later version's addition: a build of another shape, for tests of upgrades.
+    #[cfg(feature = "other-shape")]
+    pub added: u64,
 }
+#[cfg(not(feature = "other-shape"))]
 const _: () = assert!(size_of::<Destination>() == 24);
+
+/// What may hold for a pod that dials a destination; strictness is not in the order of the numbers.
+pub mod enforcement {
+    /// Redirected, direct while the heartbeat is stale.
+    pub const LOOSE: u8 = 0;
+    /// Redirected or refused.
+    pub const STRICT: u8 = 1;
+    /// Counted and let through.
+    pub const OBSERVE: u8 = 2;
+}
+
+/// Key of `OVERRIDES` and `OBSERVED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct PodDestination {
+    /// The pod's cgroup.
+    pub pod_id: u64,
+    /// [`Destination::id`].
+    pub destination: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<PodDestination>() == 16);
+
+/// Value of `OBSERVED`: how often a workload dialled an observed destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Observed {
+    /// connect() calls.
+    pub count: u64,
+    /// When the last one was, CLOCK_MONOTONIC in nanoseconds.
+    pub last_ns: u64,
+    /// Cgroup of the task that called last.
+    pub cgroup_id: u64,
+    /// Its ancestors one and two levels below the attached cgroup; 0 where there is none.
+    pub ancestor_ids: [u64; 2],
+}
+const _: () = assert!(size_of::<Observed>() == 40);
+
+/// Value of `RESTING_VIPS`: what a VIP stood for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RestingVip {
+    /// The address, or the first of a range.
+    pub address: Address,
+    /// The port, network order.
+    pub port: u16,
+    /// Number of leading bits that count, of the address' own family.
+    pub prefix: u8,
+    /// Always zero.
+    pub pad: [u8; 5],
+    /// Since when, CLOCK_MONOTONIC in nanoseconds.
+    pub since_ns: u64,
+}
+const _: () = assert!(size_of::<RestingVip>() == 32);
+
+/// The one value of `META`: who pinned these maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Meta {
+    /// [`Meta::MAGIC`].
+    pub magic: u32,
+    /// [`Meta::SCHEMA`] of the build that pinned.
+    pub schema: u32,
+    /// The agent's version, filled up with zeroes.
+    pub version: [u8; 56],
+}
+const _: () = assert!(size_of::<Meta>() == 64);
+
+impl Meta {
+    /// "hnp" and a zero.
+    pub const MAGIC: u32 = u32::from_le_bytes(*b"hnp\0");
+    /// Counts up when programs of two builds cannot work on the same maps: when the meaning of a key, of
+    /// [`SocketState`] or of [`FlowValue`] changes. A map that only grows does not need it. 1 had no `META`.
+    pub const SCHEMA: u32 = 2;
+}
+
+/// The one value of `HEARTBEAT`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Heartbeat {
+    /// When every worker had last answered, CLOCK_MONOTONIC in nanoseconds; 0: no agent serves.
+    pub stamp_ns: u64,
+    /// How old the stamp may be, in nanoseconds.
+    pub limit_ns: u64,
+}
+const _: () = assert!(size_of::<Heartbeat>() == 16);
+
+/// The one value of `SETTINGS`: what the programs need to know of the maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Settings {
+    /// How many entries `NETWORKS` has; with none it is not asked.
+    pub networks: u32,
+    /// Always zero.
+    pub reserved: [u32; 3],
+}
+const _: () = assert!(size_of::<Settings>() == 16);
 
 /// What the kernel remembers with a socket (`SOCKETS`): where it was going, and for whom.
 ///
@@ -100,8 +238,10 @@ pub struct SocketState {
     pub flow: FlowKey,
     /// A combination of the flags below.
     pub flags: u32,
+    /// For later versions; zero.
+    pub reserved: [u64; 2],
 }
-const _: () = assert!(size_of::<SocketState>() == 112);
+const _: () = assert!(size_of::<SocketState>() == 128);
 
 impl SocketState {
     /// The pod dialled the VIP itself.
@@ -112,6 +252,8 @@ impl SocketState {
     pub const COUNTED: u32 = 4;
     /// A flow was written for this socket; the agent may have taken it since.
     pub const FLOW: u32 = 8;
+    /// Strict is what holds for this pod and destination.
+    pub const STRICT: u32 = 0x20;
 }
 
 /// Key of `FLOWS`: what the agent sees of an accepted socket.
@@ -139,7 +281,7 @@ pub struct FlowValue {
     pub orig_port: u16,
     /// Always zero.
     pub pad: u16,
-    /// A combination of [`SocketState::DIRECT`] and [`FlowValue::CLOSED`].
+    /// A combination of [`SocketState::DIRECT`], [`SocketState::STRICT`] and [`FlowValue::CLOSED`].
     pub flags: u32,
     /// Cgroup of the task that called connect().
     pub cgroup_id: u64,
@@ -151,8 +293,10 @@ pub struct FlowValue {
     pub destination: u32,
     /// Always zero.
     pub pad2: u32,
+    /// For later versions; zero.
+    pub reserved: [u64; 2],
 }
-const _: () = assert!(size_of::<FlowValue>() == 64);
+const _: () = assert!(size_of::<FlowValue>() == 80);
 
 impl FlowValue {
     /// The client's side of the connection is over; the agent may still have to accept it.
@@ -236,7 +380,10 @@ mod user {
 
     use std::net::{IpAddr, Ipv6Addr};
 
-    use super::{Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Range, SocketState, TCP};
+    use super::{
+        Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Heartbeat, Meta, NetworkKey,
+        Observed, PodDestination, Range, RestingVip, Settings, SocketState, TCP,
+    };
 
     impl From<IpAddr> for Address {
         fn from(address: IpAddr) -> Self {
@@ -267,6 +414,17 @@ mod user {
         /// The key of a TCP destination; `port` in host order.
         pub fn tcp(address: IpAddr, port: u16) -> Self {
             Self { address: address.into(), port: port.to_be(), protocol: TCP, pad: 0 }
+        }
+    }
+
+    impl NetworkKey {
+        /// Prefix length and key of a range on a TCP port; `prefix` counts the bits of `addr`'s own
+        /// family, `port` is in host order.
+        pub fn tcp(addr: IpAddr, prefix: u8, port: u16) -> (u32, Self) {
+            let before = if addr.is_ipv4() { 96 } else { 0 };
+            let Range { base, .. } = Range::of(addr, prefix);
+            let key = Self { port: port.to_be(), protocol: TCP, pad: 0, address: base };
+            (Self::BITS_BEFORE_ADDRESS + before + u32::from(prefix), key)
         }
     }
 
@@ -303,7 +461,23 @@ mod user {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Range, SocketState);
+    pod!(
+        Address,
+        Config,
+        Destination,
+        DestinationKey,
+        FlowKey,
+        FlowValue,
+        Heartbeat,
+        Meta,
+        NetworkKey,
+        Observed,
+        PodDestination,
+        Range,
+        RestingVip,
+        Settings,
+        SocketState
+    );
 
     #[cfg(test)]
     mod tests {

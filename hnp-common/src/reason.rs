@@ -89,6 +89,8 @@ reasons! {
     BindRefused = 26, "bind_refused", Client, 0, "Choose another port for the workload, or change `capture.port`.";
     /// A pod dialled a VIP on a port that is not the agent's.
     VipPort = 27, "vip_port", Client, 0, "Pods must dial the destination, not the VIP.";
+    /// A pod dialled a strict destination while no agent answered on this node.
+    AgentStale = 28, "agent_stale", Local, 0, "Start the agent on this node; `hnp-agent cleanup` ends the enforcement.";
 
     /// The request is not well-formed HTTP/1.1.
     BadRequest = 40, "bad_request", Client, 400, "The message names the rule that was broken; look at the client.";

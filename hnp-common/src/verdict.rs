@@ -35,6 +35,12 @@ verdicts! {
     Missed = "missed", None;
     /// A call by the agent; untouched.
     Exempt = "exempt", None;
+    /// connect() to an observed destination; untouched and counted by workload.
+    Observed = "observed", None;
+    /// connect() to a loose destination while no agent answers; untouched.
+    LooseDirect = "loose_direct", None;
+    /// connect() to a strict destination refused: no agent answers.
+    RefusedStale = "agent_stale", Some(Reason::AgentStale);
     /// connect() refused: the original destination could not be kept.
     RefusedNotStored = "orig_dst_not_stored", Some(Reason::OrigDstNotStored);
     /// connect() to a VIP refused: not the agent's port.
@@ -85,7 +91,9 @@ mod tests {
     #[test]
     fn a_refusal_is_counted_under_its_reason() {
         use Verdict::*;
-        for verdict in [RefusedNotStored, RefusedVipPort, RefusedFlowLimit, RefusedUdp, RefusedBind] {
+        for verdict in
+            [RefusedStale, RefusedNotStored, RefusedVipPort, RefusedFlowLimit, RefusedUdp, RefusedBind]
+        {
             assert_eq!(verdict.reason().map(|reason| reason.code()), Some(verdict.code()));
         }
     }

@@ -6,8 +6,9 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use hnp_common::Verdict;
-use hnp_common::layout::SocketState;
+use hnp_common::layout::{Destination, SocketState, enforcement};
 
+use crate::caller::Caller;
 use crate::ctx::{self, ECONNREFUSED, Endpoint};
 use crate::maps::config;
 use crate::{caller, maps};
@@ -15,14 +16,14 @@ use crate::{caller, maps};
 #[inline(always)]
 pub(crate) fn v4(ctx: &SockAddrContext) -> i32 {
     let dialled = ctx::endpoint4(ctx);
-    conclude(ctx, decide(ctx, dialled), ctx::set_endpoint4)
+    conclude(ctx, dialled, decide(ctx, dialled), ctx::set_endpoint4)
 }
 
 #[inline(always)]
 pub(crate) fn v6(ctx: &SockAddrContext) -> i32 {
     // A v4-mapped address is the key of the IPv4 destination, and its VIP is v4-mapped in turn.
     let dialled = ctx::endpoint6(ctx);
-    conclude(ctx, decide(ctx, dialled), ctx::set_endpoint6)
+    conclude(ctx, dialled, decide(ctx, dialled), ctx::set_endpoint6)
 }
 
 enum Way {
@@ -35,6 +36,7 @@ enum Way {
 #[inline(always)]
 fn conclude(
     ctx: &SockAddrContext,
+    dialled: Endpoint,
     way: Result<Way, Verdict>,
     rewrite: impl FnOnce(&SockAddrContext, Endpoint),
 ) -> i32 {
@@ -43,6 +45,12 @@ fn conclude(
         Ok(Way::To(vip)) => {
             rewrite(ctx, vip);
             ctx::allow(Verdict::Redirected)
+        }
+        Err(verdict) if config!(has_set_retval) == 0 => {
+            // Where refusals carry no errno (< 5.18) a closed port gives the same one: on the caller's own
+            // loopback, where nothing of it leaves the pod.
+            rewrite(ctx, dialled.nowhere());
+            ctx::allow(verdict)
         }
         Err(verdict) => ctx::refuse(ctx, verdict, ECONNREFUSED),
     }
@@ -54,10 +62,7 @@ fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
         if caller::is_agent() {
             return Ok(Way::Untouched(Verdict::Exempt));
         }
-        stream_only(ctx)?;
-        let vip = Endpoint { address: destination.vip, port: config!(agent_port) };
-        remember(ctx, dialled, vip, destination.id, 0)?;
-        return Ok(Way::To(vip));
+        return to_destination(ctx, dialled, destination);
     }
     if maps::is_vip(dialled) {
         if caller::is_agent() {
@@ -68,6 +73,36 @@ fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
     // This socket may have gone to a destination before.
     maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
     Ok(Way::Untouched(Verdict::Missed))
+}
+
+/// A destination was dialled: what holds for this pod, and whether an agent serves, decide.
+#[inline(always)]
+fn to_destination(
+    ctx: &SockAddrContext,
+    dialled: Endpoint,
+    destination: &Destination,
+) -> Result<Way, Verdict> {
+    let caller = caller::current();
+    let enforcement = maps::enforcement(destination, caller.pod_id);
+    if enforcement == enforcement::OBSERVE {
+        maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
+        if stream_only(ctx).is_ok() {
+            maps::observe(destination, &caller);
+        }
+        return Ok(Way::Untouched(Verdict::Observed));
+    }
+    if !maps::is_beating() {
+        if enforcement == enforcement::LOOSE {
+            maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
+            return Ok(Way::Untouched(Verdict::LooseDirect));
+        }
+        return Err(Verdict::RefusedStale);
+    }
+    stream_only(ctx)?;
+    let vip = Endpoint { address: destination.vip, port: config!(agent_port) };
+    let flags = if enforcement == enforcement::STRICT { SocketState::STRICT } else { 0 };
+    remember(ctx, &caller, dialled, vip, destination.id, flags)?;
+    Ok(Way::To(vip))
 }
 
 /// A VIP was dialled, by the pod itself as far as this instance of the programs can tell.
@@ -89,7 +124,7 @@ fn to_vip(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
         return Err(Verdict::RefusedVipPort);
     }
     // Never what an earlier connect() left: the pod goes where it says now.
-    remember(ctx, dialled, dialled, 0, SocketState::DIRECT)?;
+    remember(ctx, &caller::current(), dialled, dialled, 0, SocketState::DIRECT)?;
     Ok(Way::Untouched(Verdict::Direct))
 }
 
@@ -107,12 +142,12 @@ fn stream_only(ctx: &SockAddrContext) -> Result<(), Verdict> {
 #[inline(always)]
 fn remember(
     ctx: &SockAddrContext,
+    caller: &Caller,
     dialled: Endpoint,
     vip: Endpoint,
     destination: u32,
     flags: u32,
 ) -> Result<(), Verdict> {
-    let caller = caller::current();
     if maps::is_at_limit(caller.pod_id) {
         return Err(Verdict::RefusedFlowLimit);
     }

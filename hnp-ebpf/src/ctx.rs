@@ -32,6 +32,19 @@ pub(crate) struct Endpoint {
     pub(crate) port: u16,
 }
 
+impl Endpoint {
+    /// A port that nobody listens on (tcpmux, RFC 1078), on the loopback of the same family.
+    #[inline(always)]
+    pub(crate) fn nowhere(self) -> Self {
+        const PORT: u16 = 1_u16.to_be();
+        const V4: u32 = 0x7f00_0001_u32.to_be();
+        let [a, b, c, _] = self.address.0;
+        let address =
+            if Address([a, b, c, V4]) == Address::v4(V4) { Address::v4(V4) } else { Address([0, 0, 0, 1_u32.to_be()]) };
+        Self { address, port: PORT }
+    }
+}
+
 macro_rules! read {
     ($base:expr, $($field:tt)+) => {{
         let base = $base;

@@ -6,15 +6,18 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use hnp_common::Verdict;
 use hnp_common::layout::{
-    Config, Destination, DestinationKey, FlowKey, FlowValue, MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS,
-    MAX_PODS, MAX_QOS_CGROUPS, SocketState, TCP,
+    Config, Destination, DestinationKey, FlowKey, FlowValue, Heartbeat, MAX_DESTINATIONS, MAX_EXEMPT,
+    MAX_FLOWS, MAX_NETWORKS, MAX_OBSERVED, MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, Observed,
+    PodDestination, Settings, SocketState, TCP,
 };
 
+use crate::caller::Caller;
 use crate::ctx::Endpoint;
 
 /// Set by the agent before loading; read-only and frozen, so the verifier prunes by it.
@@ -24,6 +27,26 @@ pub(crate) static CONFIG: Global<Config> = Global::new(Config::EMPTY);
 /// Owned by the agent: it inserts and deletes what routes name.
 #[map]
 static DESTINATIONS: HashMap<DestinationKey, Destination> = HashMap::with_max_entries(MAX_DESTINATIONS, 0);
+
+/// As `DESTINATIONS`, for ranges of addresses: the longest prefix wins, and a single address over all.
+#[map]
+static NETWORKS: LpmTrie<NetworkKey, Destination> = LpmTrie::with_max_entries(MAX_NETWORKS, 0);
+
+/// Owned by the agent: what holds for one pod and destination instead of what holds for all.
+#[map]
+static OVERRIDES: HashMap<PodDestination, u32> = HashMap::with_max_entries(MAX_OVERRIDES, 0);
+
+/// Who dials observed destinations. Read by the agent; an LRU, for nobody tells when a pod is gone.
+#[map]
+static OBSERVED: LruHashMap<PodDestination, Observed> = LruHashMap::with_max_entries(MAX_OBSERVED, 0);
+
+/// Stamped by the agent while every worker answers; nobody needs to be alive to find it stale.
+#[map]
+static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
+
+/// Owned by the agent.
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
 /// Owned by the kernel side: made at connect(), deleted by a connect() to elsewhere or with the socket.
 #[btf_map]
@@ -71,7 +94,81 @@ pub(crate) fn destination(dialled: Endpoint) -> Option<&'static Destination> {
     let key = DestinationKey { address: dialled.address, port: dialled.port, protocol: TCP, pad: 0 };
     // SAFETY: entries are written whole by the agent and reused only after a grace period; an entry
     // that is deleted meanwhile still reads as one of the destinations there were.
-    unsafe { DESTINATIONS.get(key) }
+    if let Some(found) = unsafe { DESTINATIONS.get(key) } {
+        return Some(found);
+    }
+    if SETTINGS.get(0).is_none_or(|settings| settings.networks == 0) {
+        return None;
+    }
+    network(dialled)
+}
+
+#[inline(always)]
+fn network(dialled: Endpoint) -> Option<&'static Destination> {
+    // As words: aya's `Key` is packed, and bytes that are not aligned are set by loops that the verifier
+    // accepts from CAP_PERFMON only.
+    let [a, b, c, d] = dialled.address.0;
+    let protocol = u32::from(TCP) << 16 | u32::from(dialled.port);
+    let key: [u32; 6] = [NetworkKey::BITS, protocol, a, b, c, d];
+    const _: () = assert!(size_of::<[u32; 6]>() == size_of::<Key<NetworkKey>>());
+    // SAFETY: the same bytes (this target is little-endian), and no alignment is asked for.
+    NETWORKS.get(unsafe { &*(&raw const key).cast::<Key<NetworkKey>>() })
+}
+
+/// What holds for a pod that dials the destination.
+#[inline(always)]
+pub(crate) fn enforcement(destination: &Destination, pod_id: u64) -> u8 {
+    if destination.overridden != 0 {
+        let key = PodDestination { pod_id, destination: destination.id, pad: 0 };
+        // SAFETY: read-only; one word.
+        if let Some(own) = unsafe { OVERRIDES.get(key) } {
+            return *own as u8;
+        }
+    }
+    destination.enforcement
+}
+
+/// Whether the agent serves: every worker answered not long ago.
+#[inline(always)]
+pub(crate) fn is_beating() -> bool {
+    let Some(heartbeat) = HEARTBEAT.get_ptr(0) else { return false };
+    // SAFETY: a map value, valid while the program runs; each word is written at once.
+    let (stamp, limit) =
+        unsafe { ((&raw const (*heartbeat).stamp_ns).read_volatile(), (&raw const (*heartbeat).limit_ns).read_volatile()) };
+    // A stamp from another CPU may be a little ahead of this one's clock.
+    stamp != 0 && now_ns().saturating_sub(stamp) <= limit
+}
+
+/// CLOCK_MONOTONIC.
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Counts a workload's dial to an observed destination.
+#[inline(always)]
+pub(crate) fn observe(destination: &Destination, caller: &Caller) {
+    let key = PodDestination { pod_id: caller.pod_id, destination: destination.id, pad: 0 };
+    if let Some(seen) = OBSERVED.get_ptr_mut(key) {
+        // SAFETY: a map value, valid while the program runs; two writers at a time leave the one's or
+        // the other's caller, and both are callers of this pod.
+        unsafe {
+            add(&raw mut (*seen).count, 1);
+            (*seen).last_ns = now_ns();
+            (*seen).cgroup_id = caller.cgroup_id;
+            (*seen).ancestor_ids = caller.ancestor_ids;
+        }
+        return;
+    }
+    let first = Observed {
+        count: 1,
+        last_ns: now_ns(),
+        cgroup_id: caller.cgroup_id,
+        ancestor_ids: caller.ancestor_ids,
+    };
+    // A count is lost if another CPU was quicker.
+    let _ = OBSERVED.insert(key, first, BPF_NOEXIST.into());
 }
 
 /// Whether the dialled address is a VIP, in use or not.
@@ -144,7 +241,7 @@ pub(crate) fn release(state: &mut SocketState, established: bool, cookie: impl F
         }
     }
     // STARTED stays: what this socket dials next is its own doing.
-    state.flags &= SocketState::DIRECT | SocketState::STARTED;
+    state.flags &= SocketState::DIRECT | SocketState::STARTED | SocketState::STRICT;
 }
 
 /// Offers a connection to the agent. `false`: the map is full.

@@ -5,6 +5,7 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use hnp_common::Verdict;
+use hnp_common::layout::enforcement;
 
 use crate::ctx::{self, ALLOW, ECONNREFUSED, Endpoint};
 use crate::{caller, maps};
@@ -21,11 +22,19 @@ pub(crate) fn v6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> i32 {
-    if maps::destination(dialled).is_none() && !maps::is_vip(dialled) {
+    let destination = maps::destination(dialled);
+    if destination.is_none() && !maps::is_vip(dialled) {
         return ALLOW;
     }
     if caller::is_agent() {
         return ctx::allow(Verdict::Exempt);
+    }
+    if let Some(destination) = destination {
+        // As at connect(): what is not redirected may speak QUIC as it likes.
+        let enforcement = maps::enforcement(destination, caller::current().pod_id);
+        if enforcement == enforcement::OBSERVE || enforcement == enforcement::LOOSE && !maps::is_beating() {
+            return ALLOW;
+        }
     }
     ctx::refuse(ctx, Verdict::RefusedUdp, ECONNREFUSED)
 }

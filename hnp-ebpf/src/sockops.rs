@@ -50,12 +50,14 @@ fn connecting(ctx: &SockOpsContext, state: &mut SocketState) {
         orig_address: state.orig_address,
         orig_port: state.orig_port,
         pad: 0,
-        flags: state.flags & SocketState::DIRECT,
+        flags: state.flags & (SocketState::DIRECT | SocketState::STRICT),
         cgroup_id: state.cgroup_id,
         ancestor_ids: state.ancestor_ids,
         cookie: ctx::event_cookie(ctx),
         destination: state.destination,
         pad2: 0,
+        // Zeroes, from where they are known to be: a run of constant ones is set by a loop (see above).
+        reserved: state.reserved,
     };
     if maps::offer_flow(&key, &flow) {
         state.flow = key;

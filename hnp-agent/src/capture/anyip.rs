@@ -16,7 +16,6 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Error as NetlinkError, Handle, RouteMessageBuilder};
 
 use super::error::CaptureError;
-use super::written;
 use crate::config::plan::Cidr;
 
 /// Marks our routes (`ip route show table local proto 119`). Free in rtnetlink(7) and iproute2.
@@ -42,18 +41,18 @@ impl Routes {
                 Added::Made => routes.made.push(*range),
                 Added::WasOurs => routes.adopted.push(*range),
                 Added::WasThere => {
-                    tracing::debug!(range = written(*range), "somebody else made this range local")
+                    tracing::debug!(range = %range, "somebody else made this range local")
                 }
                 Added::NoSuchFamily => {
-                    tracing::info!(range = written(*range), "this node has no IPv6; its VIPs are not needed")
+                    tracing::info!(range = %range, "this node has no IPv6; its VIPs are not needed")
                 }
             }
         }
         Ok(routes)
     }
 
-    /// Makes a dead agent's routes this one's, and removes those of ranges that are no longer used.
-    /// Whoever calls this has taken its programs off: they sent pods there.
+    /// Makes a former agent's routes this one's, and removes those of ranges that are no longer used.
+    /// Whoever calls this has put programs of its own in the place of those that sent pods there.
     pub(super) fn take_over(&mut self) {
         self.made.append(&mut self.adopted);
         let kept = self.made.clone();
@@ -62,6 +61,12 @@ impl Routes {
             Ok(removed) => tracing::info!(removed, "removed a former agent's routes of other VIP ranges"),
             Err(error) => tracing::warn!(%error, "cannot look for a former agent's routes of other ranges"),
         }
+    }
+
+    /// Leaves everything as it is.
+    pub(super) fn keep(mut self) {
+        self.made.clear();
+        self.adopted.clear();
     }
 
     /// Removes what is this agent's.
@@ -85,6 +90,26 @@ impl Drop for Routes {
             tracing::warn!(error = &error as &dyn std::error::Error, "a route is left behind");
         }
     }
+}
+
+/// All routes of VIP ranges in this network namespace, whoever made them.
+pub(super) fn all() -> Result<Vec<Cidr>, CaptureError> {
+    let listed = on_netlink(async |handle: &Handle| {
+        let mut all = Vec::new();
+        for v6 in [false, true] {
+            all.extend(ours(handle, v6).await?.iter().filter_map(cidr));
+        }
+        Ok(all)
+    });
+    listed.map_err(|source| CaptureError::Routes { doing: "list", source })
+}
+
+/// Removes them all; which there were.
+pub(super) fn remove_all() -> Result<Vec<Cidr>, CaptureError> {
+    let there = all()?;
+    on_netlink(async |handle: &Handle| remove_others(handle, &[]).await)
+        .map_err(|source| CaptureError::Routes { doing: "remove", source })?;
+    Ok(there)
 }
 
 enum Added {
@@ -236,5 +261,5 @@ fn io_error(error: NetlinkError) -> io::Error {
 }
 
 fn error(doing: &'static str, range: Cidr, source: io::Error) -> CaptureError {
-    CaptureError::Route { doing, range: written(range), source }
+    CaptureError::Route { doing, range: range.to_string(), source }
 }

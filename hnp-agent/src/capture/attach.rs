@@ -1,10 +1,13 @@
-//! Loads the programs, attaches them to the cgroup and pins what must outlive the agent.
+//! Loads the programs and attaches them to the cgroup: in the place of a former agent's where both can
+//! work on the same sockets, else beside them.
 //!
-//! New programs are attached before a dead agent's are removed, so that there is no moment in which a
-//! destination is open. Both run in a row for that moment, the dead agent's first. Each knows its own
-//! sockets only, so a connection made just then looks to the new ones as if the pod had dialled the VIP:
-//! it is served and marked direct, or refused where the two agents' ports or VIP ranges differ.
+//! In place (`BPF_LINK_UPDATE`) no call meets neither or both: each hook changes from one program to the
+//! other at once, and the set in any order, because the state they share never changes its layout. Beside,
+//! the new programs are attached before the former ones go; both run in a row for that moment, and a
+//! connection made just then looks to the new ones as if the pod had dialled the VIP: it is served and
+//! marked direct.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -13,18 +16,17 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use hnp_common::layout::Config;
 
-use super::Ranges;
 use super::cgroups::Cgroup;
 use super::error::CaptureError;
-use super::exempt;
+use super::former::{self, Former};
 use super::pins::Lock;
 use super::preflight::Node;
-use super::sys;
+use super::{Ranges, exempt, foreign, resting, sys};
 use crate::config::plan;
 
 /// Every program, and where it hangs (`enum bpf_attach_type` of linux/bpf.h). connect comes last: what
 /// it redirects, the others must know by then.
-const PROGRAMS: [(&str, u32); 9] = [
+pub(super) const PROGRAMS: [(&str, u32); 9] = [
     ("hnp_bind4", 8),
     ("hnp_bind6", 9),
     ("hnp_getpeername4", 29),
@@ -39,16 +41,35 @@ const PROGRAMS: [(&str, u32); 9] = [
 /// The object in the kernel, attached to nothing yet. Dropping it unloads it.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
+    /// VIPs that rest, and whether this build made the map; of no use to the programs, and so not in the
+    /// object.
+    resting: (OwnedFd, bool),
+    /// Former maps that are used as they are.
+    reused: HashSet<String>,
+    /// Links of a former agent may be given these programs.
+    update: bool,
 }
 
 impl Loaded {
-    /// Creates the maps and has the verifier look at every program.
+    /// Has the verifier look at every program, and opens, copies or makes the maps.
     pub(super) fn load(
         object: &[u8],
         node: &Node,
         plan: &plan::Capture,
         ranges: Ranges,
+        lock: &Lock,
     ) -> Result<Self, CaptureError> {
+        let former = Former::open(&plan.bpffs)?;
+        let shapes = former::shapes(object)?;
+        let update = former.can_be_updated(&shapes);
+        let reused = if update { former.usable(&shapes) } else { HashSet::new() };
+        if !former.is_empty() {
+            tracing::info!(
+                version = former.version(),
+                in_place = update,
+                "taking over from a former agent's programs"
+            );
+        }
         let config = Config {
             attached_cgroup: node.cgroup.id,
             agent_netns: node.netns_cookie.unwrap_or(0),
@@ -59,12 +80,13 @@ impl Loaded {
             has_set_retval: node.has_set_retval.into(),
             pad: 0,
         };
-        let mut ebpf = EbpfLoader::new()
-            // The programs read no kernel structure, so the kernel's own types are not needed.
-            .btf(None)
-            .override_global("CONFIG", &config, true)
-            .load(object)
-            .map_err(|source| CaptureError::Load(Box::new(source)))?;
+        let mut loader = EbpfLoader::new();
+        // The programs read no kernel structure, so the kernel's own types are not needed.
+        loader.btf(None).override_global("CONFIG", &config, true);
+        for name in &reused {
+            loader.map_pin_path(name, lock.map(name));
+        }
+        let mut ebpf = loader.load(object).map_err(|source| CaptureError::Load(Box::new(source)))?;
         for (name, _) in PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(CaptureError::ObjectLacks(name))?;
             let loaded = match program {
@@ -74,7 +96,13 @@ impl Loaded {
             };
             loaded.map_err(|error| refused(name, error))?;
         }
-        let loaded = Self { ebpf };
+        let resting = resting::open_or_make(&lock.map(resting::MAP))?;
+        let loaded = Self { ebpf, resting, reused, update };
+        for (name, map) in loaded.kept_maps() {
+            if !loaded.reused.contains(name) {
+                former.migrate(name, data_of(map)?)?;
+            }
+        }
         if let Some(cgroup) = node.own_cgroup {
             exempt::insert(loaded.map(exempt::MAP)?, cgroup)?;
         }
@@ -83,47 +111,106 @@ impl Loaded {
 
     /// A handle of its own to a map.
     pub(super) fn map(&self, name: &'static str) -> Result<Map, CaptureError> {
-        let fd = map_fd(self.ebpf.map(name).ok_or(CaptureError::ObjectLacks(name))?)
-            .ok_or(CaptureError::ObjectLacks(name))?
-            .try_clone_to_owned()
-            .map_err(|source| CaptureError::Map { doing: "open", map: name, source: io_error(source) })?;
-        MapData::from_fd(fd).and_then(Map::from_map_data).map_err(|source| CaptureError::Map {
-            doing: "open",
-            map: name,
-            source,
-        })
+        let fd = match self.ebpf.map(name) {
+            Some(map) => data_of(map)?.fd().as_fd(),
+            None if name == resting::MAP => self.resting.0.as_fd(),
+            None => return Err(CaptureError::ObjectLacks(name)),
+        };
+        let error = |source| CaptureError::Map { doing: "open", map: name, source };
+        let fd = fd.try_clone_to_owned().map_err(|source| error(io_error(source)))?;
+        MapData::from_fd(fd).and_then(Map::from_map_data).map_err(error)
     }
 
-    /// Attaches every program, takes over from a dead agent and pins.
-    pub(super) fn attach(self, cgroup: &Cgroup, lock: &mut Lock) -> Result<Attachment, CaptureError> {
-        let mut links = Vec::with_capacity(PROGRAMS.len());
-        for (name, attach_type) in PROGRAMS {
-            let link = self.link(name, attach_type, cgroup).map_err(|source| CaptureError::Attach {
-                program: name,
-                cgroup: cgroup.path.clone(),
-                source,
-            })?;
-            links.push(Link { program: name, fd: link });
-        }
-        let attachment = Attachment { links };
+    /// Attaches every program and pins what is new.
+    pub(super) fn attach(&self, cgroup: &Cgroup, lock: &Lock) -> Result<Attachment, CaptureError> {
+        foreign::check(cgroup, PROGRAMS.map(|(_, attach_type)| attach_type))?;
         lock.make_room()?;
-        attachment.pin(&self.ebpf, lock)?;
-        lock.replace_pins()?;
+        let mut attachment = Attachment { links: Vec::with_capacity(PROGRAMS.len()) };
+        for (name, attach_type) in PROGRAMS {
+            attachment.links.push(self.link(name, attach_type, cgroup, lock)?);
+        }
+        self.pin_maps(lock)?;
+        let maps: Vec<_> =
+            self.kept_maps().map(|(name, _)| name).chain([resting::MAP, former::META]).collect();
+        lock.settle(&PROGRAMS.map(|(name, _)| name), &maps)?;
+        for link in &mut attachment.links {
+            link.pinned = true;
+        }
         Ok(attachment)
     }
 
-    fn link(&self, name: &str, attach_type: u32, cgroup: &Cgroup) -> io::Result<OwnedFd> {
+    /// Puts these programs back into the links, whoever changed them.
+    pub(super) fn put_back(&self, attachment: &Attachment, cgroup: &Cgroup) -> Result<(), CaptureError> {
+        for link in &attachment.links {
+            let updated =
+                self.program(link.program).and_then(|program| sys::link_update(link.fd.as_fd(), program));
+            updated.map_err(|source| attach_error(link.program, cgroup, source))?;
+        }
+        Ok(())
+    }
+
+    fn link(
+        &self,
+        name: &'static str,
+        attach_type: u32,
+        cgroup: &Cgroup,
+        lock: &Lock,
+    ) -> Result<Link, CaptureError> {
+        let error = |source| attach_error(name, cgroup, source);
+        let program = self.program(name).map_err(error)?;
+        if self.update
+            && let Some(link) = former_link(lock, name, attach_type, cgroup).map_err(error)?
+        {
+            sys::link_update(link.as_fd(), program).map_err(error)?;
+            return Ok(Link { program: name, fd: link, pinned: true });
+        }
+        let fd = sys::link_to_cgroup(program, cgroup.dir.as_fd(), attach_type).map_err(error)?;
+        let path = lock.new_link(name);
+        sys::pin(fd.as_fd(), &path).map_err(|source| CaptureError::Pin { path, source })?;
+        Ok(Link { program: name, fd, pinned: false })
+    }
+
+    fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
         let program = self.ebpf.program(name).ok_or(io::ErrorKind::NotFound)?;
         let fd = match program {
             Program::CgroupSockAddr(program) => program.fd(),
             Program::SockOps(program) => program.fd(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
-        sys::link_to_cgroup(fd.map_err(io::Error::other)?.as_fd(), cgroup.dir.as_fd(), attach_type)
+        Ok(fd.map_err(io::Error::other)?.as_fd())
+    }
+
+    fn pin_maps(&self, lock: &Lock) -> Result<(), CaptureError> {
+        let pin = |fd: BorrowedFd<'_>, name: &str| {
+            let path = lock.new_map(name);
+            sys::pin(fd, &path).map_err(|source| CaptureError::Pin { path, source })
+        };
+        for (name, map) in self.kept_maps().filter(|(name, _)| !self.reused.contains(*name)) {
+            pin(data_of(map)?.fd().as_fd(), name)?;
+        }
+        if let (map, true) = &self.resting {
+            pin(map.as_fd(), resting::MAP)?;
+        }
+        pin(former::new_meta()?.as_fd(), former::META)
+    }
+
+    fn kept_maps(&self) -> impl Iterator<Item = (&str, &Map)> {
+        self.ebpf.maps().filter(|(name, _)| former::is_kept(name))
     }
 }
 
-/// The attached programs. Dropping it detaches them at once, pinned or not.
+/// A former agent's link, if it is attached where this one's would be: not so once its cgroup is gone.
+fn former_link(lock: &Lock, name: &str, attach_type: u32, cgroup: &Cgroup) -> io::Result<Option<OwnedFd>> {
+    let Some(link) = sys::open_pin(&lock.link(name))? else { return Ok(None) };
+    let info = sys::link_info(link.as_fd())?;
+    Ok((info.cgroup_id == cgroup.id && info.attach_type == attach_type).then_some(link))
+}
+
+fn attach_error(program: &'static str, cgroup: &Cgroup, source: io::Error) -> CaptureError {
+    CaptureError::Attach { program, cgroup: cgroup.path.clone(), source }
+}
+
+/// The attached programs. Dropping it leaves what is pinned, and detaches the rest at once.
 pub(super) struct Attachment {
     links: Vec<Link>,
 }
@@ -131,30 +218,29 @@ pub(super) struct Attachment {
 struct Link {
     program: &'static str,
     fd: OwnedFd,
+    /// It stays when this process ends.
+    pinned: bool,
 }
 
 impl Attachment {
-    fn pin(&self, ebpf: &Ebpf, lock: &Lock) -> Result<(), CaptureError> {
-        for link in &self.links {
-            let path = lock.new_link(link.program);
-            sys::pin(link.fd.as_fd(), &path).map_err(|source| CaptureError::Pin { path, source })?;
+    /// Whether every link still hangs on the cgroup: a link that lost it goes on existing.
+    pub(super) fn is_on(&self, cgroup: &Cgroup) -> bool {
+        let on = |link: &Link| sys::link_info(link.fd.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup.id);
+        self.links.iter().all(on)
+    }
+
+    /// Detaches all, pinned or not.
+    pub(super) fn detach(mut self) {
+        for link in &mut self.links {
+            link.pinned = false;
         }
-        for (name, map) in ebpf.maps() {
-            // The programs' read-only data and the log are of no use to a successor.
-            let (Some(fd), false) = (map_fd(map), name.starts_with('.') || name == "AYA_LOGS") else {
-                continue;
-            };
-            let path = lock.new_map(name);
-            sys::pin(fd, &path).map_err(|source| CaptureError::Pin { path, source })?;
-        }
-        Ok(())
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
         // In the reverse order, so that nothing is redirected that the others do not know.
-        for link in self.links.drain(..).rev() {
+        for link in self.links.drain(..).rev().filter(|link| !link.pinned) {
             // A link that is gone with its cgroup cannot be detached and need not be.
             if let Err(error) = sys::link_detach(link.fd.as_fd()) {
                 tracing::debug!(program = link.program, %error, "link was not attached any more");
@@ -181,15 +267,16 @@ fn io_error(error: io::Error) -> aya::maps::MapError {
     aya::maps::MapError::IoError(error)
 }
 
-/// The descriptor of the kinds of maps that the object has.
-fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+/// What all kinds of maps in the object have in common.
+fn data_of(map: &Map) -> Result<&MapData, CaptureError> {
     match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::RingBuf(data)
-        | Map::SkStorage(data) => Some(data.fd().as_fd()),
-        _ => None,
+        | Map::SkStorage(data) => Ok(data),
+        _ => Err(CaptureError::ObjectLacks("maps of the expected kinds")),
     }
 }

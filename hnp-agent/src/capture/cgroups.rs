@@ -14,7 +14,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use super::error::{CaptureError, Missing};
 
 /// How deep below the mount kubepods is looked for: kind nests it four levels down.
-const SEARCH_DEPTH: usize = 6;
+pub(super) const SEARCH_DEPTH: usize = 6;
 
 /// A cgroup to attach to.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ fn stem(dir: &Path) -> &str {
 }
 
 /// Visits the directories below `dir`; `visit` says whether to go deeper.
-fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path) -> bool) {
+pub(super) fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path) -> bool) {
     if depth == 0 {
         return;
     }

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use aya::maps::MapError;
 
+use super::foreign::Foreign;
+use crate::config::plan::AddrRange;
+
 /// A failed step of [`Capture`](super::Capture).
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -65,6 +68,22 @@ pub enum CaptureError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else's programs and ours cannot both be there.
+    #[error(
+        "programs of somebody else cannot run beside hnp's:{}\n      do: have their owner attach them with \
+         BPF_F_ALLOW_MULTI or as a link, or take them off",
+        Lines(.0)
+    )]
+    Foreign(Vec<Foreign>),
+    /// A thread could not be made.
+    #[error("cannot start the thread {name:?}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A link or map could not be pinned.
     #[error("cannot pin {}; is it on a writable bpffs?", path.display())]
     Pin {
@@ -96,6 +115,15 @@ pub enum CaptureError {
         #[source]
         source: io::Error,
     },
+    /// The routes of VIP ranges could not be worked on as a whole.
+    #[error("cannot {doing} the routes of VIP ranges (ip route show table local proto 119)")]
+    Routes {
+        /// `list` or `remove`.
+        doing: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A map could not be read or written.
     #[error("cannot {doing} the kernel's map {map}")]
     Map {
@@ -111,10 +139,10 @@ pub enum CaptureError {
     #[error(
         "the destination {0} lies in a VIP range; give hnp other ranges (`capture.vips4`, `capture.vips6`)"
     )]
-    DestinationIsVip(std::net::SocketAddr),
+    DestinationIsVip(AddrRange),
     /// There are more destinations than VIPs.
     #[error(
-        "no VIP is left in {range} for {destination}: {in_use} are in use; widen `capture.{key}` or \
+        "no VIP is left in {range} for {destination}: {in_use} are in use, {resting} rest for some minutes; widen `capture.{key}` or \
          name fewer destinations"
     )]
     VipsExhausted {
@@ -123,9 +151,11 @@ pub enum CaptureError {
         /// Its key in the configuration.
         key: &'static str,
         /// The destination that got none.
-        destination: std::net::SocketAddr,
+        destination: AddrRange,
         /// How many VIPs are in use.
         in_use: usize,
+        /// How many were given back a short while ago.
+        resting: usize,
     },
 }
 
@@ -138,6 +168,14 @@ pub struct Missing {
     pub why: &'static str,
     /// What to do.
     pub fix: String,
+}
+
+struct Lines<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Lines<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| write!(f, "\n  - {line}"))
+    }
 }
 
 struct Holder(Option<u32>);

@@ -19,6 +19,7 @@ pub(super) const MAP: &str = "EXEMPT";
 pub(super) struct Exemption {
     map: HashMap<MapData, u64, u8>,
     cgroup: u64,
+    kept: bool,
 }
 
 impl Exemption {
@@ -36,12 +37,22 @@ impl Exemption {
             return Ok(None);
         }
         map.insert(cgroup, 1, 0).map_err(|source| error(doing, source))?;
-        Ok(Some(Self { map, cgroup }))
+        Ok(Some(Self { map, cgroup, kept: false }))
+    }
+}
+
+impl Exemption {
+    /// Leaves it: the map is this agent's own now.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
     }
 }
 
 impl Drop for Exemption {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = self.map.remove(&self.cgroup) {
             tracing::debug!(%error, "a former agent's programs go on exempting this one");
         }

@@ -125,6 +125,7 @@ fn flow(client: SocketAddr, vip: IpAddr, value: &FlowValue) -> Flow {
         cgroup_id: value.cgroup_id,
         ancestor_ids: value.ancestor_ids,
         direct: value.flags & SocketState::DIRECT != 0,
+        strict: value.flags & SocketState::STRICT != 0,
     }
 }
 
@@ -164,6 +165,7 @@ mod tests {
             cookie: 1,
             destination: 2,
             pad2: 0,
+            reserved: [0; 2],
         };
         let flow = flow(SocketAddr::from(([10, 0, 0, 1], 9)), ip("169.254.77.5"), &value);
         assert_eq!(flow.orig_dst, SocketAddr::from(([10, 9, 9, 9], 443)));

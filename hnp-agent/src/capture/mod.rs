@@ -1,37 +1,50 @@
 //! The kernel side's only counterpart: loads, attaches and feeds the BPF programs, takes flows.
 //!
 //! No other room knows BPF, bpffs or netlink; this one knows no TLS and no HTTP. What is missing on a
-//! node is reported in one go before anything is touched, and a start that fails leaves nothing
-//! behind. An agent that dies leaves its programs pinned and enforcing; the next one takes over from
-//! the pins without a moment in which destinations are open.
+//! node is reported in one go before anything is touched, and a start that fails leaves what was there.
+//! What is attached outlives the agent: an agent that ends or dies leaves its programs pinned, and they
+//! decide by its heartbeat; the next one takes over without a moment in which destinations are open.
 //!
 //! Everything here blocks for a few system calls at most and needs no runtime.
 
 mod anyip;
 mod attach;
 mod cgroups;
+mod cleanup;
 mod counters;
+mod destinations;
 mod error;
 mod exempt;
 mod flows;
+mod foreign;
+mod former;
+mod heartbeat;
 mod kernel_log;
 mod object;
+mod observed;
+mod overrides;
 mod pins;
 mod preflight;
-mod sync;
+mod resting;
 mod sys;
 mod vips;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use hnp_common::layout::{FlowKey, Range};
 
+pub use cleanup::{Cleaned, clean_up};
 pub use error::{CaptureError, Missing};
+pub use foreign::Foreign;
+pub use observed::Observation;
+pub use overrides::PodFacts;
 pub use preflight::Node;
 
-use crate::config::plan;
+use crate::config::plan::{self, Plan};
 use crate::proxy::flow::{FlowSource, SharedVipTable};
+use crate::proxy::pulse::Pulse;
 use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
@@ -60,69 +73,129 @@ impl Turn {
     }
 }
 
-/// The running capture. Dropping it detaches; [`Capture::detach`] does the same and says what failed.
+/// The running capture. Dropping it leaves what is attached, without a heartbeat;
+/// [`Capture::stop`], [`Capture::leave`] and [`Capture::detach`] say what is to become of it.
 pub struct Capture {
-    // In the order in which they must be dropped: first nobody is redirected any more, then the routes
-    // go, and the lock with the pins last: a successor must not find any of it half gone.
-    attachment: attach::Attachment,
-    cgroup: cgroups::Cgroup,
-    destinations: sync::Destinations,
+    // In the order in which they are dropped: the heartbeat first, the lock last: a successor must not find
+    // any of it half gone.
+    beating: Option<heartbeat::Beating>,
+    hung: Hung,
+    plan: plan::Capture,
+    destinations: destinations::Destinations,
+    observed: observed::Observed,
     counters: counters::Counters,
     flows: Arc<flows::KernelFlows>,
     /// What the last [`Capture::housekeep`] saw closed, with its socket's cookie.
     closed_flows: HashMap<FlowKey, u64>,
-    qos: cgroups::QosCgroups,
     routes: anyip::Routes,
-    _log: Option<kernel_log::Reader>,
     lock: pins::Lock,
+}
+
+/// The programs on a cgroup. Hung anew when the cgroup is replaced; the maps stay.
+struct Hung {
+    attachment: attach::Attachment,
+    cgroup: cgroups::Cgroup,
+    qos: cgroups::QosCgroups,
+    loaded: attach::Loaded,
+    _log: Option<kernel_log::Reader>,
+}
+
+impl Hung {
+    fn load(node: &Node, plan: &plan::Capture, lock: &pins::Lock) -> Result<NotYetHung, CaptureError> {
+        let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
+        let mut loaded = attach::Loaded::load(object, node, plan, Ranges::of(plan), lock)?;
+        let log = kernel_log::Reader::start(&mut loaded.ebpf);
+        let mut qos = cgroups::QosCgroups::new(&node.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
+        qos.refresh()?;
+        Ok(NotYetHung { loaded, log, qos, cgroup: node.cgroup.try_clone()? })
+    }
+}
+
+/// Loaded and fed, and not attached.
+struct NotYetHung {
+    loaded: attach::Loaded,
+    log: Option<kernel_log::Reader>,
+    qos: cgroups::QosCgroups,
+    cgroup: cgroups::Cgroup,
+}
+
+impl NotYetHung {
+    fn attach(self, lock: &pins::Lock) -> Result<Hung, CaptureError> {
+        let Self { loaded, log, qos, cgroup } = self;
+        let attachment = loaded.attach(&cgroup, lock)?;
+        Ok(Hung { attachment, cgroup, qos, loaded, _log: log })
+    }
 }
 
 impl Capture {
     /// Makes the VIP ranges local, loads the programs and attaches them.
     ///
     /// From here on what a former agent captured stays captured; new destinations come with
-    /// [`Capture::sync`]. `vips` is published by this room alone. Must be called in the network
-    /// namespace the agent listens in.
+    /// [`Capture::sync`], and nothing is redirected before [`Capture::beat`]. `vips` is published by this
+    /// room alone. Must be called in the network namespace the agent listens in.
     ///
     /// # Errors
-    /// When the kernel refuses a step. The message says what to do, and all is as it was: what a dead
-    /// agent left goes on enforcing.
+    /// When the kernel refuses a step. The message says what to do. What a former agent left goes on
+    /// enforcing.
     pub fn start(
         turn: Turn,
         node: &Node,
         plan: &plan::Capture,
         vips: SharedVipTable,
     ) -> Result<Self, CaptureError> {
-        let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
-        let ranges = Ranges::of(plan);
-        let Turn { exemption, mut lock } = turn;
-
-        let cgroup = node.cgroup.try_clone()?;
+        let Turn { exemption, lock } = turn;
         let mut routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
-        let mut loaded = attach::Loaded::load(object, node, plan, ranges)?;
-        let log = kernel_log::Reader::start(&mut loaded.ebpf);
-        let mut destinations = sync::Destinations::new(loaded.map("DESTINATIONS")?, plan, vips)?;
-        destinations.inherit(&plan.bpffs)?;
-        let mut qos = cgroups::QosCgroups::new(&node.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
-        qos.refresh()?;
+        let ready = Hung::load(node, plan, &lock)?;
+        let loaded = &ready.loaded;
+        let maps = destinations::KernelMaps {
+            hosts: loaded.map("DESTINATIONS")?,
+            networks: loaded.map("NETWORKS")?,
+            settings: loaded.map("SETTINGS")?,
+            overrides: loaded.map("OVERRIDES")?,
+            resting: loaded.map(resting::MAP)?,
+        };
+        let destinations = destinations::Destinations::new(maps, plan, vips)?;
+        let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
-        let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, ranges)?);
-        let attachment = loaded.attach(&cgroup, &mut lock)?;
+        let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
+        let hung = ready.attach(&lock)?;
         // Nothing fails from here on, and of a dead agent there is only what is ours now.
-        drop(exemption);
+        if let Some(exemption) = exemption {
+            exemption.keep();
+        }
         routes.take_over();
         Ok(Self {
-            attachment,
-            cgroup,
+            beating: None,
+            hung,
+            plan: plan.clone(),
             destinations,
+            observed,
             counters,
             flows,
             closed_flows: HashMap::new(),
-            qos,
             routes,
-            _log: log,
             lock,
         })
+    }
+
+    /// Tells the kernel from now on that the agent serves, as long as every worker's pulse beats.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn beat(&mut self, pulses: Vec<Pulse>) -> Result<(), CaptureError> {
+        let map = self.hung.loaded.map("HEARTBEAT")?;
+        self.beating = Some(heartbeat::Beating::start(map, self.plan.heartbeat, pulses)?);
+        Ok(())
+    }
+
+    /// Whether the kernel was told that the agent serves.
+    pub fn is_beating(&self) -> bool {
+        self.beating.as_ref().is_some_and(heartbeat::Beating::has_begun)
+    }
+
+    /// Tells the kernel that the agent serves no more, ahead of its end.
+    pub fn stop_beating(&mut self) {
+        self.beating = None;
     }
 
     /// Where workers take the flows of accepted connections from.
@@ -132,24 +205,48 @@ impl Capture {
 
     /// Makes the kernel capture exactly `desired`, and publishes the VIP table that goes with it: a
     /// VIP is known to the agent before the kernel sends anybody there, and until after it stopped.
+    /// Flows under way are not touched.
     ///
     /// While names are unresolved (`complete` is false) what a former agent captured stays captured.
     ///
     /// # Errors
     /// When VIPs or map entries run out, or the kernel refuses. What could be done was done: all
     /// that was captured and is still desired stays captured, and the table agrees with the kernel.
-    pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
-        self.qos.refresh()?;
-        self.destinations.sync(desired)
+    pub fn sync(&mut self, plan: &Plan, desired: &Desired) -> Result<(), CaptureError> {
+        self.hung.qos.refresh()?;
+        self.destinations.sync(plan, desired)
+    }
+
+    /// Tells the kernel which pods there are, for routes that override their enforcement for some.
+    ///
+    /// # Errors
+    /// When map entries run out, or the kernel refuses.
+    pub fn set_pods(&mut self, plan: &Plan, pods: Vec<PodFacts>) -> Result<(), CaptureError> {
+        self.destinations.set_pods(plan, pods)
     }
 
     /// Looks whether the programs are still where the pods are. Cheap; to be called every second or so.
     ///
     /// # Errors
-    /// [`CaptureError::CgroupReplaced`]: nothing is captured any more, and will not be. Any other error
-    /// says only that it could not be told.
+    /// [`CaptureError::CgroupReplaced`]: nothing is captured any more until [`Capture::hang_anew`]
+    /// succeeds. Any other error says only that it could not be told.
     pub fn check_cgroup(&self) -> Result<(), CaptureError> {
-        self.cgroup.still_there()
+        self.hung.cgroup.still_there()?;
+        if self.hung.attachment.is_on(&self.hung.cgroup) {
+            Ok(())
+        } else {
+            Err(CaptureError::CgroupReplaced { path: self.hung.cgroup.path.clone() })
+        }
+    }
+
+    /// Attaches the programs where the pods' cgroup is now; what is known stays known.
+    ///
+    /// # Errors
+    /// When there is no such cgroup yet, or as for [`Capture::start`]; to be tried again.
+    pub fn hang_anew(&mut self) -> Result<&Path, CaptureError> {
+        let node = Node::check(&self.plan)?;
+        self.hung = Hung::load(&node, &self.plan, &self.lock)?.attach(&self.lock)?;
+        Ok(&self.hung.cgroup.path)
     }
 
     /// Looks after what changes by itself: kubelet's cgroups, and flows of connections that closed
@@ -159,12 +256,20 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses to read or write a map.
     pub fn housekeep(&mut self) -> Result<(), CaptureError> {
-        self.qos.refresh()?;
+        self.hung.qos.refresh()?;
         let swept = self.flows.sweep(&mut self.closed_flows)?;
         if swept > 0 {
             tracing::warn!(swept, "connections closed without having been accepted");
         }
         Ok(())
+    }
+
+    /// Who dialled observed destinations since the last start, or as far back as the map reaches.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn observations(&self) -> Result<Vec<Observation>, CaptureError> {
+        self.observed.all(&self.destinations)
     }
 
     /// Writes what the kernel counts and what is captured, at a scrape.
@@ -192,13 +297,51 @@ impl Capture {
         out.single(&names::DESTINATIONS, self.destinations.len() as u64);
     }
 
-    /// Detaches the programs and removes pins and routes, as a clean exit does.
+    /// Ends as an agent does that nobody succeeds yet: strict destinations stay refused; where there are
+    /// none, the kernel is left as it was found. `true`: enforcement stays.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were tried all the same.
+    pub fn stop(self) -> Result<bool, CaptureError> {
+        if self.destinations.any_strict() {
+            self.leave();
+            return Ok(true);
+        }
+        self.detach().map(|()| false)
+    }
+
+    /// Ends, and leaves everything attached. Without a heartbeat from here: loose destinations are direct.
+    pub fn leave(self) {
+        let Self { beating, routes, .. } = self;
+        drop(beating);
+        routes.keep();
+    }
+
+    /// Ends in favour of an agent that has taken over: nothing is touched any more, not even the heartbeat.
+    pub fn hand_over(self) {
+        let Self { beating, routes, .. } = self;
+        if let Some(beating) = beating {
+            beating.hand_over();
+        }
+        routes.keep();
+    }
+
+    /// Puts this agent's programs back, after another one that wanted to take over had changed them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn put_back(&self) -> Result<(), CaptureError> {
+        self.hung.loaded.put_back(&self.hung.attachment, &self.hung.cgroup)
+    }
+
+    /// Detaches the programs and removes pins and routes.
     ///
     /// # Errors
     /// The first step that failed; the others were tried all the same.
     pub fn detach(self) -> Result<(), CaptureError> {
-        let Self { attachment, routes, mut lock, .. } = self;
-        drop(attachment);
+        let Self { beating, hung, routes, lock, .. } = self;
+        drop(beating);
+        hung.attachment.detach();
         let removed = routes.remove();
         let cleared = lock.clear();
         removed.and(cleared)
@@ -217,9 +360,4 @@ impl Ranges {
         let range = |cidr: plan::Cidr| Range::of(cidr.addr, cidr.prefix);
         Self { v4: range(plan.vips4), v6: range(plan.vips6) }
     }
-}
-
-/// A range as it is written.
-fn written(range: plan::Cidr) -> String {
-    format!("{}/{}", range.addr, range.prefix)
 }

@@ -1,7 +1,7 @@
 //! Pins below `capture.bpffs`: `links/` keep the programs attached, `maps/` keep what they know.
 //!
-//! Links pinned here outlive the agent: when it dies, destinations stay refused rather than open. One
-//! lock on the directory says that an agent is alive; pins without a lock are a dead one's.
+//! What is pinned here outlives the agent: when it dies, strict destinations stay refused rather than
+//! open. One lock on the directory says that an agent is alive; pins without a lock are a former one's.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,15 +13,16 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::error::CaptureError;
 
-/// The pin directory, locked for this agent. Dropping it removes what this agent pinned, and the
-/// directory if nothing else is in it.
+const LINKS: &str = "links";
+const MAPS: &str = "maps";
+/// Where new pins lie until all is attached (bpffs has no names with a dot).
+const STAGED: [(&str, &str); 2] = [("links-new", LINKS), ("maps-new", MAPS)];
+
+/// The pin directory, locked for this agent. Dropping it leaves what is pinned, and removes what was only
+/// staged and the directory if nothing is in it.
 #[derive(Debug)]
 pub(super) struct Lock {
     dir: PathBuf,
-    /// The pins below are this agent's. Until then they are a dead one's, which go on enforcing.
-    owns_pins: bool,
-    /// This agent's pins lie beside a dead one's, below `*-new` (bpffs has no names with a dot).
-    staged: bool,
     // Released last.
     _flock: Flock<File>,
 }
@@ -39,86 +40,68 @@ impl Lock {
                 })?;
             // An agent that was just leaving may have removed the directory under the lock.
             if same_directory(&flock, dir) {
-                return Ok(Self { dir: dir.to_owned(), owns_pins: false, staged: false, _flock: flock });
+                return Ok(Self { dir: dir.to_owned(), _flock: flock });
             }
         }
     }
 
-    /// Where the link of `program` is to be pinned, until [`Lock::replace_pins`].
+    /// Where the link of `program` is pinned.
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.dir.join(LINKS).join(program)
+    }
+
+    /// Where the map `name` is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        map_pin(&self.dir, name)
+    }
+
+    /// Where a new link of `program` is to be pinned, until [`Lock::settle`].
     pub(super) fn new_link(&self, program: &str) -> PathBuf {
         self.dir.join("links-new").join(program)
     }
 
-    /// Where the map `name` is to be pinned, until [`Lock::replace_pins`].
+    /// Where a new map `name` is to be pinned, until [`Lock::settle`].
     pub(super) fn new_map(&self, name: &str) -> PathBuf {
         self.dir.join("maps-new").join(name)
     }
 
-    /// Makes room for this agent's pins beside a dead one's. Whoever calls this has attached programs
-    /// of his own: an agent that was killed amid [`Lock::replace_pins`] may enforce by what lies there.
-    pub(super) fn make_room(&mut self) -> Result<(), CaptureError> {
-        for sub in ["links-new", "maps-new"] {
-            self.remove_dir(sub)?;
-        }
-        self.staged = true;
-        for sub in ["links-new", "maps-new"] {
-            let path = self.dir.join(sub);
+    /// Makes room for new pins beside a former agent's.
+    pub(super) fn make_room(&self) -> Result<(), CaptureError> {
+        for (staged, _) in STAGED {
+            self.remove_dir(staged)?;
+            let path = self.dir.join(staged);
             fs::create_dir(&path).map_err(|source| file("make", &path, source))?;
         }
         Ok(())
     }
 
-    /// Puts this agent's pins in the place of a dead one's. Whatever step fails, the dead one's links
-    /// are pinned under one name or another and go on enforcing.
-    pub(super) fn replace_pins(&mut self) -> Result<(), CaptureError> {
-        for sub in ["links", "maps"] {
-            let (path, old, new) = (
-                self.dir.join(sub),
-                self.dir.join(format!("{sub}-old")),
-                self.dir.join(format!("{sub}-new")),
-            );
-            self.remove_dir(&format!("{sub}-old"))?;
-            match fs::rename(&path, &old) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(file("rename", &path, error));
-                }
-                Ok(()) | Err(_) => {}
+    /// Puts the new pins where they belong, over a former agent's, and removes what neither `programs` nor
+    /// `maps` names. Whatever step fails, each hook has a program, the former one's or this one's.
+    pub(super) fn settle(&self, programs: &[&str], maps: &[&str]) -> Result<(), CaptureError> {
+        for (staged, settled) in STAGED {
+            let (from, to) = (self.dir.join(staged), self.dir.join(settled));
+            fs::create_dir_all(&to).map_err(|source| file("make", &to, source))?;
+            for name in names_in(&from)? {
+                let from = from.join(&name);
+                fs::rename(&from, to.join(&name)).map_err(|source| file("rename", &from, source))?;
             }
-            fs::rename(&new, &path).map_err(|source| file("rename", &new, source))?;
+            self.remove_dir(staged)?;
         }
-        self.owns_pins = true;
-        // Links first: then nobody runs the programs whose maps go.
-        for sub in ["links-old", "maps-old"] {
-            self.remove_dir(sub)?;
+        for (kind, kept) in [(LINKS, programs), (MAPS, maps)] {
+            let dir = self.dir.join(kind);
+            for name in names_in(&dir)?.into_iter().filter(|name| !kept.contains(&name.as_str())) {
+                let path = dir.join(&name);
+                fs::remove_file(&path).map_err(|source| file("remove", &path, source))?;
+            }
         }
-        Ok(())
+        // Of versions before 0.2.
+        self.remove_dir("links-old")?;
+        self.remove_dir("maps-old")
     }
 
-    /// Removes this agent's pins and the directory. The lock itself goes with the value.
-    pub(super) fn clear(&mut self) -> Result<(), CaptureError> {
-        if self.owns_pins {
-            self.remove_pins()?;
-            self.owns_pins = false;
-        } else if self.staged {
-            self.remove_dir("links-new")?;
-            self.remove_dir("maps-new")?;
-        }
-        self.staged = false;
-        match fs::remove_dir(&self.dir) {
-            // A mount point, gone already, or with something in it that is not ours.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOENT | libc::ENOTEMPTY)) =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(file("remove", &self.dir, source)),
-            Ok(()) => Ok(()),
-        }
-    }
-
-    /// Links first: then nobody runs the programs whose maps go.
-    fn remove_pins(&self) -> Result<(), CaptureError> {
-        for sub in ["links", "links-old", "links-new", "maps", "maps-old", "maps-new"] {
+    /// Removes all pins. Links first: then nobody runs the programs whose maps go.
+    pub(super) fn clear(&self) -> Result<(), CaptureError> {
+        for sub in [LINKS, "links-old", "links-new", MAPS, "maps-old", "maps-new"] {
             self.remove_dir(sub)?;
         }
         Ok(())
@@ -131,14 +114,59 @@ impl Lock {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+
+    fn leave(&self) -> Result<(), CaptureError> {
+        for (staged, _) in STAGED {
+            self.remove_dir(staged)?;
+        }
+        match fs::remove_dir(&self.dir) {
+            // A mount point, gone already, or with something in it that is to stay.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOENT | libc::ENOTEMPTY)) =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(file("remove", &self.dir, source)),
+            Ok(()) => Ok(()),
+        }
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if let Err(error) = self.clear() {
+        if let Err(error) = self.leave() {
             tracing::warn!(error = &error as &dyn std::error::Error, "pins are left behind");
         }
     }
+}
+
+/// Where an agent with this pin directory pins its maps.
+pub(super) fn maps_dir(dir: &Path) -> PathBuf {
+    dir.join(MAPS)
+}
+
+/// All pins in a directory.
+pub(super) fn all(dir: &Path) -> Result<Vec<PathBuf>, CaptureError> {
+    let mut all = Vec::new();
+    for (staged, settled) in STAGED {
+        for dir in [dir.join(settled), dir.join(staged)] {
+            if dir.exists() {
+                all.extend(names_in(&dir)?.into_iter().map(|name| dir.join(name)));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The names of what is pinned in a directory, those that begin with `hnp_connect` first: a former
+/// agent's connect programs must not outlive the others.
+fn names_in(dir: &Path) -> Result<Vec<String>, CaptureError> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|source| file("read", dir, source))?;
+    let mut names: Vec<_> =
+        entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort_by_key(|name| (!name.starts_with("hnp_connect"), name.clone()));
+    Ok(names)
 }
 
 /// Where the map `name` of an agent with this pin directory is pinned.
@@ -181,39 +209,44 @@ mod tests {
     fn a_second_agent_is_refused_until_the_first_is_gone() {
         let parent = tempfile::tempdir().expect("temp dir");
         let dir = parent.path().join("hnp");
-        let mut first = Lock::take(&dir).expect("free");
+        let first = Lock::take(&dir).expect("free");
         let second = Lock::take(&dir).expect_err("held");
         assert!(second.to_string().contains("another agent is running"), "{second}");
         let told = format!("process {} holds", std::process::id());
         assert!(second.to_string().contains(&told), "{second}");
         first.make_room().expect("made");
         fs::write(first.new_link("hnp_connect4"), "").expect("a pin");
-        first.replace_pins().expect("replaced");
-        assert!(dir.join("links/hnp_connect4").exists());
+        first.settle(&["hnp_connect4"], &[]).expect("settled");
+        assert!(first.link("hnp_connect4").exists());
+        first.clear().expect("cleared");
         drop(first);
         assert!(!dir.exists(), "nothing is left");
         Lock::take(&dir).expect("free again");
     }
 
     #[test]
-    fn a_dead_agents_pins_outlive_a_start_that_fails() {
+    fn pins_outlive_their_agent_and_a_start_that_fails() {
         let parent = tempfile::tempdir().expect("temp dir");
         let dir = parent.path().join("hnp");
         fs::create_dir_all(dir.join("maps")).expect("made");
-        fs::write(map_pin(&dir, "FLOWS"), "").expect("a pin");
+        fs::write(map_pin(&dir, "FLOWS"), "former").expect("a pin");
 
         drop(Lock::take(&dir).expect("nobody holds it"));
         assert!(map_pin(&dir, "FLOWS").exists(), "they go on enforcing");
 
-        let mut lock = Lock::take(&dir).expect("free");
+        let lock = Lock::take(&dir).expect("free");
         lock.make_room().expect("made");
         fs::write(lock.new_map("PODS"), "").expect("a pin");
         drop(lock);
         assert!(map_pin(&dir, "FLOWS").exists() && !dir.join("maps-new").exists(), "failed while pinning");
 
-        let mut lock = Lock::take(&dir).expect("free");
+        let lock = Lock::take(&dir).expect("free");
         lock.make_room().expect("made");
-        lock.replace_pins().expect("replaced");
-        assert!(!map_pin(&dir, "FLOWS").exists() && !dir.join("maps-old").exists());
+        fs::write(lock.new_map("FLOWS"), "new").expect("a pin");
+        fs::write(map_pin(&dir, "UNKNOWN"), "").expect("a pin");
+        lock.settle(&[], &["FLOWS"]).expect("settled");
+        drop(lock);
+        assert_eq!(fs::read_to_string(map_pin(&dir, "FLOWS")).expect("there"), "new");
+        assert!(!map_pin(&dir, "UNKNOWN").exists() && !dir.join("maps-new").exists());
     }
 }

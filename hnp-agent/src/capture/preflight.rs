@@ -223,6 +223,8 @@ mod tests {
             vips6: plan::Cidr { addr: "fd00:77::".parse().expect("an address"), prefix: 64 },
             port: 15001,
             connections_per_pod: 16,
+            heartbeat: std::time::Duration::from_secs(2),
+            pod_logs: "/var/log/pods".into(),
         };
         let message = check(&plan).expect_err("neither exists").to_string();
         assert!(message.contains("/nowhere/kubepods"), "{message}");

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::plan::{Enforcement, Host, Identity, Plan, Roots, Route, Trust};
+use crate::config::plan::{Enforcement, Identity, Plan, Roots, Route, Target, Trust};
 use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
 use crate::{identity, trust};
@@ -216,18 +216,15 @@ fn promise(index: usize, route: &Route) -> Option<Finding> {
     let names: Vec<String> = route
         .destinations
         .iter()
-        .filter(|destination| matches!(destination.host, Host::Name(_)))
+        .filter(|destination| matches!(destination.target, Target::Name(_)))
         .map(ToString::to_string)
         .collect();
-    let strict = match route.enforcement {
-        Enforcement::Strict => true,
-        Enforcement::Loose => false,
-    };
+    let strict = route.enforcement_for(None) == Enforcement::Strict;
     (strict && !names.is_empty()).then(|| {
         let what = format!(
             "route {:?} is strict by name ({}): it promises only the addresses the names have resolved to; a pod \
-             that dials another address of the manager goes direct. List the manager's addresses or the Service's \
-             ClusterIP as well",
+             that dials another address of the manager goes direct. List the manager's addresses (a CIDR such as \
+             198.18.0.0/24:443) or the Service's ClusterIP as well",
             route.name,
             names.join(", ")
         );

@@ -3,6 +3,7 @@
 //! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong.
 
 pub mod check;
+pub mod cleanup;
 pub mod explain;
 pub mod run;
 
@@ -24,6 +25,8 @@ enum Command {
     Run(run::Args),
     /// Read a configuration, the certificates and roots it names, and say what it amounts to.
     Check(check::CheckArgs),
+    /// End the enforcement that outlived an agent: remove programs, pins and routes, and prove it.
+    Cleanup(cleanup::Args),
     /// Say what a reason code means, whose side it is on, and what to do about it.
     Explain(explain::Args),
 }
@@ -33,6 +36,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

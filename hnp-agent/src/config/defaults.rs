@@ -17,6 +17,10 @@ pub const PORT: u16 = 15_001;
 /// A pod with more open connections to managers leaks them; a fifth of [`CONNECTIONS`], so that one
 /// pod cannot take the node's share.
 pub const CONNECTIONS_PER_POD: u32 = 4096;
+/// Ten beats of 200 ms: a busy node may miss some, and a dead agent's loose routes go direct soon.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// kubelet makes `<namespace>_<pod>_<uid>` here before it starts a pod's first container.
+pub const POD_LOGS: &str = "/var/log/pods";
 
 /// A head comes in one or two packets; ten seconds survive a lossy network and end a slow-loris.
 pub const TIMEOUT_HEAD: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use rustls_pki_types::ServerName;
 
-use super::plan::{Cidr, Destination, Host};
+use super::plan::{AddrRange, Cidr, Destination, Host, Target};
 use super::values::{Value, Wrong, plain_number, port};
 
 /// A range that VIPs of one family are taken from.
@@ -74,13 +74,52 @@ impl fmt::Display for Host {
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        match &self.target {
+            Target::Name(name) => write!(f, "{name}:{}", self.port),
+            Target::Net(net) => AddrRange { net: *net, port: self.port }.fmt(f),
+        }
     }
 }
 
-/// What a pod dials: `HOST:PORT`, `IPv4:PORT` or `[IPv6]:PORT`.
+impl fmt::Display for AddrRange {
+    /// As destinations are written: one address without its prefix.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cidr { addr, prefix } = self.net;
+        match (self.net.single(), addr) {
+            (Some(addr), _) => std::net::SocketAddr::new(addr, self.port).fmt(f),
+            (None, IpAddr::V4(addr)) => write!(f, "{addr}/{prefix}:{}", self.port),
+            (None, IpAddr::V6(addr)) => write!(f, "[{addr}/{prefix}]:{}", self.port),
+        }
+    }
+}
+
+/// A range of destinations: `10.0.0.0/16` or `fd00::/64`. A short prefix would be half the Internet,
+/// and is more likely a slip than a wish.
+fn net(text: &str) -> Value<Cidr> {
+    const ALLOWED: &str = "IPv4/PREFIX:PORT with a prefix from 8, or [IPv6/PREFIX]:PORT from 16";
+    let wrong = || Wrong::not(text, "a range of addresses", ALLOWED);
+    let (addr, prefix) = text.split_once('/').ok_or_else(wrong)?;
+    let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
+    let prefix: u8 = plain_number(prefix).ok_or_else(wrong)?;
+    let (least, most) = if addr.is_ipv4() { (8, 32) } else { (16, 128) };
+    if mapped(addr).is_some() || !(least..=most).contains(&prefix) {
+        return Err(wrong());
+    }
+    let cidr = Cidr { addr, prefix };
+    let base = cidr.base();
+    if base != addr {
+        return Err(Wrong::new(
+            format!("{text:?} has bits set after its prefix"),
+            format!("{base}/{prefix}"),
+        ));
+    }
+    Ok(cidr)
+}
+
+/// What a pod dials: `HOST:PORT`, `IPv4:PORT` or `[IPv6]:PORT`, or a range `IPv4/PREFIX:PORT` or
+/// `[IPv6/PREFIX]:PORT`.
 pub(super) fn destination(text: &str) -> Value<Destination> {
-    const ALLOWED: &str = "HOST:PORT, IPv4:PORT or [IPv6]:PORT, such as manager.example:80";
+    const ALLOWED: &str = "HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT, such as manager.example:80";
     if text.contains("://") {
         return Err(Wrong::new(format!("{text:?} is a URL"), ALLOWED));
     }
@@ -89,8 +128,16 @@ pub(super) fn destination(text: &str) -> Value<Destination> {
         return Err(Wrong::new(format!("{text:?} has no port"), ALLOWED));
     };
     let port = port(port_text)?;
-    let host = self::host(host)?;
-    if let Host::Addr(addr) = host {
+    let target = if host.contains('/') {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        Target::Net(net(bare.unwrap_or(host))?)
+    } else {
+        match self::host(host)? {
+            Host::Name(name) => Target::Name(name),
+            Host::Addr(addr) => Target::Net(Cidr::host(addr)),
+        }
+    };
+    if let Target::Net(Cidr { addr, .. }) = target {
         let refused = if addr.is_loopback() {
             Some("is the pod's own loopback, which never leaves it")
         } else if addr.is_unspecified() {
@@ -107,7 +154,7 @@ pub(super) fn destination(text: &str) -> Value<Destination> {
             ));
         }
     }
-    Ok(Destination { host, port })
+    Ok(Destination { target, port })
 }
 
 /// The parts of an upstream's URL.
@@ -252,6 +299,9 @@ mod tests {
             ("[FD00:0::9]:443", "[fd00::9]:443"),
             ("manager:80", "manager:80"),
             ("_http.x_y.test:1", "_http.x_y.test:1"),
+            ("10.0.0.0/8:443", "10.0.0.0/8:443"),
+            ("10.0.0.9/32:443", "10.0.0.9:443"),
+            ("[fd00:9::/64]:443", "[fd00:9::/64]:443"),
         ] {
             assert_eq!(destination(text).unwrap().to_string(), shown, "{text}");
         }
@@ -283,6 +333,12 @@ mod tests {
             "ma\nnager:80",
             "ünïcode:80",
             "[fe80::1%eth0]:80",
+            "10.0.0.0/7:80",
+            "10.0.0.1/24:80",
+            "fd00::/64:80",
+            "[::ffff:10.0.0.0/104]:80",
+            "127.0.0.0/8:80",
+            "manager/24:80",
         ] {
             assert!(destination(text).is_err(), "{text}");
         }

@@ -1,16 +1,16 @@
 //! The table of keys: raw tree -> [`Plan`]. One function per section, in the order of the Plan.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Limits, Log, Mode, Plan, Protocol,
-    Resolver, Roots, Route, Timeouts, Trust, Upstream,
+    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Limits, Log, Mode, Override, Plan,
+    Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
 };
 use super::read::{Reader, Section};
 use super::values::{self, Wrong, nearest};
@@ -21,7 +21,8 @@ const SYSTEM: &str = "system";
 
 const TOP: &[&str] =
     &["capture", "identities", "trusts", "routes", "limits", "resolver", "admin", "log", "drain", "workers"];
-const CAPTURE: &[&str] = &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod"];
+const CAPTURE: &[&str] =
+    &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod", "heartbeat", "pod_logs"];
 const IDENTITY: &[&str] = &["certificate", "key"];
 const TRUST: &[&str] = &["roots"];
 const ROUTE: &[&str] = &[
@@ -32,11 +33,13 @@ const ROUTE: &[&str] = &[
     "protocol",
     "mode",
     "enforcement",
+    "overrides",
     "identity",
     "trust",
     "timeouts",
     "pool_idle",
 ];
+const OVERRIDE: &[&str] = &["namespaces", "enforcement"];
 const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -50,7 +53,11 @@ fn all_keys() -> Vec<String> {
         below("capture", CAPTURE),
         below("identities.NAME", IDENTITY),
         below("trusts.NAME", TRUST),
-        below("routes[]", ROUTE).into_iter().filter(|key| key != "routes[].timeouts").collect(),
+        below("routes[]", ROUTE)
+            .into_iter()
+            .filter(|key| !["routes[].timeouts", "routes[].overrides"].contains(&key.as_str()))
+            .collect(),
+        below("routes[].overrides[]", OVERRIDE),
         below("routes[].timeouts", TIMEOUTS),
         below("limits", LIMITS),
         below("resolver", RESOLVER),
@@ -110,7 +117,19 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
             let default = defaults::CONNECTIONS_PER_POD as usize;
             u32::try_from(r.or(&s, "connections_per_pod", default, per_pod)).expect("at most a million")
         },
+        heartbeat: heartbeat(r, &s),
+        pod_logs: r.or(&s, "pod_logs", defaults::POD_LOGS.into(), values::path),
     }
+}
+
+/// Shorter than a few beats, every hiccup of the node would open loose routes and close strict ones.
+fn heartbeat(r: &mut Reader, s: &Section<'_>) -> Duration {
+    const LEAST: Duration = Duration::from_secs(1);
+    let heartbeat = r.or(s, "heartbeat", defaults::HEARTBEAT, values::duration);
+    if heartbeat < LEAST {
+        r.mistake(s.mark_of("heartbeat"), s.key("heartbeat"), "is too short; allowed: at least 1s");
+    }
+    heartbeat
 }
 
 /// Things that routes refer to by name.
@@ -268,6 +287,7 @@ fn route(
     let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
     let mode = r.or(s, "mode", Mode::ReverseProxy, values::mode);
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
+    let overrides = overrides(r, s);
     let timeouts = timeouts(r, s);
     // Everything was read and its mistakes noted; only now may one of them end this.
     Some(Route {
@@ -277,10 +297,30 @@ fn route(
         protocol,
         mode,
         enforcement,
+        overrides,
         identity: identity?,
         trust: trust?,
         timeouts,
     })
+}
+
+fn overrides(r: &mut Reader, s: &Section<'_>) -> Vec<Override> {
+    let mut overrides = Vec::new();
+    for (index, node) in r.list(s, "overrides").iter().enumerate() {
+        let section = r.known(node, format!("{}[{index}]", s.key("overrides")), OVERRIDE);
+        let allowed = "observe, loose or strict";
+        let enforcement = r.required(&section, "enforcement", allowed, values::enforcement);
+        let mut namespaces = Vec::new();
+        for (index, node) in r.list(&section, "namespaces").iter().enumerate() {
+            namespaces.extend(r.item(node, &format!("{}[{index}]", section.key("namespaces")), values::name));
+        }
+        if namespaces.is_empty() {
+            let what = "names no namespace; allowed: a list with at least one";
+            r.mistake(section.mark_of("namespaces"), section.key("namespaces"), what);
+        }
+        overrides.extend(enforcement.map(|enforcement| Override { namespaces, enforcement }));
+    }
+    overrides
 }
 
 fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut Seen) -> Vec<Destination> {
@@ -290,14 +330,14 @@ fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut S
         r.mistake(
             s.mark_of("destinations"),
             s.key("destinations"),
-            "has no destination; allowed: a list of HOST:PORT, IPv4:PORT or [IPv6]:PORT",
+            "has no destination; allowed: a list of HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT",
         );
     }
     let mut destinations = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let key = format!("{}[{index}]", s.key("destinations"));
         let Some(destination) = r.item(node, &key, hosts::destination) else { continue };
-        if let Some(range) = vip_range(capture, &destination.host) {
+        if let Some(range) = vip_range(capture, &destination.target) {
             let what = format!(
                 "{:?} lies in the VIP range {range}; allowed: what pods dial",
                 destination.to_string()
@@ -324,7 +364,9 @@ fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstre
     let server_name = r.optional(s, "server_name", hosts::server_name);
     let pool_idle = r.or(s, "pool_idle", defaults::POOL_IDLE, values::count(0, 10_000));
     let url = url?;
-    if let Some(range) = vip_range(capture, &url.host) {
+    if let Host::Addr(addr) = url.host
+        && let Some(range) = vip_range(capture, &Target::Net(Cidr::host(addr)))
+    {
         let what = format!(
             "{:?} lies in the VIP range {range}; allowed: the manager's address",
             url.host.to_string()
@@ -345,11 +387,10 @@ fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstre
     })
 }
 
-fn vip_range(capture: &Capture, host: &Host) -> Option<Cidr> {
-    let within = |addr: IpAddr| [capture.vips4, capture.vips6].into_iter().find(|range| range.contains(addr));
-    match host {
-        Host::Name(_) => None,
-        Host::Addr(addr) => within(*addr),
+fn vip_range(capture: &Capture, target: &Target) -> Option<Cidr> {
+    match target {
+        Target::Name(_) => None,
+        Target::Net(net) => [capture.vips4, capture.vips6].into_iter().find(|range| range.overlaps(net)),
     }
 }
 

@@ -48,10 +48,14 @@ pub struct Capture {
     pub port: u16,
     /// How many captured connections one pod may have open at a time.
     pub connections_per_pod: u32,
+    /// How old the agent's heartbeat may be before the kernel takes it for dead.
+    pub heartbeat: Duration,
+    /// Where the namespace and name of pods are read from: a directory as kubelet's `/var/log/pods`.
+    pub pod_logs: PathBuf,
 }
 
 /// An address range.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Cidr {
     /// The first address; bits below the prefix are zero.
     pub addr: IpAddr,
@@ -77,6 +81,8 @@ pub struct Route {
     pub mode: Mode,
     /// What happens to connections that cannot be served.
     pub enforcement: Enforcement,
+    /// Other enforcements for some pods; the first that matches a pod holds for it.
+    pub overrides: Vec<Override>,
     /// Index into [`Plan::identities`].
     pub identity: usize,
     /// Index into [`Plan::trusts`].
@@ -85,11 +91,29 @@ pub struct Route {
     pub timeouts: Timeouts,
 }
 
-/// What a pod dials: name or address, and port.
+/// What a pod dials: a name, an address or a range of addresses, and a port.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Destination {
-    /// The host as written.
-    pub host: Host,
+    /// What stands before the port.
+    pub target: Target,
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// What of a destination is not its port.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Target {
+    /// A DNS name, lower case, without a trailing dot: whatever it resolves to.
+    Name(Arc<str>),
+    /// A range of addresses, never v4-mapped; one address is the range that holds only itself.
+    Net(Cidr),
+}
+
+/// Addresses on one port: what capture matches once names are resolved.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AddrRange {
+    /// The addresses; never v4-mapped.
+    pub net: Cidr,
     /// The TCP port.
     pub port: u16,
 }
@@ -136,10 +160,23 @@ pub enum Mode {
     ReverseProxy,
 }
 
-/// What happens to connections that the route cannot or must not serve.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Another enforcement for some pods.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Override {
+    /// The pods' namespaces; at least one.
+    pub namespaces: Vec<Arc<str>>,
+    /// What holds for them instead.
+    pub enforcement: Enforcement,
+}
+
+/// What happens to connections that the route cannot or must not serve. In order: the later one wins
+/// where routes share an address.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Enforcement {
-    /// Redirected; requests for other names on the same address pass through untouched.
+    /// Never redirected; counted by workload.
+    Observe,
+    /// Redirected, and direct only while the agent's heartbeat is stale; requests for other names on the
+    /// same address pass through untouched.
     Loose,
     /// Redirected or refused, never direct.
     Strict,
@@ -242,7 +279,76 @@ pub enum LogFormat {
     Text,
 }
 
+impl Enforcement {
+    /// The word in the configuration, in logs and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Loose => "loose",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl Route {
+    /// The enforcement for a pod of this namespace; `None`: of a pod that nothing is known of, which
+    /// gets the strictest that any pod may get.
+    pub fn enforcement_for(&self, namespace: Option<&str>) -> Enforcement {
+        match namespace {
+            Some(namespace) => self
+                .overrides
+                .iter()
+                .find(|other| other.namespaces.iter().any(|name| **name == *namespace))
+                .map_or(self.enforcement, |other| other.enforcement),
+            None => self.overrides.iter().map(|other| other.enforcement).fold(self.enforcement, Ord::max),
+        }
+    }
+
+    /// The weakest that any pod may get: what holds for every packet, whoever sent it.
+    pub fn weakest_enforcement(&self) -> Enforcement {
+        self.overrides.iter().map(|other| other.enforcement).fold(self.enforcement, Ord::min)
+    }
+}
+
+impl AddrRange {
+    /// One address and a port.
+    pub fn host(addr: std::net::SocketAddr) -> Self {
+        Self { net: Cidr::host(addr.ip()), port: addr.port() }
+    }
+
+    /// Whether a dial to `addr` is meant.
+    pub fn contains(&self, addr: std::net::SocketAddr) -> bool {
+        self.port == addr.port() && self.net.contains(addr.ip())
+    }
+
+    /// The one address and port; `None` where there are several addresses.
+    pub fn single(&self) -> Option<std::net::SocketAddr> {
+        self.net.single().map(|addr| std::net::SocketAddr::new(addr, self.port))
+    }
+}
+
 impl Cidr {
+    /// The range that holds one address.
+    pub fn host(addr: IpAddr) -> Self {
+        let addr = addr.to_canonical();
+        Self { addr, prefix: if addr.is_ipv4() { 32 } else { 128 } }
+    }
+
+    /// The one address in it; `None` where there are several.
+    pub fn single(&self) -> Option<IpAddr> {
+        (*self == Self::host(self.addr)).then_some(self.addr)
+    }
+
+    /// Whether all of `other` lies in this one.
+    pub fn holds(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.addr)
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.addr) || other.contains(self.addr)
+    }
+
     /// Whether `addr` lies in the range. A v4-mapped address is the IPv4 address it stands for.
     pub fn contains(&self, addr: IpAddr) -> bool {
         match (self.addr, addr.to_canonical()) {

@@ -155,9 +155,10 @@ pub(super) fn mode(text: &str) -> Value<Mode> {
     word(text, &[("reverse-proxy", Mode::ReverseProxy)])
 }
 
-/// `strict` or `loose`.
+/// `observe`, `loose` or `strict`.
 pub(super) fn enforcement(text: &str) -> Value<Enforcement> {
-    word(text, &[("strict", Enforcement::Strict), ("loose", Enforcement::Loose)])
+    let words = [Enforcement::Observe, Enforcement::Loose, Enforcement::Strict];
+    word(text, &words.map(|enforcement| (enforcement.as_str(), enforcement)))
 }
 
 /// `json` or `text`.

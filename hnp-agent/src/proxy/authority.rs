@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::plan::{Enforcement, Host, Plan, RouteIndex};
+use crate::config::plan::{AddrRange, Enforcement, Plan, RouteIndex, Target};
 
 /// What to do with a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,39 +21,52 @@ pub enum Choice {
 /// Chooses among the routes that include `destination`, which must not be empty. `host` is the
 /// request's, lower case, without port; `None` (HTTP/1.0) names nothing else, so the first route serves.
 ///
-/// A name that a route lists goes to that route. Otherwise a route that lists the address itself takes
-/// every Host. A Host that is the dialled address names nothing else either.
+/// `enforcement` is what holds for this client. A name that a route lists goes to that route. Otherwise the
+/// route that lists the address itself, or the narrowest range around it, takes every Host. A Host that is the dialled address names nothing else either.
 pub fn choose(
     plan: &Plan,
     routes: &[RouteIndex],
     destination: SocketAddr,
     dialled: IpAddr,
+    enforcement: Enforcement,
     host: Option<&str>,
 ) -> Choice {
     let first = routes[0];
     let Some(host) = host else { return Choice::Serve(first) };
-    let lists = |route: &RouteIndex, wanted: &dyn Fn(&Host) -> bool| {
-        plan.routes[*route].destinations.iter().any(|d| d.port == destination.port() && wanted(&d.host))
+    let lists = |route: &RouteIndex, wanted: &dyn Fn(&Target) -> bool| {
+        plan.routes[*route].destinations.iter().any(|d| d.port == destination.port() && wanted(&d.target))
     };
     if let Some(route) =
-        routes.iter().find(|r| lists(r, &|h| matches!(h, Host::Name(name) if **name == *host)))
+        routes.iter().find(|r| lists(r, &|h| matches!(h, Target::Name(name) if **name == *host)))
     {
         return Choice::Serve(*route);
     }
-    if let Some(route) =
-        routes.iter().find(|r| lists(r, &|h| matches!(h, Host::Addr(addr) if *addr == destination.ip())))
-    {
-        return Choice::Serve(*route);
+    let nearest = routes.iter().filter_map(|route| Some((narrowest(plan, *route, destination)?, *route)));
+    // Of several that are as narrow, the first of the Plan.
+    if let Some((_, route)) = nearest.max_by_key(|(prefix, route)| (*prefix, std::cmp::Reverse(*route))) {
+        return Choice::Serve(route);
     }
     if let Ok(addr) = host.parse::<IpAddr>()
         && (addr.to_canonical() == destination.ip() || addr.to_canonical() == dialled)
     {
         return Choice::Serve(first);
     }
-    match routes.iter().find(|r| plan.routes[**r].enforcement == Enforcement::Strict) {
-        Some(strict) => Choice::Refuse(*strict),
-        None => Choice::Passthrough(first),
+    match enforcement {
+        Enforcement::Strict => {
+            let strict = |r: &&RouteIndex| plan.routes[**r].enforcement == Enforcement::Strict;
+            Choice::Refuse(*routes.iter().find(strict).unwrap_or(&first))
+        }
+        Enforcement::Loose | Enforcement::Observe => Choice::Passthrough(first),
     }
+}
+
+/// The prefix length of the narrowest range of this route that holds the destination.
+fn narrowest(plan: &Plan, route: RouteIndex, destination: SocketAddr) -> Option<u8> {
+    let ranges = plan.routes[route].destinations.iter().filter_map(|d| match d.target {
+        Target::Net(net) => Some(AddrRange { net, port: d.port }),
+        Target::Name(_) => None,
+    });
+    ranges.filter(|range| range.contains(destination)).map(|range| range.net.prefix).max()
 }
 
 #[cfg(test)]
@@ -77,7 +90,8 @@ mod tests {
     fn ask(plan: &Plan, host: Option<&str>) -> Choice {
         let routes: Vec<_> = (0..plan.routes.len()).collect();
         let destination: SocketAddr = "198.18.0.9:80".parse().unwrap();
-        choose(plan, &routes, destination, "169.254.77.5".parse().unwrap(), host)
+        let enforcement = plan.routes.iter().map(|route| route.enforcement).max().unwrap();
+        choose(plan, &routes, destination, "169.254.77.5".parse().unwrap(), enforcement, host)
     }
 
     #[test]
@@ -101,6 +115,14 @@ mod tests {
         let plan = plan(&[("198.18.0.9:80", "strict"), ("b.test:80", "loose")]);
         assert_eq!(ask(&plan, Some("anything.test")), Choice::Serve(0));
         assert_eq!(ask(&plan, Some("b.test")), Choice::Serve(1));
+    }
+
+    #[test]
+    fn the_narrowest_range_around_the_address_takes_hosts_that_no_name_claims() {
+        let plan =
+            plan(&[("198.18.0.0/16:80", "loose"), ("198.18.0.0/24:80", "loose"), ("b.test:80", "loose")]);
+        assert_eq!(ask(&plan, Some("anything.test")), Choice::Serve(1));
+        assert_eq!(ask(&plan, Some("b.test")), Choice::Serve(2));
     }
 
     #[test]

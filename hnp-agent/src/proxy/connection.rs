@@ -14,7 +14,7 @@ use super::flow::{Flow, VipEntry};
 use super::record::Recording;
 use super::worker::Worker;
 use super::{http1, opaque, relay};
-use crate::config::plan::Protocol;
+use crate::config::plan::{Enforcement, Plan, Protocol};
 use crate::telemetry::record::AccessRecord;
 use crate::workload::Workload;
 
@@ -26,8 +26,17 @@ pub struct Client {
     pub flow: Flow,
     /// What the VIP stands for, as of accept.
     pub entry: VipEntry,
+    /// What holds for this client.
+    pub enforcement: Enforcement,
     /// What every record of this connection begins with.
     pub base: AccessRecord,
+}
+
+impl Client {
+    /// What it was going to: the address dialled, or the one that the dialled VIP stands for.
+    pub fn destination(&self) -> SocketAddr {
+        self.base.destination.unwrap_or(self.flow.orig_dst)
+    }
 }
 
 /// Serves one accepted connection to its end.
@@ -35,17 +44,18 @@ pub async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
     let open = worker.stats.connection_opened();
     let mut base = base_record(worker.flow_id(), peer);
     let found = flow_of(worker, &stream, peer);
-    if let Ok((flow, entry)) = &found {
+    if let Ok((flow, destination, _)) = &found {
         base.workload = worker.workloads.identify(flow);
-        base.destination = Some(entry.destination);
+        base.destination = Some(*destination);
         base.direct = flow.direct;
     }
     match found {
-        Ok((flow, entry)) => {
+        Ok((flow, _, entry)) => {
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
             let protocol = worker.plan.routes[entry.routes[0]].protocol;
-            let client = Client { stream, flow, entry, base };
+            let enforcement = enforcement(&worker.plan, &flow, &entry);
+            let client = Client { stream, flow, entry, enforcement, base };
             match protocol {
                 // Boxed: HTTP connections would hold its state too.
                 Protocol::Opaque => Box::pin(opaque::serve(worker, client)).await,
@@ -60,16 +70,38 @@ pub async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
     drop(open);
 }
 
-fn flow_of(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Result<(Flow, VipEntry), Reason> {
+fn flow_of(
+    worker: &Worker,
+    stream: &TcpStream,
+    peer: SocketAddr,
+) -> Result<(Flow, SocketAddr, VipEntry), Reason> {
     let local = stream.local_addr().map_err(|_| Reason::ClientGone)?;
     let flow = worker.flows.take(peer, local)?;
     let table = worker.vips.load();
     let entry = table.entries.get(&flow.vip).ok_or(Reason::VipUnassigned)?;
-    if !flow.direct && flow.orig_dst != entry.destination {
+    let destination = if flow.direct {
+        // Behind the VIP of a range there is no one address that was meant.
+        entry.destination.single().ok_or(Reason::VipUnassigned)?
+    } else if entry.destination.contains(flow.orig_dst) {
+        flow.orig_dst
+    } else {
         // The VIP was given to another destination while this connection was under way.
         return Err(Reason::VipUnassigned);
+    };
+    Ok((flow, destination, entry.clone()))
+}
+
+/// What holds for this client: what the kernel said, or where it knew no destination the strictest that
+/// the routes have for anybody.
+fn enforcement(plan: &Plan, flow: &Flow, entry: &VipEntry) -> Enforcement {
+    if flow.direct {
+        let routes = entry.routes.iter().map(|route| plan.routes[*route].enforcement_for(None));
+        routes.max().unwrap_or(Enforcement::Strict)
+    } else if flow.strict {
+        Enforcement::Strict
+    } else {
+        Enforcement::Loose
     }
-    Ok((flow, entry.clone()))
 }
 
 fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {

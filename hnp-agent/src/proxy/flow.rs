@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hnp_common::Reason;
 
-use crate::config::plan::RouteIndex;
+use crate::config::plan::{AddrRange, RouteIndex};
 
 /// One captured connection, as the kernel recorded it at connect().
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Flow {
     pub ancestor_ids: [u64; 2],
     /// The client dialled the VIP itself.
     pub direct: bool,
+    /// What the kernel enforced for this client is strict.
+    pub strict: bool,
 }
 
 /// Where the data path gets flows from. `capture` implements it on the kernel's maps; tests fake it.
@@ -40,8 +42,8 @@ pub trait FlowSource: Send + Sync + 'static {
 /// What one VIP stands for at the moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct VipEntry {
-    /// The destination's address and port.
-    pub destination: SocketAddr,
+    /// What the VIP stands for.
+    pub destination: AddrRange,
     /// The routes whose destinations include it, in the order of the Plan: several when names share
     /// an address. Never empty.
     pub routes: Vec<RouteIndex>,

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod http1;
 pub mod listener;
 pub mod opaque;
+pub mod pulse;
 pub mod record;
 pub mod relay;
 pub mod thread;

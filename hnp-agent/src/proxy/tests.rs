@@ -26,7 +26,7 @@ use super::buffer::Stock;
 use super::connection;
 use super::flow::{Flow, FlowSource, SharedVipTable, VipEntry, VipTable};
 use super::worker::Worker;
-use crate::config::plan::Plan;
+use crate::config::plan::{AddrRange, Plan};
 use crate::identity::snapshot::{IdentitySnapshot, LeafInfo, SharedIdentity};
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
@@ -40,7 +40,7 @@ struct Fakes;
 impl FlowSource for Fakes {
     fn take(&self, client: SocketAddr, local: SocketAddr) -> Result<Flow, Reason> {
         let (vip, orig_dst) = (local.ip(), local);
-        Ok(Flow { client, vip, orig_dst, cgroup_id: 1, ancestor_ids: [0; 2], direct: true })
+        Ok(Flow { client, vip, orig_dst, cgroup_id: 1, ancestor_ids: [0; 2], direct: true, strict: false })
     }
 }
 
@@ -176,7 +176,8 @@ impl World {
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
         let resolver = Resolver::new(&plan.resolver).unwrap();
-        let entry = VipEntry { destination: "198.18.0.9:80".parse().unwrap(), routes: vec![0] };
+        let entry =
+            VipEntry { destination: AddrRange::host("198.18.0.9:80".parse().unwrap()), routes: vec![0] };
         let vips = VipTable { entries: [(IpAddr::V4(Ipv4Addr::LOCALHOST), entry)].into() };
         let worker = Rc::new(Worker {
             upstreams: Upstreams::new(plan.clone(), vec![identity.clone()], trusts, resolver),

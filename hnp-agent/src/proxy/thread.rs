@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable};
 use super::listener::{self, Listeners};
+use super::pulse::Pulse;
 use super::worker::Worker;
 use crate::config::plan::Plan;
 use crate::identity::snapshot::SharedIdentity;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub trusts: Vec<SharedTrust>,
     /// Its counters.
     pub stats: Arc<WorkerStats>,
+    /// Says that it answers.
+    pub pulse: Pulse,
     /// Cancelled when the drain begins.
     pub stop: CancellationToken,
     /// Cancelled at the drain's deadline.
@@ -101,17 +104,18 @@ async fn run(parts: Parts) -> io::Result<usize> {
     };
     tokio::select! {
         cut = until_done => cut,
-        never = keep_house(&worker) => never,
+        never = keep_house(&worker, &parts.pulse) => never,
     }
 }
 
-async fn keep_house(worker: &Worker) -> ! {
+async fn keep_house(worker: &Worker, pulse: &Pulse) -> ! {
     let mut idle = vec![0_i64; worker.plan.routes.len()];
     let mut tick = interval(FLUSH);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         for _ in 0..SWEEP {
             tick.tick().await;
+            pulse.beat();
             worker.stats.flush();
         }
         worker.upstreams.sweep();

@@ -262,7 +262,7 @@ mod tests {
         fn last(&self) -> Option<(Vec<String>, bool)> {
             let sets = self.sets.lock().unwrap();
             let last = sets.last()?;
-            Some((last.destinations.iter().map(|one| one.addr.to_string()).collect(), last.complete))
+            Some((last.destinations.iter().map(|one| one.at.to_string()).collect(), last.complete))
         }
 
         async fn until(&self, addrs: &[&str], complete: bool) {

@@ -15,13 +15,13 @@ mod settings;
 mod testing;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::plan::{self, Host, RouteIndex};
+use crate::config::plan::{self, AddrRange, Host, RouteIndex};
 pub use keep::{Desired, NameStatus, keep_in_step};
 pub use settings::SettingsError;
 use settings::{Files, Settings};
@@ -29,15 +29,14 @@ use settings::{Files, Settings};
 /// How often the files are looked at, at most.
 const CHECK_FILES: Duration = Duration::from_secs(1);
 
-/// One address that capture has to redirect.
+/// Addresses that capture has to know.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DesiredDestination {
-    /// What pods dial. The address is never v4-mapped.
-    pub addr: SocketAddr,
-    /// The routes whose destinations stand for it now, in the order of the Plan. Never empty.
+    /// What pods dial.
+    pub at: AddrRange,
+    /// The routes whose destinations stand for it now, in the order of the Plan. Never empty. An address
+    /// has the routes of all ranges it lies in, too.
     pub routes: Vec<RouteIndex>,
-    /// At least one of the routes is strict: refuse rather than let go direct.
-    pub strict: bool,
 }
 
 /// What a host stands for now.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::DesiredDestination;
-use crate::config::plan::{Enforcement, Host, Plan, RouteIndex};
+use crate::config::plan::{AddrRange, Plan, RouteIndex, Target};
 
 /// Pause before a name that failed is looked up again: first, doubling, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -22,10 +22,8 @@ const LEAST: Duration = Duration::from_secs(1);
 /// The destinations of a Plan, and what their names stand for.
 #[derive(Debug)]
 pub struct NameTable {
-    literals: Vec<(SocketAddr, RouteIndex)>,
+    literals: Vec<(AddrRange, RouteIndex)>,
     names: Vec<Name>,
-    /// By route.
-    strict: Vec<bool>,
     grace: Duration,
     max_ttl: Duration,
     started: Instant,
@@ -56,22 +54,17 @@ impl NameTable {
         let mut table = Self {
             literals: Vec::new(),
             names: Vec::new(),
-            strict: Vec::new(),
             grace: plan.resolver.grace,
             max_ttl: plan.resolver.max_ttl,
             started: now,
         };
         for (route, facts) in plan.routes.iter().enumerate() {
-            table.strict.push(match facts.enforcement {
-                Enforcement::Strict => true,
-                Enforcement::Loose => false,
-            });
             for destination in &facts.destinations {
-                match &destination.host {
-                    Host::Addr(addr) => {
-                        table.literals.push((SocketAddr::new(addr.to_canonical(), destination.port), route));
+                match &destination.target {
+                    Target::Net(net) => {
+                        table.literals.push((AddrRange { net: *net, port: destination.port }, route));
                     }
-                    Host::Name(name) => table.entry(name, now).wanted_by.push((destination.port, route)),
+                    Target::Name(name) => table.entry(name, now).wanted_by.push((destination.port, route)),
                 }
             }
         }
@@ -149,26 +142,31 @@ impl NameTable {
 
     /// What has to be captured now, in the order of addresses.
     pub fn desired(&self, now: Instant) -> Vec<DesiredDestination> {
-        let mut routes: BTreeMap<SocketAddr, BTreeSet<RouteIndex>> = BTreeMap::new();
-        for (addr, route) in &self.literals {
-            routes.entry(*addr).or_default().insert(*route);
+        let mut routes: BTreeMap<AddrRange, BTreeSet<RouteIndex>> = BTreeMap::new();
+        for (at, route) in &self.literals {
+            routes.entry(*at).or_default().insert(*route);
         }
         for name in &self.names {
             let leaving = name.leaving.iter().filter(|(_, until)| *until > now).map(|(addr, _)| addr);
             for addr in name.current.iter().chain(leaving) {
                 for (port, route) in &name.wanted_by {
-                    routes.entry(SocketAddr::new(*addr, *port)).or_default().insert(*route);
+                    let at = AddrRange::host(SocketAddr::new(*addr, *port));
+                    routes.entry(at).or_default().insert(*route);
                 }
             }
         }
-        routes
-            .into_iter()
-            .map(|(addr, routes)| DesiredDestination {
-                addr,
-                strict: routes.iter().any(|route| self.strict[*route]),
-                routes: routes.into_iter().collect(),
-            })
-            .collect()
+        // The kernel finds the most specific entry alone: it stands for the wider ones, too.
+        let wide: Vec<_> = routes
+            .iter()
+            .filter(|(at, _)| at.single().is_none())
+            .map(|(at, routes)| (*at, routes.clone()))
+            .collect();
+        for (at, routes) in &mut routes {
+            let around = wide.iter().filter(|(other, _)| other.port == at.port && other.net.holds(&at.net));
+            routes.extend(around.flat_map(|(_, routes)| routes));
+        }
+        let desired = routes.into_iter();
+        desired.map(|(at, routes)| DesiredDestination { at, routes: routes.into_iter().collect() }).collect()
     }
 
     /// Whether what [`NameTable::desired`] does not list may be given up. Not while a name has never
@@ -198,6 +196,7 @@ impl NameTable {
 mod tests {
     use super::super::testing::plan;
     use super::*;
+    use crate::config::plan::Enforcement;
 
     const GRACE: Duration = Duration::from_secs(60);
 
@@ -210,11 +209,7 @@ mod tests {
     }
 
     fn shown(table: &NameTable, now: Instant) -> Vec<String> {
-        table
-            .desired(now)
-            .iter()
-            .map(|one| format!("{} {:?}{}", one.addr, one.routes, if one.strict { " strict" } else { "" }))
-            .collect()
+        table.desired(now).iter().map(|one| format!("{} {:?}", one.at, one.routes)).collect()
     }
 
     #[test]
@@ -225,12 +220,29 @@ mod tests {
             (&["10.0.0.1:80", "10.0.0.1:81", "b.test:80"], Enforcement::Strict),
         ]);
         let mut table = NameTable::new(&plan, now);
-        let literals = ["10.0.0.1:80 [0, 1] strict", "10.0.0.1:81 [1] strict", "10.0.0.2:80 [0]"];
+        let literals = ["10.0.0.1:80 [0, 1]", "10.0.0.1:81 [1]", "10.0.0.2:80 [0]"];
         assert_eq!(shown(&table, now), literals);
         assert_eq!(table.take_due(now), ["a.test".into(), Arc::from("b.test")]);
         table.resolved("b.test", &[ip("10.0.0.2")], now + secs(60), now);
-        assert_eq!(shown(&table, now)[2], "10.0.0.2:80 [0, 1] strict");
+        assert_eq!(shown(&table, now)[2], "10.0.0.2:80 [0, 1]");
         assert_eq!(table.pending().map(|name| &**name).collect::<Vec<_>>(), ["a.test"]);
+    }
+
+    #[test]
+    fn what_lies_in_a_range_has_the_ranges_routes_too() {
+        let now = Instant::now();
+        let routes: &[(&[&str], Enforcement)] = &[
+            (&["10.0.0.0/8:80", "10.0.0.0/8:81"], Enforcement::Strict),
+            (&["10.0.0.1:80", "10.1.0.0/16:80", "11.0.0.1:80"], Enforcement::Loose),
+        ];
+        let expected = [
+            "10.0.0.0/8:80 [0]",
+            "10.0.0.0/8:81 [0]",
+            "10.0.0.1:80 [0, 1]",
+            "10.1.0.0/16:80 [0, 1]",
+            "11.0.0.1:80 [1]",
+        ];
+        assert_eq!(shown(&NameTable::new(&plan(routes), now), now), expected);
     }
 
     #[test]
@@ -269,7 +281,7 @@ mod tests {
         assert!(!table.failed("a.test", now + secs(11)), "and goes on");
         assert_eq!(table.failing(), 1);
         let later = now + secs(86_400);
-        assert_eq!(shown(&table, later), ["10.0.0.1:80 [0] strict"]);
+        assert_eq!(shown(&table, later), ["10.0.0.1:80 [0]"]);
         assert_eq!(table.pending().count(), 0);
         assert!(table.resolved("a.test", &[ip("10.0.0.1")], later + secs(60), later), "and ends");
         assert!(!table.resolved("a.test", &[ip("10.0.0.1")], later + secs(60), later));

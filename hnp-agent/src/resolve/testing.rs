@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Resolver;
 use crate::config::plan::{
     self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, Plan, Protocol,
-    Route, Timeouts, Upstream,
+    Route, Target, Timeouts, Upstream,
 };
 
 /// What the server does when it is asked for a name.
@@ -246,6 +246,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             protocol: Protocol::Http,
             mode: Mode::ReverseProxy,
             enforcement: *enforcement,
+            overrides: Vec::new(),
             identity: 0,
             trust: 0,
             timeouts: Timeouts {
@@ -265,6 +266,8 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             vips6: Cidr { addr: "fd00:77::".parse().unwrap(), prefix: 64 },
             port: 15001,
             connections_per_pod: 100,
+            heartbeat: Duration::from_secs(2),
+            pod_logs: "/var/log/pods".into(),
         },
         routes: routes.collect(),
         identities: Vec::new(),
@@ -285,11 +288,17 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
 }
 
 fn destination(text: &str) -> Destination {
+    if let Some((net, port)) = text.rsplit_once(':')
+        && let Some((addr, prefix)) = net.split_once('/')
+    {
+        let net = Cidr { addr: addr.parse().unwrap(), prefix: prefix.parse().unwrap() };
+        return Destination { target: Target::Net(net), port: port.parse().unwrap() };
+    }
     match text.parse::<SocketAddr>() {
-        Ok(addr) => Destination { host: Host::Addr(addr.ip()), port: addr.port() },
+        Ok(addr) => Destination { target: Target::Net(Cidr::host(addr.ip())), port: addr.port() },
         Err(_) => {
             let (name, port) = text.split_once(':').unwrap();
-            Destination { host: Host::Name(name.into()), port: port.parse().unwrap() }
+            Destination { target: Target::Name(name.into()), port: port.parse().unwrap() }
         }
     }
 }

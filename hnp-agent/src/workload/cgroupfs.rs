@@ -316,6 +316,7 @@ mod tests {
             cgroup_id,
             ancestor_ids,
             direct: false,
+            strict: false,
         }
     }
 

@@ -75,6 +75,16 @@ impl Agent {
         command(place, "check", &write_config(&place.world, config)).run()
     }
 
+    /// Runs `hnp-agent cleanup` on a node, as an operator would after the agent has ended.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn clean_up(topology: &Topology) -> Finished {
+        let bpffs = topology.bpffs();
+        topology.agent_place().command(binary()).args(["cleanup", "--bpffs"]).arg(&bpffs).run()
+    }
+
     /// Waits for `/readyz` to say yes.
     ///
     /// # Panics

@@ -174,15 +174,19 @@ fn play(keep: bool) -> Result<()> {
         return keep_scene(story, scene, (pod, manager, agent));
     }
 
-    story.step("the agent is asked to stop: nothing of it is left on the node");
+    story.step("the agent is stopped and cleaned up after: nothing of it is left on the node");
     let kept = agent::remains(&scene);
     ensure!(!kept.is_empty(), "there was nothing to remove, so this step proves nothing");
     story.tell("before", format!("{} pins and routes", kept.len()));
     let ended = agent.stop(Duration::from_secs(20));
     ensure!(ended.status.success(), "the agent ended with {}: {}", ended.status, ended.stderr);
+    let refused = agent::remains(&scene);
+    ensure!(!refused.is_empty(), "a strict destination must stay refused without an agent");
+    let cleaned = Agent::clean_up(&scene);
+    ensure!(cleaned.status.success(), "hnp-agent cleanup: {cleaned}");
     let left = agent::remains(&scene);
     ensure!(left.is_empty(), "left behind: {left:?}");
-    story.tell("after", "none");
+    story.tell("after", cleaned.text().lines().last().unwrap_or_default());
 
     story.step("the scene is removed: no namespace, cgroup, mount or file is left");
     drop((pod, manager, scene));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::config::humane;
-use crate::config::plan::{Enforcement, Mode, Plan, Protocol, Route};
+use crate::config::plan::{Mode, Plan, Protocol, Route};
 
 /// The Plan in words.
 #[derive(Debug, Serialize)]
@@ -73,10 +73,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
     ];
     RouteSummary {
         name: route.name.to_string(),
-        enforcement: match route.enforcement {
-            Enforcement::Loose => "loose",
-            Enforcement::Strict => "strict",
-        },
+        enforcement: route.enforcement.as_str(),
         protocol: match route.protocol {
             Protocol::Http => "http",
             Protocol::Opaque => "opaque",

@@ -134,7 +134,7 @@ hnp.yaml:2:11: capture.prot: is not a key; did you mean `port`?
 hnp.yaml:2:31: capture.vips4: \"169.254.77.1/24\" has bits set after its prefix; allowed: 169.254.77.0/24
 hnp.yaml:4:25: identities.client.certificate: \"client.crt\" is not an absolute path; allowed: a path that begins with /
 hnp.yaml:5:10: identities.spare.key: is missing; allowed: the path of a PEM file
-hnp.yaml:8:20: routes[0].destinations[0]: \"manager\" has no port; allowed: HOST:PORT, IPv4:PORT or [IPv6]:PORT, such as manager.example:80
+hnp.yaml:8:20: routes[0].destinations[0]: \"manager\" has no port; allowed: HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT, such as manager.example:80
 hnp.yaml:8:29: routes[0].destinations[1]: \"[::ffff:10.0.0.1]\" is an IPv4 address in IPv6's clothes; allowed: 10.0.0.1
 hnp.yaml:8:53: routes[0].destinations[2]: \"169.254.77.5:80\" lies in the VIP range 169.254.77.0/24; allowed: what pods dial
 hnp.yaml:8:72: routes[0].destinations[3]: \"0\" is not a port; allowed: 1 to 65535
@@ -150,7 +150,7 @@ hnp.yaml:15:15: routes[1].upstream: \"169.254.77.9\" lies in the VIP range 169.2
 hnp.yaml:16:15: routes[1].protocol: \"grpc\" is unknown; allowed: http or opaque
 hnp.yaml:18:12: routes[1].trust: \"corporate\" is not under `trusts`; allowed: system
 hnp.yaml:19:5: routes[2].name: is missing; allowed: a name, unique among the routes
-hnp.yaml:19:5: routes[2].destinations: has no destination; allowed: a list of HOST:PORT, IPv4:PORT or [IPv6]:PORT
+hnp.yaml:19:5: routes[2].destinations: has no destination; allowed: a list of HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT
 hnp.yaml:19:5: routes[2].upstream: is missing; allowed: https://HOST[:PORT][/BASE]
 hnp.yaml:19:5: routes[2].identity: is missing; allowed: a name under `identities`
 hnp.yaml:20:22: limits.head_bytes: \"64k\" is not a size; allowed: bytes from 1KiB to 1MiB, such as 65536, 64KiB or 1MiB

@@ -55,7 +55,14 @@ pub async fn forward(
         status: 0,
     });
     let host = incoming.request.host.as_deref();
-    let choice = choose(&worker.plan, &client.entry.routes, client.entry.destination, client.flow.vip, host);
+    let choice = choose(
+        &worker.plan,
+        &client.entry.routes,
+        client.destination(),
+        client.flow.vip,
+        client.enforcement,
+        host,
+    );
     let (route, way) = match choice {
         Choice::Serve(route) => (route, Way::Upstream),
         Choice::Passthrough(route) => (route, Way::Direct),
@@ -245,7 +252,7 @@ async fn direct(
         connection.reused = true;
         return Ok(connection);
     }
-    worker.upstreams.connect_direct(client.entry.destination, plan.timeouts.connect).await
+    worker.upstreams.connect_direct(client.destination(), plan.timeouts.connect).await
 }
 
 /// A pooled connection may have been closed while the request was on its way. Where the upstream said

@@ -1,0 +1,105 @@
+//! Tells the kernel which pods have an enforcement of their own.
+//!
+//! A pod that the kernel has not heard of gets the strictest that any pod may get; so every pod that is
+//! known is listed for every destination with overrides, also where none of them names it.
+
+use std::collections::HashMap;
+
+use aya::maps::{HashMap as KernelMap, Map, MapData, MapError};
+use hnp_common::layout::{PodDestination, enforcement};
+
+use super::error::CaptureError;
+use crate::config::plan::Enforcement;
+
+/// What is known of one pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodFacts {
+    /// The pod's cgroup.
+    pub cgroup_id: u64,
+    /// Its namespace.
+    pub namespace: std::sync::Arc<str>,
+}
+
+/// A destination for which pods may have an enforcement of their own.
+pub(super) struct Destination<'a> {
+    /// Its number.
+    pub(super) id: u32,
+    /// What holds for pods of a namespace.
+    pub(super) enforcement: Box<dyn Fn(&str) -> Enforcement + 'a>,
+}
+
+/// The kernel's `OVERRIDES`.
+pub(super) struct Overrides {
+    map: KernelMap<MapData, PodDestination, u32>,
+    listed: HashMap<PodDestination, u32>,
+    /// `None` until they were looked for: what is listed stays.
+    pods: Option<Vec<PodFacts>>,
+}
+
+impl Overrides {
+    /// What a former agent listed stays listed until the pods are known here.
+    pub(super) fn new(map: Map) -> Result<Self, CaptureError> {
+        let map: KernelMap<MapData, PodDestination, u32> =
+            KernelMap::try_from(map).map_err(|source| error("open", source))?;
+        let listed = map.iter().collect::<Result<_, _>>().map_err(|source| error("read", source))?;
+        Ok(Self { map, listed, pods: None })
+    }
+
+    pub(super) fn set_pods(&mut self, pods: Vec<PodFacts>) {
+        self.pods = Some(pods);
+    }
+
+    /// Lists every pod for every destination; the first failure is reported, the rest is done all the same.
+    pub(super) fn apply<'a>(
+        &mut self,
+        destinations: impl Iterator<Item = Destination<'a>>,
+    ) -> Result<(), CaptureError> {
+        let Some(pods) = &self.pods else { return Ok(()) };
+        let mut wanted = HashMap::new();
+        for destination in destinations {
+            for pod in pods {
+                let key = PodDestination { pod_id: pod.cgroup_id, destination: destination.id, pad: 0 };
+                wanted.insert(key, u32::from(number((destination.enforcement)(&pod.namespace))));
+            }
+        }
+        let mut outcome = Ok(());
+        for (key, value) in &wanted {
+            if self.listed.get(key) != Some(value) {
+                match self.map.insert(key, value, 0) {
+                    Ok(()) => drop(self.listed.insert(*key, *value)),
+                    Err(source) => outcome = outcome.and(Err(error("insert into", source))),
+                }
+            }
+        }
+        let gone: Vec<_> = self.listed.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
+        for key in gone {
+            match self.map.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => drop(self.listed.remove(&key)),
+                Err(source) => outcome = outcome.and(Err(error("remove from", source))),
+            }
+        }
+        outcome
+    }
+}
+
+/// The kernel's number.
+pub(super) fn number(of: Enforcement) -> u8 {
+    match of {
+        Enforcement::Observe => enforcement::OBSERVE,
+        Enforcement::Loose => enforcement::LOOSE,
+        Enforcement::Strict => enforcement::STRICT,
+    }
+}
+
+/// What the kernel's number stands for; one that is unknown is refused rather than let through.
+pub(super) fn enforcement(number: u8) -> Enforcement {
+    match number {
+        enforcement::OBSERVE => Enforcement::Observe,
+        enforcement::LOOSE => Enforcement::Loose,
+        _ => Enforcement::Strict,
+    }
+}
+
+fn error(doing: &'static str, source: MapError) -> CaptureError {
+    CaptureError::Map { doing, map: "OVERRIDES", source }
+}
