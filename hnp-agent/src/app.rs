@@ -27,8 +27,8 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::Readiness;
 use crate::upkeep::{self, SharedCapture};
-use crate::workload::{CgroupWorkloads, WorkloadSource};
-use crate::{admin, identity, trust};
+use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
+use crate::{admin, identity, observed, trust};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -87,8 +87,10 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
             capture.write_metrics(out);
         }
     });
+    let observed = observed::Table::default();
     if let Some(listener) = admin {
-        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), tasks.token()));
+        let observed = observed.clone();
+        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), observed, tasks.token()));
     }
 
     let pulses = vec![Pulse::default(); plan.workers];
@@ -127,6 +129,10 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     let mut why = "the start failed";
     if failed.is_none() {
         tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
+        let follow =
+            upkeep::Follow { capture: capture.clone(), pods, workloads: workloads.clone(), observed };
+        tasks.spawn(upkeep::follow_pods(plan.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(capture.clone(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(capture.clone(), readiness.clone(), tasks.token()));
         if let Some(capture) = &mut *capture.lock() {

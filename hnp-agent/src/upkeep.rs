@@ -6,8 +6,11 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, PodFacts};
+use crate::config::plan::{Enforcement, Plan};
+use crate::observed;
 use crate::telemetry::readiness::{Pending, Readiness};
+use crate::workload::{PodCgroup, Pods, WorkloadSource};
 
 /// The running capture, shared by what looks after it; `None` once it has ended.
 #[derive(Clone)]
@@ -49,6 +52,63 @@ pub async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
             && let Err(error) = capture.housekeep()
         {
             tracing::warn!(%error, "capture could not look after itself; trying again");
+        }
+    }
+}
+
+/// What [`follow_pods`] works on.
+pub struct Follow {
+    /// Told which pods there are, and asked who dialled observed destinations.
+    pub capture: SharedCapture,
+    /// Where pods are looked for.
+    pub pods: Pods,
+    /// Who a cgroup is.
+    pub workloads: Arc<dyn WorkloadSource>,
+    /// Where observations go.
+    pub observed: observed::Table,
+}
+
+/// How often it is looked which pods there are: their first connections come some hundred milliseconds
+/// after their cgroups, and until the kernel has heard of them the strictest holds.
+const LOOK_FOR_PODS: Duration = Duration::from_millis(200);
+
+/// Follows pods for routes that treat some otherwise, and names who dials observed destinations, until
+/// `cancel`. Does nothing for a Plan that asks for neither.
+pub async fn follow_pods(plan: Arc<Plan>, follow: Follow, cancel: CancellationToken) {
+    let overridden = plan.routes.iter().any(|route| !route.overrides.is_empty());
+    let observing = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Observe);
+    let mut tick = interval(LOOK_FOR_PODS);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known: Option<Vec<PodCgroup>> = None;
+    let mut failed = false;
+    while (overridden || observing) && next(&mut tick, &cancel).await.is_some() {
+        let pods = match follow.pods.list() {
+            Ok(pods) => pods,
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!(%error, "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all");
+                }
+                continue;
+            }
+        };
+        let mut capture = follow.capture.lock();
+        let Some(capture) = &mut *capture else { return };
+        if observing {
+            match capture.observations() {
+                Ok(seen) => follow.observed.take(seen, &plan, &pods, &*follow.workloads),
+                Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
+            }
+        }
+        if overridden && known.as_ref() != Some(&pods) {
+            let facts = pods
+                .iter()
+                .map(|pod| PodFacts { cgroup_id: pod.cgroup_id, namespace: pod.namespace.clone() });
+            match capture.set_pods(&plan, facts.collect()) {
+                Ok(()) => known = Some(pods),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again")
+                }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod bad_responses;
 mod bulk;
 mod capture_rules;
 mod drain;
+mod enforcement;
 mod http_semantics;
 mod logs_and_metrics;
 mod main_job;

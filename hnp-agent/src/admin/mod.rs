@@ -1,6 +1,6 @@
 //! Health, readiness and metrics over HTTP, on the control runtime.
 //!
-//! Three paths, read-only, no secrets. The server is bounded (connections, head, time), so that a
+//! Four paths, read-only, no secrets. The server is bounded (connections, head, time), so that a
 //! scraper gone wild costs the control plane little; it never touches the data path.
 
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::observed;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, metrics, names};
 
@@ -49,11 +50,12 @@ pub async fn serve(
     listener: TcpListener,
     telemetry: Arc<Telemetry>,
     readiness: Readiness,
+    observed: observed::Table,
     cancel: CancellationToken,
 ) {
     let ready = readiness.clone();
     telemetry.register(move |out| out.single(&names::READY, u64::from(ready.is_ready())));
-    let state = Arc::new(State { telemetry, readiness });
+    let state = Arc::new(State { telemetry, readiness, observed });
     // Dropped at the end, and its tasks with it.
     let mut connections = JoinSet::new();
     loop {
@@ -79,6 +81,7 @@ pub async fn serve(
 struct State {
     telemetry: Arc<Telemetry>,
     readiness: Readiness,
+    observed: observed::Table,
 }
 
 async fn connection(stream: TcpStream, state: Arc<State>) {
@@ -99,9 +102,9 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
 
 impl State {
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
+        let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz" | "/observed");
         if !known {
-            let text = "not here; there are /metrics, /healthz and /readyz\n";
+            let text = "not here; there are /metrics, /healthz, /readyz and /observed\n";
             return respond(StatusCode::NOT_FOUND, TEXT, text);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -112,6 +115,7 @@ impl State {
         match request.uri().path() {
             "/metrics" => respond(StatusCode::OK, metrics::CONTENT_TYPE, self.telemetry.metrics_text()),
             "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
+            "/observed" => respond(StatusCode::OK, JSON, format!("{}\n", json!(self.observed.rows()))),
             _ => self.readyz(wants_json(request)),
         }
     }
@@ -179,7 +183,13 @@ mod tests {
             let addr = listener.local_addr().unwrap();
             let (readiness, cancel) = (Readiness::new(), CancellationToken::new());
             let mut task = JoinSet::new();
-            task.spawn(serve(listener, telemetry, readiness.clone(), cancel.clone()));
+            task.spawn(serve(
+                listener,
+                telemetry,
+                readiness.clone(),
+                observed::Table::default(),
+                cancel.clone(),
+            ));
             Self { addr, readiness, cancel, task }
         }
 

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod cleanup;
 pub mod explain;
+pub mod observed;
 pub mod run;
 
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Command {
     Check(check::CheckArgs),
     /// End the enforcement that outlived an agent: remove programs, pins and routes, and prove it.
     Cleanup(cleanup::Args),
+    /// List the workloads that dial destinations under `enforcement: observe`.
+    Observed(observed::Args),
     /// Say what a reason code means, whose side it is on, and what to do about it.
     Explain(explain::Args),
 }
@@ -37,6 +40,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Observed(args) => observed::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

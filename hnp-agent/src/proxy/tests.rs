@@ -45,7 +45,7 @@ impl FlowSource for Fakes {
 }
 
 impl WorkloadSource for Fakes {
-    fn identify(&self, _: &Flow) -> Arc<Workload> {
+    fn identify_cgroup(&self, _: u64, _: [u64; 2]) -> Arc<Workload> {
         Arc::default()
     }
 }

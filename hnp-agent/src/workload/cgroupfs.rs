@@ -17,7 +17,6 @@ use arc_swap::ArcSwap;
 
 use super::names;
 use super::{Workload, WorkloadSource};
-use crate::proxy::flow::Flow;
 
 /// How many cgroups are remembered. A node has some hundreds; beyond this, the half that was not
 /// asked for longest is forgotten.
@@ -87,17 +86,17 @@ impl CgroupWorkloads {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The slow way: look for the directory of the flow's cgroup and remember what came of it.
-    fn find(&self, flow: &Flow) -> Arc<Workload> {
+    /// The slow way: look for the directory of the caller's cgroup and remember what came of it.
+    fn find(&self, cgroup_id: u64, ancestor_ids: [u64; 2]) -> Arc<Workload> {
         let mut search = self.search.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.known.load().get(&flow.cgroup_id).cloned();
-        if let Some(known) = before.as_ref().filter(|known| self.is_fresh(known, flow.cgroup_id)) {
+        let before = self.known.load().get(&cgroup_id).cloned();
+        if let Some(known) = before.as_ref().filter(|known| self.is_fresh(known, cgroup_id)) {
             return known.workload.clone();
         }
-        let allowed = search.allow(flow.ancestor_ids, Instant::now());
+        let allowed = search.allow(ancestor_ids, Instant::now());
         let mut nearest = self.attached.clone();
         let mut complete = true;
-        for id in flow.ancestor_ids.into_iter().filter(|id| *id != 0) {
+        for id in ancestor_ids.into_iter().filter(|id| *id != 0) {
             match self.child(&nearest, id, allowed, &mut search) {
                 Some(child) => nearest = child,
                 None => {
@@ -108,14 +107,14 @@ impl CgroupWorkloads {
         }
         let home = nearest.path.as_deref();
         let found = match home {
-            Some(home) if complete && inode(home) == Some(flow.cgroup_id) => Some(home.to_owned()),
-            Some(home) if complete && allowed => search.below(home, flow.cgroup_id),
+            Some(home) if complete && inode(home) == Some(cgroup_id) => Some(home.to_owned()),
+            Some(home) if complete && allowed => search.below(home, cgroup_id),
             Some(_) | None => None,
         };
         match (found, before) {
-            (Some(path), _) => self.remember(flow.cgroup_id, Some(path), None),
+            (Some(path), _) => self.remember(cgroup_id, Some(path), None),
             // It was there, and is not any more: what was known of it is better than its pod.
-            (None, Some(before)) => self.remember(flow.cgroup_id, None, Some(before.workload.clone())),
+            (None, Some(before)) => self.remember(cgroup_id, None, Some(before.workload.clone())),
             (None, None) => {
                 let workload = if Arc::ptr_eq(&nearest, &self.attached) {
                     self.nobody.clone()
@@ -125,7 +124,7 @@ impl CgroupWorkloads {
                 if !allowed {
                     return workload;
                 }
-                self.remember(flow.cgroup_id, None, Some(workload))
+                self.remember(cgroup_id, None, Some(workload))
             }
         }
         .workload
@@ -190,16 +189,16 @@ impl CgroupWorkloads {
 impl WorkloadSource for CgroupWorkloads {
     /// A known cgroup costs one look-up in a map behind an atomic pointer and a reference count, and
     /// one stat(2) a second; nothing is allocated.
-    fn identify(&self, flow: &Flow) -> Arc<Workload> {
-        if flow.cgroup_id == 0 {
+    fn identify_cgroup(&self, cgroup_id: u64, ancestor_ids: [u64; 2]) -> Arc<Workload> {
+        if cgroup_id == 0 {
             return self.nobody.clone();
         }
-        if let Some(known) = self.known.load().get(&flow.cgroup_id)
-            && self.is_fresh(known, flow.cgroup_id)
+        if let Some(known) = self.known.load().get(&cgroup_id)
+            && self.is_fresh(known, cgroup_id)
         {
             return known.workload.clone();
         }
-        self.find(flow)
+        self.find(cgroup_id, ancestor_ids)
     }
 }
 
@@ -266,6 +265,7 @@ fn inode(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::flow::Flow;
 
     const POD: &str = "kubepods/besteffort/pod3ff17592-7a4d-4c3d-8a0c-1b6f0a4ad9c0";
 

@@ -5,10 +5,12 @@
 
 mod cgroupfs;
 mod names;
+mod pods;
 
 use std::sync::Arc;
 
 pub use cgroupfs::CgroupWorkloads;
+pub use pods::{PodCgroup, Pods};
 
 use crate::proxy::flow::Flow;
 
@@ -27,5 +29,10 @@ pub struct Workload {
 /// calls: it runs right after accept.
 pub trait WorkloadSource: Send + Sync + 'static {
     /// The caller of a flow; fields stay `None` where nothing is known.
-    fn identify(&self, flow: &Flow) -> Arc<Workload>;
+    fn identify(&self, flow: &Flow) -> Arc<Workload> {
+        self.identify_cgroup(flow.cgroup_id, flow.ancestor_ids)
+    }
+
+    /// The same for a cgroup and its ancestors one and two levels below the attached one.
+    fn identify_cgroup(&self, cgroup_id: u64, ancestor_ids: [u64; 2]) -> Arc<Workload>;
 }

@@ -123,6 +123,11 @@ impl Route {
         Self::new(name, destinations, upstream, "strict", "http")
     }
 
+    /// An observed HTTP route.
+    pub fn observe(name: &str, destinations: &[&str], upstream: &str) -> Self {
+        Self::new(name, destinations, upstream, "observe", "http")
+    }
+
     /// A loose HTTP route.
     pub fn loose(name: &str, destinations: &[&str], upstream: &str) -> Self {
         Self::new(name, destinations, upstream, "loose", "http")

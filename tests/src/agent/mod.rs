@@ -75,6 +75,15 @@ impl Agent {
         command(place, "check", &write_config(&place.world, config)).run()
     }
 
+    /// Runs one of the agent's other commands where the agent runs, with all its privileges.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn tool(topology: &Topology, arguments: &[&str]) -> Finished {
+        topology.agent_place().command(binary()).args(arguments).run()
+    }
+
     /// Runs `hnp-agent cleanup` on a node, as an operator would after the agent has ended.
     ///
     /// # Panics
@@ -82,7 +91,7 @@ impl Agent {
     #[track_caller]
     pub fn clean_up(topology: &Topology) -> Finished {
         let bpffs = topology.bpffs();
-        topology.agent_place().command(binary()).args(["cleanup", "--bpffs"]).arg(&bpffs).run()
+        Self::tool(topology, &["cleanup", "--bpffs", &bpffs.to_string_lossy()])
     }
 
     /// Waits for `/readyz` to say yes.
@@ -220,6 +229,11 @@ impl Agent {
     /// Sends SIGTERM and does not wait.
     pub fn ask_to_stop(&self) {
         self.running.signal(Signal::SIGTERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
     }
 
     /// Sends SIGTERM and waits for the end.

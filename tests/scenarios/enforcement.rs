@@ -1,0 +1,218 @@
+//! What holds for a pod is decided in the kernel: by the route's enforcement, the pod's namespace, and
+//! whether an agent answers.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::client::{self, End, RawAnswer, RawCase};
+use hnp_tests::poll::eventually;
+use hnp_tests::process::Place;
+use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::topology::{MANAGER_NAME, MANAGER4, MANAGER6, OTHER4, Pod};
+
+/// Ten times the heartbeat's limit.
+const STALE: Duration = Duration::from_secs(20);
+
+/// What a pod's plaintext request met.
+#[derive(Debug, Eq, PartialEq)]
+enum Met {
+    /// The agent, which carried it on over mutual TLS.
+    Agent,
+    /// The manager itself.
+    Manager,
+    /// ECONNREFUSED.
+    Refused,
+    /// Silence: somebody accepted and does not read.
+    Nothing,
+}
+
+#[test]
+fn observe_counts_and_lists_and_redirects_nothing() {
+    let scene = Scene::for_test();
+    let (manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    name(&scene, &pod, "payments", "worker-0");
+    let agent = Agent::start(&scene, &config(&scene, Route::observe("manager", DESTINATIONS, UPSTREAM)));
+    assert_eq!(dial(&pod), Met::Manager);
+    assert!(manager.last_request().expect("it came").tls.is_none(), "in plaintext, as before hnp");
+    dial(&pod);
+    eventually(Duration::from_secs(10), "the pod is listed", || {
+        let rows: serde_json::Value =
+            serde_json::from_str(&agent.get("/observed").expect("it answers").1).expect("JSON");
+        rows.as_array().is_some_and(|rows| {
+            rows.iter().any(|row| {
+                row["pod_uid"] == pod.uid.as_str()
+                    && row["namespace"] == "payments"
+                    && row["pod"] == "worker-0"
+                    && row["connects"] == 2
+                    && row["destination"] == "198.18.0.9:80"
+            })
+        })
+    });
+    let listed = Agent::tool(&scene, &["observed"]);
+    assert!(listed.ok().contains("payments/worker-0"), "{listed}");
+    let metrics = agent.metrics();
+    assert_eq!(metrics.sum("hnp_kernel_verdicts", &[("verdict", "observed")]), 2.0);
+    assert_eq!(metrics.sum("hnp_kernel_verdicts", &[("verdict", "redirected")]), 0.0);
+    drop(agent);
+
+    // The control: the same under loose is redirected.
+    let _agent = scene.agent_with(Route::loose("manager", DESTINATIONS, UPSTREAM));
+    assert_eq!(dial(&pod), Met::Agent);
+}
+
+#[test]
+fn loose_goes_direct_only_while_no_agent_answers() {
+    let scene = Scene::for_test();
+    let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    let config = config(&scene, Route::loose("manager", DESTINATIONS, UPSTREAM));
+    let agent = Agent::start(&scene, &config);
+    assert_eq!(dial(&pod), Met::Agent);
+    agent.kill();
+    let killed = Instant::now();
+    eventually(STALE, "direct once the heartbeat is stale", || dial(&pod) == Met::Manager);
+    eprintln!("direct {:.1} s after the agent was killed", killed.elapsed().as_secs_f64());
+    let agent = Agent::start(&scene, &config);
+    assert_eq!(dial(&pod), Met::Agent, "captured again");
+    // A worker that hangs is as bad as none: the agent is stopped as a whole here, which no worker survives.
+    agent.signal(nix::sys::signal::Signal::SIGSTOP);
+    eventually(STALE, "direct while it hangs", || dial(&pod) == Met::Manager);
+    agent.signal(nix::sys::signal::Signal::SIGCONT);
+    eventually(STALE, "captured when it goes on", || dial(&pod) == Met::Agent);
+}
+
+#[test]
+fn loose_never_goes_direct_because_the_upstream_or_a_certificate_failed() {
+    let scene = Scene::for_test();
+    let (manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    // Nobody listens there; the manager on the destination would take plaintext gladly.
+    let dead = Route::loose("manager", DESTINATIONS, "https://manager.hnp.test:81");
+    let agent = Agent::start(&scene, &config(&scene, dead));
+    let answer = raw(&pod);
+    assert_eq!(answer.status(), Some(502), "{}", answer.text());
+    assert_eq!(manager.request_count(), 0);
+    drop(agent);
+    // The control: with a good upstream it is carried.
+    let _agent = Agent::start(&scene, &config(&scene, Route::loose("manager", DESTINATIONS, UPSTREAM)));
+    assert_eq!(dial(&pod), Met::Agent);
+}
+
+#[test]
+fn strict_is_refused_at_once_while_no_agent_answers() {
+    let scene = Scene::for_test();
+    let (manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    let config = config(&scene, Route::strict("manager", DESTINATIONS, UPSTREAM));
+    let agent = Agent::start(&scene, &config);
+    assert_eq!(dial(&pod), Met::Agent);
+    agent.kill();
+    let before = manager.request_count();
+    let deadline = Instant::now() + Duration::from_secs(4);
+    let mut slowest = Duration::ZERO;
+    // Over the heartbeat's limit: first a closed port refuses, then the kernel.
+    while Instant::now() < deadline {
+        let started = Instant::now();
+        assert_eq!(dial(&pod), Met::Refused);
+        slowest = slowest.max(started.elapsed());
+    }
+    eprintln!("refused within {slowest:?}, process start included");
+    assert_eq!(manager.request_count(), before);
+    let agent = Agent::start(&scene, &config);
+    assert_eq!(dial(&pod), Met::Agent);
+    assert!(
+        agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "agent_stale")]) > 0.0,
+        "the kernel refused"
+    );
+}
+
+#[test]
+fn a_namespace_may_have_another_enforcement_and_unknown_pods_get_the_strictest() {
+    let scene = Scene::for_test();
+    let _manager = scene.loose_manager("manager", 80);
+    let (strict, staging, unknown) = (scene.pod(), scene.pod(), scene.pod());
+    name(&scene, &strict, "production", "a");
+    name(&scene, &staging, "staging", "b");
+    let route = Route::loose("manager", DESTINATIONS, UPSTREAM).set(
+        "overrides",
+        "[{namespaces: [production], enforcement: strict}, {namespaces: [staging], enforcement: observe}]",
+    );
+    let agent = Agent::start(&scene, &config(&scene, route));
+    eventually(Duration::from_secs(10), "staging is let off", || dial(&staging) == Met::Manager);
+    assert_eq!((dial(&strict), dial(&unknown)), (Met::Agent, Met::Agent));
+    agent.kill();
+    eventually(STALE, "the kernel decides by pod", || {
+        (dial(&strict), dial(&staging), dial(&unknown)) == (Met::Refused, Met::Manager, Met::Refused)
+    });
+    // The control: the pod that nothing was known of is let go direct once its namespace is.
+    name(&scene, &unknown, "other", "c");
+    let route = Route::loose("manager", DESTINATIONS, UPSTREAM)
+        .set("overrides", "[{namespaces: [production], enforcement: strict}]");
+    let agent = Agent::start(&scene, &config(&scene, route));
+    eventually(Duration::from_secs(10), "it was looked for", || dial(&unknown) == Met::Agent);
+    let listed = || agent.get("/readyz").is_ok_and(|(status, _)| status == 200);
+    assert!(listed());
+    agent.kill();
+    eventually(STALE, "loose for other namespaces", || {
+        (dial(&strict), dial(&unknown)) == (Met::Refused, Met::Manager)
+    });
+}
+
+#[test]
+fn ranges_are_destinations_and_the_narrowest_holds() {
+    let scene = Scene::for_test();
+    scene.set_hosts(&[(MANAGER_NAME, MANAGER4.into()), ("other.hnp.test", OTHER4.into())]);
+    let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    let wide =
+        Route::strict("wide", &["198.18.0.0/24:80", "[fd00:9::/64]:80"], UPSTREAM).with(IDENTITY, TRUST);
+    let narrow =
+        Route::loose("narrow", &["198.18.0.9:80"], "https://manager.hnp.test:81").with(IDENTITY, TRUST);
+    let agent = Agent::start(&scene, &scene.config().route(wide).route(narrow));
+    for (addr, route) in [
+        (SocketAddr::from((OTHER4, 80)), "wide"),
+        ((MANAGER6, 80).into(), "wide"),
+        ((MANAGER4, 80).into(), "narrow"),
+    ] {
+        let text = format!("GET /at/{route}/{addr} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
+        let _ = client::raw(&pod, addr, vec![RawCase::new(text)]);
+        let line = agent.access_line("the dial", |line| line["destination"] == addr.to_string().as_str());
+        assert_eq!(line["route"], route, "{line}");
+    }
+    // The control: another port of the same addresses is nobody's.
+    let missed = client::raw(&pod, (OTHER4, 82), vec![RawCase::new("x")]).remove(0);
+    assert!(matches!(missed.end, End::NotConnected(_)), "{missed:?}");
+    assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "redirected")]), 3.0);
+}
+
+fn config(scene: &Scene, route: Route) -> Config {
+    let mut config = scene.config().route(route.with(IDENTITY, TRUST));
+    config.capture = format!("pod_logs: {}", logs(scene).display());
+    config
+}
+
+fn logs(scene: &Scene) -> std::path::PathBuf {
+    let dir = scene.path("pod-logs");
+    std::fs::create_dir_all(&dir).expect("the world's directory is ours");
+    dir
+}
+
+/// What kubelet does before it starts a pod's first container.
+fn name(scene: &Scene, pod: &Pod, namespace: &str, name: &str) {
+    std::fs::create_dir_all(logs(scene).join(format!("{namespace}_{name}_{}", pod.uid))).expect("made");
+}
+
+fn raw(place: &Place) -> RawAnswer {
+    let text = format!("GET /hello HTTP/1.1\r\nhost: {MANAGER_NAME}\r\nconnection: close\r\n\r\n");
+    client::raw(place, (MANAGER4, 80), vec![RawCase::new(text)]).remove(0)
+}
+
+/// Says what a plaintext request met: whoever speaks TLS for the pod is the agent.
+#[track_caller]
+fn dial(place: &Place) -> Met {
+    let answer = raw(place);
+    match &answer.end {
+        End::NotConnected(why) if why.contains("refused") => Met::Refused,
+        End::Quiet if answer.bytes.is_empty() => Met::Nothing,
+        _ if answer.text().contains("\"tls\":null") => Met::Manager,
+        _ if answer.status() == Some(200) => Met::Agent,
+        _ => panic!("neither: {answer:?}\n{}", answer.text()),
+    }
+}
