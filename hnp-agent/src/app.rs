@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Capture, Node, Turn};
+use crate::capture::{Capture, CaptureError, Node, Turn};
 use crate::config::plan::Plan;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
@@ -25,7 +25,7 @@ use crate::proxy::thread::{self, Parts};
 use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
-use crate::telemetry::readiness::Readiness;
+use crate::telemetry::readiness::{Pending, Readiness};
 use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
 use crate::{admin, identity, observed, trust};
@@ -128,7 +128,7 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
 
     let mut why = "the start failed";
     if failed.is_none() {
-        tasks.spawn(follow_names(&plan, resolver, &readiness, &telemetry, &capture, &tasks));
+        tasks.spawn(follow_names(&plan, resolver, &readiness, starting, &telemetry, &capture, &tasks));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
         let follow =
             upkeep::Follow { capture: capture.clone(), pods, workloads: workloads.clone(), observed };
@@ -138,7 +138,8 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
         if let Some(capture) = &mut *capture.lock() {
             capture.beat(pulses)?;
         }
-        tasks.spawn(upkeep::until_serving(capture.clone(), starting));
+        let beating = readiness.pending("heartbeat", "the workers have not answered yet");
+        tasks.spawn(upkeep::until_serving(capture.clone(), beating));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             cgroup = %node.cgroup().display(),
@@ -176,11 +177,13 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     failed.map_or(Ok(()), |error| Err(error.context(why)))
 }
 
-/// Names as they resolve, and with them what the kernel captures.
+/// Names as they resolve, and with them what the kernel captures. Whoever waits for `starting` waits until
+/// the first destinations were applied: names that are still missing hold readiness down by themselves.
 fn follow_names(
     plan: &Arc<Plan>,
     resolver: Resolver,
     readiness: &Readiness,
+    starting: Pending,
     telemetry: &Arc<Telemetry>,
     capture: &SharedCapture,
     tasks: &Tasks,
@@ -189,8 +192,11 @@ fn follow_names(
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
     let (capture, routes) = (capture.clone(), plan.clone());
+    let mut starting = Some(starting);
     let apply = move |desired: Desired| {
-        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&routes, &desired))
+        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&routes, &desired))?;
+        drop(starting.take());
+        Ok::<_, CaptureError>(())
     };
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
 }

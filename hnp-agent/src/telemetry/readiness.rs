@@ -5,10 +5,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// The set of pending conditions. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     pending: Arc<Mutex<Conditions>>,
+    /// Told whenever the last condition is gone.
+    fulfilled: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +50,18 @@ impl Readiness {
         self.lock().list.is_empty()
     }
 
+    /// Waits until nothing is pending. Safe to drop at any time.
+    pub async fn ready(&self) {
+        loop {
+            // Listens before it looks: what is fulfilled in between is not missed.
+            let fulfilled = self.fulfilled.notified();
+            if self.is_ready() {
+                return;
+            }
+            fulfilled.await;
+        }
+    }
+
     /// What is pending, oldest first: name and why.
     pub fn conditions(&self) -> Vec<(String, String)> {
         self.lock().list.iter().map(|condition| (condition.name.clone(), condition.why.clone())).collect()
@@ -75,7 +91,11 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.readiness.lock().list.retain(|condition| condition.id != self.id);
+        let mut conditions = self.readiness.lock();
+        conditions.list.retain(|condition| condition.id != self.id);
+        if conditions.list.is_empty() {
+            self.readiness.fulfilled.notify_waiters();
+        }
     }
 }
 
@@ -98,6 +118,21 @@ mod tests {
         assert!(!readiness.is_ready());
         drop(second);
         assert!(readiness.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_when_the_last_guard_goes() {
+        let readiness = Readiness::new();
+        readiness.ready().await;
+        let (first, second) = (readiness.pending("a", "a"), readiness.pending("b", "b"));
+        let waits = tokio::time::timeout(std::time::Duration::from_secs(1), readiness.ready());
+        drop(first);
+        assert!(waits.await.is_err(), "one is left");
+        let (told, ()) =
+            tokio::join!(tokio::time::timeout(std::time::Duration::from_secs(1), readiness.ready()), async {
+                drop(second)
+            });
+        told.expect("ready");
     }
 
     #[test]
