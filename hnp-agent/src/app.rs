@@ -28,7 +28,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::{Pending, Readiness};
 use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
-use crate::{admin, identity, observed, trust};
+use crate::{admin, identity, kubernetes, observed, trust};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -135,6 +135,7 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
         tasks.spawn(upkeep::follow_pods(plan.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(capture.clone(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(capture.clone(), readiness.clone(), tasks.token()));
+        look_after_the_startup_taint(&plan, &readiness, &telemetry, &tasks);
         if let Some(capture) = &mut *capture.lock() {
             capture.beat(pulses)?;
         }
@@ -199,6 +200,22 @@ fn follow_names(
         Ok::<_, CaptureError>(())
     };
     keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
+}
+
+/// The node's startup taint, where the Plan names one.
+fn look_after_the_startup_taint(
+    plan: &Plan,
+    readiness: &Readiness,
+    telemetry: &Arc<Telemetry>,
+    tasks: &Tasks,
+) {
+    let Some(cluster) = plan.kubernetes.clone().filter(|cluster| cluster.startup_taint.is_some()) else {
+        return;
+    };
+    let status = Arc::new(kubernetes::TaintStatus::default());
+    let gauges = status.clone();
+    telemetry.register(move |out| gauges.write(out));
+    tasks.spawn(kubernetes::take_off(cluster, readiness.clone(), status, tasks.token()));
 }
 
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.

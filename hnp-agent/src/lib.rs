@@ -11,6 +11,7 @@ pub mod config;
 pub mod crypto;
 pub mod files;
 pub mod identity;
+pub mod kubernetes;
 pub mod observed;
 pub mod proxy;
 pub mod resolve;

@@ -55,6 +55,12 @@ pub const RESOLVER_MIN_TTL: Duration = Duration::from_secs(5);
 /// A TTL of a day must not delay a failover by a day.
 pub const RESOLVER_MAX_TTL: Duration = Duration::from_secs(5 * 60);
 
+/// Where Kubernetes puts a pod's token and the cluster's CA.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Of our own domain, so nobody else's controller adds or removes it; in the words of what others call
+/// such a taint.
+pub const STARTUP_TAINT: &str = "hnp.dev/agent-not-ready";
+
 /// Loopback only: metrics name workloads and upstreams.
 pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15_090);
 /// What log collectors of clusters parse without a rule.

@@ -199,6 +199,12 @@ pub(super) fn upstream(text: &str) -> Value<Url> {
     })
 }
 
+/// The API server's URL, in the form that clients of it take: with its port, without a trailing slash.
+pub(super) fn api_server(text: &str) -> Value<String> {
+    let url = upstream(text)?;
+    Ok(format!("https://{}:{}{}", url.host, url.port, url.base_path))
+}
+
 /// RFC 3986: what a path may hold as it stands (pchar and the slash).
 fn path_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@/".contains(&b)

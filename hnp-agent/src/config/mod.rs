@@ -2,7 +2,7 @@
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
 //! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys. A pure
-//! function from start to end: files that the configuration names are looked at by `hnp-agent check`
+//! function of the text and of `surroundings` (CPUs, a few environment variables) from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
 pub mod defaults;
@@ -12,6 +12,7 @@ mod error;
 mod hosts;
 mod parse;
 mod read;
+mod surroundings;
 mod values;
 mod yaml;
 
@@ -21,6 +22,7 @@ pub use error::{ConfigErrors, LoadError, Mistake};
 pub use values::humane;
 
 use plan::Plan;
+use surroundings::Surroundings;
 
 /// The largest configuration file that is read, in bytes: a hundred routes are some 50 KiB.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -38,7 +40,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Plan, ConfigErrors> {
 /// # Errors
 /// All mistakes, in the order of the file.
 pub fn parse_with_warnings(text: &str, path: &Path) -> Result<(Plan, Vec<Mistake>), ConfigErrors> {
-    parse::plan(text, path, defaults::workers())
+    parse::plan(text, path, &Surroundings::here())
 }
 
 /// Reads a configuration file, with warnings.

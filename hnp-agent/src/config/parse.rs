@@ -9,18 +9,30 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Limits, Log, Mode, Override, Plan,
+    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode, Override, Plan,
     Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
 };
 use super::read::{Reader, Section};
+use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
 use super::yaml::{self, Mark, Node};
 
 /// The name of the trust that stands for the system's roots.
 const SYSTEM: &str = "system";
 
-const TOP: &[&str] =
-    &["capture", "identities", "trusts", "routes", "limits", "resolver", "admin", "log", "drain", "workers"];
+const TOP: &[&str] = &[
+    "capture",
+    "identities",
+    "trusts",
+    "routes",
+    "limits",
+    "resolver",
+    "kubernetes",
+    "admin",
+    "log",
+    "drain",
+    "workers",
+];
 const CAPTURE: &[&str] =
     &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod", "heartbeat", "pod_logs"];
 const IDENTITY: &[&str] = &["certificate", "key"];
@@ -43,6 +55,7 @@ const OVERRIDE: &[&str] = &["namespaces", "enforcement"];
 const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
+const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
 
 /// Every key of the configuration, from the top; the documentation is compared with it.
 #[cfg(test)]
@@ -61,6 +74,7 @@ fn all_keys() -> Vec<String> {
         below("routes[].timeouts", TIMEOUTS),
         below("limits", LIMITS),
         below("resolver", RESOLVER),
+        below("kubernetes", KUBERNETES),
         below("admin", &["listen"]),
         below("log", &["format", "level", "access"]),
         below("drain", &["deadline"]),
@@ -69,8 +83,12 @@ fn all_keys() -> Vec<String> {
     .concat()
 }
 
-/// Text -> Plan and warnings. `workers` is what holds when the text names no number.
-pub(super) fn plan(text: &str, path: &Path, workers: usize) -> Result<(Plan, Vec<Mistake>), ConfigErrors> {
+/// Text -> Plan and warnings. `around` is what holds where the text says nothing.
+pub(super) fn plan(
+    text: &str,
+    path: &Path,
+    around: &Surroundings,
+) -> Result<(Plan, Vec<Mistake>), ConfigErrors> {
     let errors = |mistakes| ConfigErrors { path: path.to_owned(), mistakes };
     let root = yaml::tree(text).map_err(|mistake| errors(vec![mistake]))?.unwrap_or_else(nothing);
     let mut r = Reader::default();
@@ -89,13 +107,14 @@ pub(super) fn plan(text: &str, path: &Path, workers: usize) -> Result<(Plan, Vec
     let plan = Plan {
         limits,
         resolver: resolver(&mut r, &top),
+        kubernetes: kubernetes(&mut r, &top, around),
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
         drain_deadline: {
             let section = r.section(&top, "drain", &["deadline"]);
             r.or(&section, "deadline", defaults::DRAIN_DEADLINE, values::duration)
         },
-        workers: r.or(&top, "workers", workers, values::count(1, 256)),
+        workers: r.or(&top, "workers", around.workers, values::count(1, 256)),
         capture,
         routes,
         identities: identities.list,
@@ -456,6 +475,50 @@ fn resolver(r: &mut Reader, top: &Section<'_>) -> Resolver {
         );
     }
     resolver
+}
+
+fn kubernetes(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Option<Kubernetes> {
+    let s = r.section(top, "kubernetes", KUBERNETES);
+    let api = written_or_around(r, &s, "api", around.api.as_deref(), hosts::api_server);
+    let node_name = written_or_around(r, &s, "node_name", around.node_name.as_deref(), values::node_name);
+    let service_account = r.or(&s, "service_account", defaults::SERVICE_ACCOUNT.into(), values::path);
+    let written = r.optional(&s, "startup_taint", values::taint);
+    if matches!(written, Some(Some(_))) {
+        // Somebody relies on the agent to remove it: what that takes must be there.
+        for (key, known, variable) in [
+            ("api", api.is_some(), "KUBERNETES_SERVICE_HOST"),
+            ("node_name", node_name.is_some(), "NODE_NAME"),
+        ] {
+            if !known && s.get(key).is_none() {
+                let what = format!(
+                    "is missing, and startup_taint needs it; allowed: a value, or the variable {variable}"
+                );
+                r.mistake(s.mark_of("startup_taint"), s.key(key), what);
+            }
+        }
+    }
+    let startup_taint = written.unwrap_or_else(|| Some(defaults::STARTUP_TAINT.into()));
+    Some(Kubernetes { api: api?, service_account, node_name: node_name?, startup_taint })
+}
+
+/// A value as written, or as the environment has it; a mistake names where it came from.
+fn written_or_around<T>(
+    r: &mut Reader,
+    s: &Section<'_>,
+    key: &str,
+    around: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, Wrong>,
+) -> Option<T> {
+    if s.get(key).is_some() {
+        return r.optional(s, key, parse);
+    }
+    match parse(around?) {
+        Ok(value) => Some(value),
+        Err(wrong) => {
+            r.mistake(s.mark, s.key(key), format!("from the environment: {wrong}"));
+            None
+        }
+    }
 }
 
 fn admin(r: &mut Reader, top: &Section<'_>, capture_port: u16) -> Admin {

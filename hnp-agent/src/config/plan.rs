@@ -23,6 +23,8 @@ pub struct Plan {
     pub limits: Limits,
     /// How names are resolved.
     pub resolver: Resolver,
+    /// The cluster this node belongs to; `None` outside of one.
+    pub kubernetes: Option<Kubernetes>,
     /// Health, readiness and metrics.
     pub admin: Admin,
     /// Diagnostics and the access log.
@@ -250,6 +252,20 @@ pub struct Resolver {
     pub min_ttl: Duration,
     /// The longest.
     pub max_ttl: Duration,
+}
+
+/// The cluster this node belongs to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kubernetes {
+    /// The API server: `https://HOST:PORT`, with a base path where there is one.
+    pub api: String,
+    /// Directory with `token` and `ca.crt`, as Kubernetes mounts it into pods.
+    pub service_account: PathBuf,
+    /// The name of this agent's node in the cluster.
+    pub node_name: Arc<str>,
+    /// Key of the taint that new nodes register with and that the agent takes off its own once it is
+    /// ready; `None` leaves all taints alone.
+    pub startup_taint: Option<Arc<str>>,
 }
 
 /// Health, readiness and metrics.

@@ -206,6 +206,55 @@ pub(super) fn listen(text: &str) -> Value<Option<SocketAddr>> {
     }
 }
 
+/// The name of a node: a DNS subdomain (RFC 1123), as Kubernetes wants it.
+pub(super) fn node_name(text: &str) -> Value<Arc<str>> {
+    if subdomain(text) {
+        Ok(text.into())
+    } else {
+        Err(Wrong::not(
+            text,
+            "a node's name",
+            "lower-case letters, digits, dashes and dots, such as worker-1",
+        ))
+    }
+}
+
+/// The key of a taint, or `off`: `PREFIX/NAME`, a DNS subdomain and a name. Kubernetes allows keys without
+/// a prefix; those belong to the people of one cluster, and no agent should remove them.
+pub(super) fn taint(text: &str) -> Value<Option<Arc<str>>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let end = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let good = text.split_once('/').is_some_and(|(prefix, name)| {
+        let bytes = name.as_bytes();
+        subdomain(prefix)
+            && bytes.len() <= 63
+            && end(bytes.first())
+            && end(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    });
+    if good {
+        Ok(Some(text.into()))
+    } else {
+        const ALLOWED: &str = "PREFIX/NAME such as hnp.dev/agent-not-ready, without value and effect, or off";
+        Err(Wrong::not(text, "the key of a taint", ALLOWED))
+    }
+}
+
+/// RFC 1123, in lower case.
+fn subdomain(text: &str) -> bool {
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        !bytes.is_empty()
+            && bytes.len() <= 63
+            && !bytes.starts_with(b"-")
+            && !bytes.ends_with(b"-")
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
 /// The word that was probably meant, if one is near enough.
 pub(super) fn nearest<'a>(written: &str, words: &[&'a str]) -> Option<&'a str> {
     let written = written.to_lowercase();
@@ -281,6 +330,23 @@ mod tests {
         assert_eq!(count(0, 10)("0"), Ok(0));
         assert!(count(0, 10)("11").is_err() && count(0, 10)("+1").is_err() && count(0, 10)("").is_err());
         assert!(port("0").is_err() && port("65536").is_err() && port("080").is_ok());
+    }
+
+    #[test]
+    fn nodes_and_taints() {
+        for text in ["worker-1", "ip-10-0-0-1.eu.internal", "a", "1"] {
+            assert!(node_name(text).is_ok(), "{text}");
+        }
+        for text in ["", "Worker", "a_b", "-a", "a.", "a/b", &"a".repeat(254)] {
+            assert!(node_name(text).is_err(), "{text}");
+        }
+        for text in ["hnp.dev/agent-not-ready", "a/B_c.d", "node.cilium.io/agent-not-ready"] {
+            assert_eq!(taint(text), Ok(Some(text.into())));
+        }
+        assert_eq!(taint("off"), Ok(None));
+        for text in ["", "agent-not-ready", "a/", "/b", "a/b/c", "a/b=c", "a/b:NoSchedule", "A/b", "a/-b"] {
+            assert!(taint(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -280,6 +280,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(300),
         },
+        kubernetes: None,
         admin: Admin { listen: None },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },
         drain_deadline: Duration::from_secs(1),

@@ -7,8 +7,17 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::config::plan::{Log, LogFormat};
 
 /// Libraries that talk at `info` about things only their authors need.
-const QUIET: [&str; 6] =
-    ["hickory_proto=warn", "hickory_resolver=warn", "hyper=warn", "rustls=warn", "mio=warn", "notify=warn"];
+const QUIET: [&str; 8] = [
+    "hickory_proto=warn",
+    "hickory_resolver=warn",
+    "hyper=warn",
+    // An error a request; what it amounts to is said by the room that asked.
+    "kube_client=off",
+    "rustls=warn",
+    "mio=warn",
+    "notify=warn",
+    "tower=warn",
+];
 
 /// Why diagnostics could not be set up.
 #[derive(Debug, thiserror::Error)]

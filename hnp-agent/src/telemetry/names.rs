@@ -63,6 +63,8 @@ metrics! {
     TRUST_ROOTS = "hnp_trust_roots", Gauge, "Roots of the trust in use";
     TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots that were refused";
     TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
+    STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
+    STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     READY = "hnp_ready", Gauge, "1 when nothing is pending";
     WORKERS = "hnp_workers", Gauge, "Worker threads";
     BUILD = "hnp_build_info", Gauge, "Always 1; the version is a label";

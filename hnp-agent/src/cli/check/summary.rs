@@ -122,6 +122,16 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 humane(resolver.grace)
             ),
         ),
+        (
+            "startup taint",
+            match &plan.kubernetes {
+                None => "off: no cluster is known".into(),
+                Some(cluster) => match &cluster.startup_taint {
+                    None => "off".into(),
+                    Some(key) => format!("{key} on node {}, {}", cluster.node_name, cluster.api),
+                },
+            },
+        ),
         ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
         (
             "log",

@@ -27,6 +27,7 @@ routes:
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
+kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait}
 admin: {listen: "0.0.0.0:9090"}
 log: {format: text, level: debug, access: false}
 drain: {deadline: 7s}
@@ -43,12 +44,24 @@ routes:
     identity: c
 ";
 
+/// A machine that belongs to no cluster.
+fn alone(workers: usize) -> Surroundings {
+    Surroundings { workers, ..Surroundings::default() }
+}
+
+/// A pod of a cluster.
+fn in_a_cluster() -> Surroundings {
+    Surroundings { node_name: Some("worker-1".into()), api: Some("https://10.96.0.1:443".into()), ..alone(1) }
+}
+
 fn read(text: &str) -> Plan {
-    plan(text, Path::new("hnp.yaml"), 5).map(|(plan, _)| plan).unwrap_or_else(|errors| panic!("{errors}"))
+    plan(text, Path::new("hnp.yaml"), &alone(5))
+        .map(|(plan, _)| plan)
+        .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 fn mistakes(text: &str) -> String {
-    plan(text, Path::new("hnp.yaml"), 5).expect_err("it has mistakes").to_string()
+    plan(text, Path::new("hnp.yaml"), &alone(5)).expect_err("it has mistakes").to_string()
 }
 
 #[test]
@@ -83,6 +96,13 @@ fn every_key_is_read() {
         (plan.resolver.grace, plan.resolver.min_ttl, plan.resolver.max_ttl),
         (seconds(60), seconds(1), seconds(2))
     );
+    let kubernetes = Kubernetes {
+        api: "https://[fd00::1]:6443".into(),
+        service_account: "/sa".into(),
+        node_name: "n1".into(),
+        startup_taint: Some("example.org/wait".into()),
+    };
+    assert_eq!(plan.kubernetes, Some(kubernetes));
     assert_eq!(plan.admin.listen, Some("0.0.0.0:9090".parse().unwrap()));
     assert_eq!((plan.log.level.as_str(), plan.log.access), ("debug", false));
     assert_eq!((plan.drain_deadline, plan.workers), (seconds(7), 3));
@@ -100,6 +120,37 @@ fn a_small_configuration_gets_the_defaults() {
     assert_eq!(plan.trusts[route.trust].roots, Roots::System);
     assert_eq!(plan.admin.listen, Some(defaults::ADMIN_LISTEN));
     assert_eq!(plan.workers, 5);
+    assert_eq!(plan.kubernetes, None);
+}
+
+#[test]
+fn the_startup_taint_is_on_where_the_cluster_and_the_node_are_known() {
+    let read = |text: &str, around: &Surroundings| {
+        let (plan, warnings) = plan(text, Path::new("x"), around).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(warnings, []);
+        plan.kubernetes
+    };
+    let found = read(SMALL, &in_a_cluster()).unwrap();
+    assert_eq!((&*found.node_name, found.api.as_str()), ("worker-1", "https://10.96.0.1:443"));
+    assert_eq!(found.startup_taint.as_deref(), Some(defaults::STARTUP_TAINT));
+    assert_eq!(found.service_account, Path::new(defaults::SERVICE_ACCOUNT));
+
+    let off = read(&format!("{SMALL}kubernetes: {{startup_taint: off}}\n"), &in_a_cluster()).unwrap();
+    assert_eq!(off.startup_taint, None);
+    // A machine may have such a variable for reasons of its own.
+    let node_only = Surroundings { api: None, ..in_a_cluster() };
+    assert_eq!(read(SMALL, &node_only), None);
+    assert_eq!(read(&format!("{SMALL}kubernetes: {{startup_taint: off}}\n"), &alone(1)), None);
+
+    let asked = format!("{SMALL}kubernetes: {{startup_taint: hnp.dev/x}}\n");
+    let errors = plan(&asked, Path::new("x"), &alone(1)).unwrap_err().to_string();
+    assert!(
+        errors.contains("kubernetes.api: is missing") && errors.contains("variable NODE_NAME"),
+        "{errors}"
+    );
+    let odd = Surroundings { node_name: Some("Not A Node".into()), ..in_a_cluster() };
+    let errors = plan(SMALL, Path::new("x"), &odd).unwrap_err().to_string();
+    assert!(errors.contains("kubernetes.node_name: from the environment: \"Not A Node\""), "{errors}");
 }
 
 #[test]
@@ -262,7 +313,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_reader_panic(text in prop_oneof![any::<String>(), shuffled(), damaged()]) {
-        match plan(&text, Path::new("x"), 1) {
+        match plan(&text, Path::new("x"), &alone(1)) {
             Ok((plan, _)) => {
                 prop_assert!(!plan.routes.is_empty());
                 for route in &plan.routes {
@@ -281,7 +332,7 @@ proptest! {
 #[test]
 fn the_configuration_to_start_from_is_one() {
     let text = include_str!("../../../../deploy/hnp.yaml");
-    let (plan, warnings) = plan(text, Path::new("deploy/hnp.yaml"), 2).expect("no mistakes");
+    let (plan, warnings) = plan(text, Path::new("deploy/hnp.yaml"), &alone(2)).expect("no mistakes");
     assert_eq!(warnings, []);
     assert_eq!(plan.routes.len(), 1);
 }
