@@ -19,6 +19,7 @@ mod other_names;
 mod privileges;
 mod restart;
 mod rotation;
+mod startup_taint;
 mod upstream_failures;
 mod vendor_certificate;
 mod world;

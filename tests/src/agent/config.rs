@@ -26,6 +26,10 @@ pub struct Config {
     pub capture: String,
     /// The content of `limits`, without braces.
     pub limits: String,
+    /// The content of `kubernetes`, without braces.
+    pub kubernetes: String,
+    /// Environment variables of the agent, as a pod's specification sets them.
+    pub env: Vec<(&'static str, String)>,
     identities: Vec<(String, Files)>,
     trusts: Vec<(String, PathBuf)>,
     routes: Vec<Route>,
@@ -48,6 +52,8 @@ impl Config {
             ),
             capture: String::new(),
             limits: String::new(),
+            kubernetes: String::new(),
+            env: Vec::new(),
             identities: Vec::new(),
             trusts: Vec::new(),
             routes: Vec::new(),
@@ -104,6 +110,9 @@ impl Config {
             writeln!(text, "limits: {{{}}}", self.limits)?;
         }
         writeln!(text, "resolver: {{{resolver}}}")?;
+        if !self.kubernetes.is_empty() {
+            writeln!(text, "kubernetes: {{{}}}", self.kubernetes)?;
+        }
         writeln!(text, "admin: {{listen: \"{admin}\"}}")?;
         writeln!(text, "log: {{format: json, level: info, access: true}}")?;
         writeln!(text, "drain: {{deadline: {drain}}}\nworkers: {workers}")?;

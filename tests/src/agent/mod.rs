@@ -62,7 +62,11 @@ impl Agent {
     #[track_caller]
     pub fn spawn(place: Place, config: &Config, capabilities: &[u8]) -> Self {
         let path = write_config(&place.world, config);
-        let running = command(&place, "run", &path).capabilities(capabilities).spawn();
+        let mut command = command(&place, "run", &path).capabilities(capabilities);
+        for (key, value) in &config.env {
+            command = command.env(key, value);
+        }
+        let running = command.spawn();
         Self { running, place, admin: config.admin }
     }
 
