@@ -53,7 +53,10 @@ pub(super) enum ApiError {
         /// The server's words.
         message: String,
     },
-    /// No answer, or none that is one.
+    /// The server answered something that is no node.
+    #[error("the API server's answer cannot be read: {0}")]
+    Unreadable(serde_json::Error),
+    /// No answer.
     #[error("{0}")]
     Unreachable(String),
 }
@@ -75,7 +78,7 @@ pub(super) enum Cause {
     NoSuchNode,
     /// 409 and 422: the node was changed at the same time
     Conflict,
-    /// Any other answer
+    /// Any other answer, and one that cannot be read
     ServerError,
 }
 
@@ -138,16 +141,20 @@ impl ApiError {
             Self::Refused { code: 403, .. } => Cause::Forbidden,
             Self::Refused { code: 404, .. } => Cause::NoSuchNode,
             Self::Refused { code: 409 | 422, .. } => Cause::Conflict,
-            Self::Refused { .. } => Cause::ServerError,
+            Self::Refused { .. } | Self::Unreadable(_) => Cause::ServerError,
         }
     }
 }
 
 impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
-        if let kube::Error::Api(status) = error {
-            return Self::Refused { code: status.code, message: status.message };
-        }
+        let error = match error {
+            kube::Error::Api(status) => {
+                return Self::Refused { code: status.code, message: status.message };
+            }
+            kube::Error::SerdeError(error) => return Self::Unreadable(error),
+            other => other,
+        };
         let mut text = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(deeper) = source {

@@ -336,3 +336,20 @@ fn the_configuration_to_start_from_is_one() {
     assert_eq!(warnings, []);
     assert_eq!(plan.routes.len(), 1);
 }
+
+#[test]
+fn what_is_deployed_agrees_with_the_defaults() {
+    let daemonset = include_str!("../../../../deploy/daemonset.yaml");
+    let port = defaults::ADMIN_LISTEN.port();
+    for (what, times) in
+        [("name: NODE_NAME".into(), 1), (format!("host: {}, port: {port}", defaults::ADMIN_LISTEN.ip()), 2)]
+    {
+        assert_eq!(daemonset.matches(&what).count(), times, "{what}");
+    }
+    let grace = daemonset.split("terminationGracePeriodSeconds: ").nth(1).unwrap().lines().next().unwrap();
+    assert!(grace.parse::<u64>().unwrap() > defaults::DRAIN_DEADLINE.as_secs());
+    let bpffs = Path::new(defaults::BPFFS).parent().unwrap().display().to_string();
+    assert!(daemonset.contains(&format!("name: bpffs, mountPath: {bpffs},")));
+    let doc = include_str!("../../../../docs/startup.md");
+    assert!(doc.contains(&format!("{{key: {}, effect: NoSchedule}}", defaults::STARTUP_TAINT)));
+}
