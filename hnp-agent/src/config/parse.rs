@@ -9,8 +9,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode, Override, Plan,
-    Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
+    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode, Override,
+    Plan, Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
