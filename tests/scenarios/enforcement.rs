@@ -182,6 +182,26 @@ fn ranges_are_destinations_and_the_narrowest_holds() {
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "redirected")]), 3.0);
 }
 
+#[test]
+fn before_the_first_agent_strict_addresses_are_refused_by_the_early_unit() {
+    let scene = Scene::for_test();
+    let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    assert_eq!(dial(&pod), Met::Manager, "the control: nothing is enforced after a boot");
+    let config = config(&scene, Route::strict("manager", DESTINATIONS, UPSTREAM));
+    let enforced = Agent::enforce(&scene.agent_place(), &config);
+    assert!(enforced.status.success(), "{enforced}");
+    for words in ["198.18.0.9:80 is refused until an agent runs", "manager.hnp.test:80 is a name, and open"] {
+        assert!(enforced.text().contains(words), "{words}: {enforced}");
+    }
+    assert_eq!(dial(&pod), Met::Refused);
+    let agent = Agent::start(&scene, &config);
+    assert_eq!(dial(&pod), Met::Agent, "the agent takes over from what was left");
+    let again = Agent::enforce(&scene.agent_place(), &config);
+    assert!(again.status.success() && again.text().contains("an agent is running"), "{again}");
+    assert_eq!(dial(&pod), Met::Agent);
+    drop(agent);
+}
+
 fn config(scene: &Scene, route: Route) -> Config {
     let mut config = scene.config().route(route.with(IDENTITY, TRUST));
     config.capture = format!("pod_logs: {}", logs(scene).display());

@@ -14,6 +14,7 @@ mod cleanup;
 mod counters;
 mod destinations;
 mod error;
+mod examine;
 mod exempt;
 mod flows;
 mod foreign;
@@ -37,6 +38,7 @@ use hnp_common::layout::{FlowKey, Range};
 
 pub use cleanup::{Cleaned, clean_up};
 pub use error::{CaptureError, Missing};
+pub use examine::{Finding, State, examine};
 pub use foreign::Foreign;
 pub use observed::Observation;
 pub use overrides::PodFacts;

@@ -4,6 +4,8 @@
 
 pub mod check;
 pub mod cleanup;
+pub mod doctor;
+pub mod enforce;
 pub mod explain;
 pub mod observed;
 pub mod run;
@@ -26,6 +28,10 @@ enum Command {
     Run(run::Args),
     /// Read a configuration, the certificates and roots it names, and say what it amounts to.
     Check(check::CheckArgs),
+    /// Look at this node: what its kernel lacks, what is attached, whether anybody serves.
+    Doctor(doctor::Args),
+    /// Refuse what strict routes name until an agent runs: for the time after a boot.
+    Enforce(enforce::Args),
     /// End the enforcement that outlived an agent: remove programs, pins and routes, and prove it.
     Cleanup(cleanup::Args),
     /// List the workloads that dial destinations under `enforcement: observe`.
@@ -39,6 +45,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Enforce(args) => enforce::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Observed(args) => observed::run(&args),
         Command::Explain(args) => explain::run(&args),

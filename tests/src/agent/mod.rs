@@ -79,6 +79,15 @@ impl Agent {
         command(place, "check", &write_config(&place.world, config)).run()
     }
 
+    /// Runs `hnp-agent enforce` on a configuration.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn enforce(place: &Place, config: &Config) -> Finished {
+        command(place, "enforce", &write_config(&place.world, config)).run()
+    }
+
     /// Runs one of the agent's other commands where the agent runs, with all its privileges.
     ///
     /// # Panics

@@ -1,0 +1,182 @@
+//! Looks at a node as it is: what its kernel has and lacks, what is attached, and whether anybody serves.
+//! Touches nothing; works beside a running agent and without one.
+
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
+use hnp_common::layout::{Destination, DestinationKey, Heartbeat, enforcement};
+
+use super::attach::PROGRAMS;
+use super::former::Former;
+use super::{CaptureError, Node, foreign, pins, sys};
+use crate::clock::monotonic_ns;
+use crate::config::plan;
+
+/// How a thing is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum State {
+    /// As it should be.
+    Good,
+    /// It works, otherwise or less.
+    Degraded,
+    /// Something does not work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// What it is about: `node`, `kernel`, `programs`, `agent`, `destinations`.
+    pub area: &'static str,
+    /// What was looked at.
+    pub what: String,
+    /// How it is.
+    pub state: State,
+    /// What follows from it, and what to do.
+    pub detail: String,
+}
+
+impl Finding {
+    fn new(area: &'static str, what: impl Into<String>, state: State, detail: impl Into<String>) -> Self {
+        Self { area, what: what.into(), state, detail: detail.into() }
+    }
+}
+
+/// Looks at everything capture depends on.
+pub fn examine(plan: &plan::Capture) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let node = match Node::check(plan) {
+        Ok(node) => {
+            findings.push(Finding::new("node", "cgroup", State::Good, node.cgroup.path.display().to_string()));
+            Some(node)
+        }
+        Err(CaptureError::Preflight(missing)) => {
+            for lack in missing {
+                let detail = format!("needed: {}; do: {}", lack.why, lack.fix);
+                findings.push(Finding::new("node", lack.what, State::Bad, detail));
+            }
+            None
+        }
+        Err(error) => {
+            findings.push(Finding::new("node", "check", State::Bad, error.to_string()));
+            None
+        }
+    };
+    findings.extend(kernel());
+    if let Some(node) = &node {
+        if let Err(error) = foreign::check(&node.cgroup, PROGRAMS.map(|(_, attach_type)| attach_type)) {
+            findings.push(Finding::new("node", "other programs", State::Bad, error.to_string()));
+        }
+    }
+    findings.extend(programs(plan, node.as_ref()));
+    findings.extend(agent(&plan.bpffs));
+    findings.extend(destinations(&plan.bpffs));
+    findings
+}
+
+/// What kernels lack that there is another way for; each with what follows.
+fn kernel() -> Vec<Finding> {
+    let hook = ProgramType::CgroupSockAddr;
+    let set_retval = matches!(is_helper_supported(hook, BpfHelper::BPF_FUNC_set_retval), Ok(true));
+    let features = [
+        (
+            "bpf_set_retval (Linux 5.18)",
+            set_retval,
+            "a refused connect() is sent to a closed port of the caller's own loopback, which gives the same \
+             ECONNREFUSED; a refused datagram gives EPERM instead",
+        ),
+        (
+            "network namespace cookies (Linux 5.14)",
+            sys::netns_cookie().is_ok(),
+            "the agent's port is kept from every process below kubepods, also in network namespaces of their own",
+        ),
+    ];
+    let finding = |(what, there, without): (&str, bool, &str)| {
+        let (state, detail) = if there { (State::Good, "there") } else { (State::Degraded, without) };
+        Finding::new("kernel", what, state, detail)
+    };
+    features.map(finding).into()
+}
+
+fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
+    let link = |program: &str| plan.bpffs.join("links").join(program);
+    if !PROGRAMS.iter().any(|(program, _)| link(program).exists()) {
+        let detail = "none is pinned: nothing is enforced on this node";
+        return vec![Finding::new("programs", "links", State::Degraded, detail)];
+    }
+    let look = |(program, _): (&'static str, u32)| {
+        let info = match sys::open_pin(&link(program)).map(|fd| fd.map(|fd| sys::link_info(fd.as_fd()))) {
+            Ok(Some(Ok(info))) => info,
+            Ok(None) => return Finding::new("programs", program, State::Bad, "not pinned: restart the agent"),
+            Ok(Some(Err(error))) | Err(error) => {
+                return Finding::new("programs", program, State::Bad, format!("cannot be looked at: {error}"));
+            }
+        };
+        let here = node.map(|node| (node.cgroup.id, node.cgroup.path.display().to_string()));
+        match here {
+            Some((id, path)) if id == info.cgroup_id => {
+                Finding::new("programs", program, State::Good, format!("program {} on {path}", info.program_id))
+            }
+            _ if info.cgroup_id == 0 => {
+                let detail = "its cgroup is gone: it sees nothing. The agent attaches anew within a second; is it running?";
+                Finding::new("programs", program, State::Bad, detail)
+            }
+            _ => {
+                let detail = format!("hangs on another cgroup ({}) than the one pods are in", info.cgroup_id);
+                Finding::new("programs", program, State::Bad, detail)
+            }
+        }
+    };
+    PROGRAMS.map(look).into()
+}
+
+fn agent(bpffs: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Ok(former) = Former::open(bpffs)
+        && !former.is_empty()
+    {
+        findings.push(Finding::new("agent", "pinned by version", State::Good, former.version()));
+    }
+    let running = fs::metadata(bpffs).is_ok_and(|meta| pins::is_locked(meta.ino()));
+    let stamp = open::<Array<MapData, Heartbeat>>(bpffs, "HEARTBEAT").and_then(|map| map.get(&0, 0).ok());
+    let (state, detail) = match stamp {
+        None => (State::Degraded, "no agent has run since the last boot or cleanup".to_owned()),
+        Some(Heartbeat { stamp_ns: 0, .. }) => {
+            (State::Bad, "no agent serves: strict destinations are refused, loose ones direct".to_owned())
+        }
+        Some(Heartbeat { stamp_ns, limit_ns }) => {
+            let age = monotonic_ns().saturating_sub(stamp_ns);
+            let words = format!("{} ms old, {} ms are allowed", age / 1_000_000, limit_ns / 1_000_000);
+            if age <= limit_ns {
+                (State::Good, words)
+            } else {
+                (State::Bad, format!("{words}: strict destinations are refused, loose ones direct"))
+            }
+        }
+    };
+    findings.push(Finding::new("agent", "heartbeat", state, detail));
+    let (state, detail) = if running { (State::Good, "held") } else { (State::Degraded, "free: no agent is running") };
+    findings.push(Finding::new("agent", "lock", state, detail));
+    findings
+}
+
+fn destinations(bpffs: &Path) -> Vec<Finding> {
+    let Some(map) = open::<HashMap<MapData, DestinationKey, Destination>>(bpffs, "DESTINATIONS") else {
+        return Vec::new();
+    };
+    let all: Vec<_> = map.iter().flatten().map(|(_, destination)| destination.enforcement).collect();
+    let strict = all.iter().filter(|number| **number == enforcement::STRICT).count();
+    let detail = format!("{} addresses, {strict} of them strict", all.len());
+    vec![Finding::new("destinations", "captured", State::Good, detail)]
+}
+
+/// A pinned map, if it is there and of this build's shape.
+fn open<T: TryFrom<Map, Error = MapError>>(bpffs: &Path, name: &str) -> Option<T> {
+    let data = MapData::from_pin(pins::maps_dir(bpffs).join(name)).ok()?;
+    T::try_from(Map::from_map_data(data).ok()?).ok()
+}
