@@ -7,6 +7,8 @@ mod bad_requests;
 mod bad_responses;
 mod bulk;
 mod capture_rules;
+mod churn;
+mod crash;
 mod drain;
 mod enforcement;
 mod http_semantics;

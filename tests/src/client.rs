@@ -72,6 +72,15 @@ pub enum Job {
         /// For how long.
         seconds: f64,
     },
+    /// A new connection with one request at a fixed rate, whatever becomes of the others.
+    Storm {
+        /// Where to.
+        target: Target,
+        /// Connections per second.
+        rate: u64,
+        /// For how long.
+        seconds: f64,
+    },
     /// Each case on a connection of its own: exact bytes out, all bytes in.
     Raw {
         /// The address to dial.
@@ -206,6 +215,35 @@ pub struct Report {
     pub sha256: String,
     /// One per case ([`Job::Raw`]).
     pub answers: Vec<RawAnswer>,
+    /// One per connection, in the order of their ends ([`Job::Storm`]).
+    pub dials: Vec<Dial>,
+}
+
+/// One connection of a [`Job::Storm`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Dial {
+    /// When it began, in microseconds since 1970.
+    pub at_us: u64,
+    /// How long it took to its end, in microseconds.
+    pub took_us: u64,
+    /// What became of it.
+    pub met: Met,
+}
+
+/// What a plaintext request of a storm met.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Met {
+    /// The manager answered, and saw TLS: an agent carried the request.
+    Carried,
+    /// The manager answered, and saw plaintext.
+    Direct,
+    /// connect() gave ECONNREFUSED.
+    Refused,
+    /// connect() gave something else.
+    NotConnected,
+    /// The connection was made, and broke before the answer was whole.
+    Broken,
 }
 
 impl Report {

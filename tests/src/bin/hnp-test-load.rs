@@ -5,10 +5,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hnp_tests::client::{End, Job, RawAnswer, RawCase, Report, Target};
+use hnp_tests::client::{Dial, End, Job, Met, RawAnswer, RawCase, Report, Target};
 use hnp_tests::pattern::{Pattern, hex};
 use hnp_tests::wire::{Framing, Wire};
 use sha2::{Digest as _, Sha256};
@@ -39,6 +39,9 @@ async fn perform(job: Job) -> Result<Report> {
         Job::Held { targets, connections } => Ok(held(targets, connections).await),
         Job::Steady { target, rate, connections, seconds } => {
             Ok(steady(target, rate, connections, Duration::from_secs_f64(seconds)).await)
+        }
+        Job::Storm { target, rate, seconds } => {
+            Ok(storm(target, rate, Duration::from_secs_f64(seconds)).await)
         }
         Job::Raw { addr, cases } => {
             let mut answers = Vec::new();
@@ -216,6 +219,58 @@ async fn steady(target: Target, rate: u64, connections: u64, length: Duration) -
     }
     while tasks.join_next().await.is_some() {}
     tally.into_report()
+}
+
+/// Dials at a fixed rate, and notes what became of each.
+async fn storm(target: Target, rate: u64, length: Duration) -> Report {
+    let tally = Arc::new(Tally::default());
+    let target = Arc::new(target);
+    let dials = Arc::new(Mutex::new(Vec::new()));
+    let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate as f64));
+    // A hiccup of the machine is made up for: the rate is an average.
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let end = TokioInstant::now() + length;
+    let mut tasks = JoinSet::new();
+    while TokioInstant::now() < end {
+        tick.tick().await;
+        while tasks.try_join_next().is_some() {}
+        let (tally, target, dials) = (Arc::clone(&tally), Arc::clone(&target), Arc::clone(&dials));
+        tasks.spawn(async move {
+            let (at, began) = (SystemTime::now(), Instant::now());
+            let met = timeout(PATIENCE, one_dial(&target, &tally.token())).await.unwrap_or(Met::Broken);
+            let at_us = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
+            let dial = Dial {
+                at_us: u64::try_from(at_us).unwrap_or(0),
+                took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+                met,
+            };
+            dials.lock().expect("no panic while held").push(dial);
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    let dials = std::mem::take(&mut *dials.lock().expect("no panic while held"));
+    Report { dials, ..Report::default() }
+}
+
+async fn one_dial(target: &Target, token: &str) -> Met {
+    let stream = match TcpStream::connect(target.addr).await {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Met::Refused,
+        Err(_) => return Met::NotConnected,
+    };
+    let mut wire = Wire::new(Box::new(stream), Arc::default());
+    let Target { host, path, .. } = target;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\nconnection: close\r\n\r\n");
+    if wire.write(request.as_bytes()).await.is_err() {
+        return Met::Broken;
+    }
+    match read_answer(&mut wire).await {
+        Ok(answer) if check(&answer, target, token).is_ok() => {
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            if body["tls"].is_null() { Met::Direct } else { Met::Carried }
+        }
+        Ok(_) | Err(_) => Met::Broken,
+    }
 }
 
 async fn dial(target: &Target) -> Result<Wire> {

@@ -15,6 +15,7 @@ mod world;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Instant;
@@ -25,8 +26,8 @@ pub use self::remains::{leftovers, remove, sweep};
 pub use self::world::World;
 
 use self::world::{container_id, uid};
-use crate::cgroup::{Driver, Qos};
-use crate::netns::Netns;
+use crate::cgroup::{self, Driver, Qos};
+use crate::netns::{self, Netns};
 use crate::process::Place;
 use crate::tools;
 
@@ -124,6 +125,20 @@ impl Topology {
         match self.world.make_pod(&self.world, qos) {
             Ok(pod) => pod,
             Err(error) => panic!("making a pod: {error:#}"),
+        }
+    }
+
+    /// Removes a pod as kubelet would: its processes, its cgroup, its network.
+    ///
+    /// # Panics
+    /// When something of it remains.
+    #[track_caller]
+    pub fn delete(&self, pod: Pod) {
+        let (netns, pod_cgroup) = (pod.netns().name().to_owned(), pod.cgroup().parent().map(Path::to_owned));
+        drop(pod);
+        let gone = cgroup::remove_tree(&pod_cgroup.expect("a container's cgroup is in its pod's"));
+        if let Err(error) = gone.and_then(|()| netns::remove(&netns)) {
+            panic!("deleting a pod: {error:#}");
         }
     }
 

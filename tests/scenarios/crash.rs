@@ -1,0 +1,176 @@
+//! kill -9 of the agent, again and again, under a thousand connections a second: strict lets nothing by
+//! in the clear and refuses at once, loose goes direct while nobody answers, and service comes back with
+//! the next agent.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::client::{self, Dial, Job, Met, Report, Target};
+use hnp_tests::manager::Manager;
+use hnp_tests::process::Running;
+use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod};
+
+/// How often it is killed.
+const KILLS: usize = 20;
+/// New connections a second.
+const RATE: u64 = 1000;
+/// Ten times the ten milliseconds in which a refusal must come.
+const REFUSAL: Duration = Duration::from_millis(100);
+/// Ten times the second in which service must be back once the agent is.
+const BACK: Duration = Duration::from_secs(10);
+
+#[test]
+fn strict_refuses_at_once_and_lets_nothing_by() {
+    let _alone = topology::alone();
+    let crash = Crash::new(Route::strict("manager", DESTINATIONS, UPSTREAM));
+    let storm = crash.storm(KILLS as f64 * 1.5 + 4.0);
+    let mut restarts = Vec::new();
+    let mut agent = crash.start();
+    for _ in 0..KILLS {
+        let killed = now_us();
+        agent.kill();
+        // Long enough for some hundred dials against nobody.
+        let until = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+            std::thread::yield_now();
+        }
+        let restarted = now_us();
+        agent = crash.start();
+        restarts.push((killed, restarted, now_us()));
+    }
+    let dials = finish(storm);
+    assert!(dials.iter().all(|dial| dial.met != Met::Direct), "a request went direct");
+    assert_eq!(crash.plaintext(), 0, "the manager saw plaintext");
+    let mut worst = Worst::default();
+    for (killed, restarted, ready) in restarts {
+        let dead: Vec<_> = dials.iter().filter(|dial| dial.at_us > killed + 5_000 && dial.at_us < restarted).collect();
+        assert!(dead.len() > 50, "only {} dials while it was dead", dead.len());
+        for dial in &dead {
+            assert_eq!(dial.met, Met::Refused, "{dial:?} while no agent was there");
+            worst.refusal = worst.refusal.max(dial.took_us);
+        }
+        let served = |dial: &&Dial| dial.met == Met::Carried && dial.at_us > restarted;
+        let first = dials.iter().filter(served).map(|dial| dial.at_us).min().expect("service came back");
+        worst.start = worst.start.max(ready - restarted);
+        worst.back = worst.back.max(first.saturating_sub(restarted));
+    }
+    worst.tell(&dials);
+    assert!(Duration::from_micros(worst.refusal) < REFUSAL, "{worst:?}");
+    assert!(Duration::from_micros(worst.back) < BACK, "{worst:?}");
+    drop(agent);
+}
+
+#[test]
+fn loose_goes_direct_while_nobody_answers_and_is_captured_again() {
+    let _alone = topology::alone();
+    let crash = Crash::new(Route::loose("manager", DESTINATIONS, UPSTREAM));
+    // Fewer kills: each waits for the heartbeat to go stale.
+    const KILLS: usize = 4;
+    let storm = crash.storm(KILLS as f64 * 5.0 + 4.0);
+    let mut spans = Vec::new();
+    let mut agent = crash.start();
+    for _ in 0..KILLS {
+        let killed = now_us();
+        agent.kill();
+        let until = Instant::now() + Duration::from_millis(3200);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+        let restarted = now_us();
+        agent = crash.start();
+        spans.push((killed, restarted, now_us()));
+        let until = Instant::now() + Duration::from_millis(700);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+    let dials = finish(storm);
+    let mut worst = Worst::default();
+    for (killed, restarted, ready) in spans {
+        let direct = |dial: &&Dial| dial.met == Met::Direct && dial.at_us > killed && dial.at_us < restarted;
+        let first = dials.iter().filter(direct).map(|dial| dial.at_us).min().expect("direct while nobody answers");
+        worst.direct = worst.direct.max(first - killed);
+        let after = dials.iter().filter(|dial| dial.at_us > ready + 100_000 && dial.at_us < ready + 600_000);
+        assert!(after.clone().count() > 50);
+        for dial in after {
+            assert_eq!(dial.met, Met::Carried, "{dial:?}: captured again");
+        }
+    }
+    worst.tell(&dials);
+    assert!(Duration::from_micros(worst.direct) < Duration::from_secs(20), "{worst:?}");
+    drop(agent);
+}
+
+struct Crash {
+    scene: Scene,
+    manager: Manager,
+    pod: Pod,
+    config: Config,
+}
+
+impl Crash {
+    fn new(route: Route) -> Self {
+        let scene = Scene::for_test();
+        // It takes plaintext gladly: nothing but hnp keeps it away.
+        let manager = scene.loose_manager("manager", 80);
+        let config = scene.config().route(route.with(IDENTITY, TRUST));
+        Self { pod: scene.pod(), manager, config, scene }
+    }
+
+    fn start(&self) -> Agent {
+        Agent::start(&self.scene, &self.config)
+    }
+
+    fn storm(&self, seconds: f64) -> Running {
+        // The first agent is there before the first dial.
+        drop(self.start());
+        let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
+        client::load(&self.pod, &Job::Storm { target, rate: RATE, seconds }).spawn()
+    }
+
+    fn plaintext(&self) -> usize {
+        self.manager.requests().iter().filter(|request| request.tls.is_none()).count()
+    }
+}
+
+fn finish(storm: Running) -> Vec<Dial> {
+    let report: Report = storm.wait(Duration::from_secs(120)).json();
+    report.dials
+}
+
+/// The largest of each, in microseconds.
+#[derive(Debug, Default)]
+struct Worst {
+    refusal: u64,
+    start: u64,
+    back: u64,
+    direct: u64,
+}
+
+impl Worst {
+    fn tell(&self, dials: &[Dial]) {
+        let count = |met: Met| dials.iter().filter(|dial| dial.met == met).count();
+        eprintln!(
+            "{} dials: {} carried, {} direct, {} refused, {} broken, {} otherwise not connected; slowest \
+             refusal {:.1} ms, agent ready {:.0} ms and first request served {:.0} ms after its start, \
+             direct {:.0} ms after a kill",
+            dials.len(),
+            count(Met::Carried),
+            count(Met::Direct),
+            count(Met::Refused),
+            count(Met::Broken),
+            count(Met::NotConnected),
+            self.refusal as f64 / 1e3,
+            self.start as f64 / 1e3,
+            self.back as f64 / 1e3,
+            self.direct as f64 / 1e3,
+        );
+    }
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_micros()).expect("before the year 586,000")
+}
