@@ -1,0 +1,108 @@
+//! What a technique is to come to, in each phase of the agent's life.
+
+use super::{Attempt, Ending};
+use crate::manager::Request;
+
+/// Where the agent is in its life.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Phase {
+    /// Ready.
+    Alive,
+    /// Killed; nobody has come after it.
+    Killed,
+    /// Killed and started, again and again.
+    Restarting,
+}
+
+impl Phase {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Killed => "killed",
+            Self::Restarting => "restarting",
+        }
+    }
+}
+
+/// What an attempt is to come to. That nothing leaks is expected of all.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Expect {
+    /// Carried over mutual TLS by a living agent; refused by ECONNREFUSED without one.
+    Served,
+    /// The agent answers with a status; ECONNREFUSED without one.
+    Answered(&'static str),
+    /// Refused by an error, with and without an agent.
+    Refused(&'static str),
+    /// A living agent closes the connection without a word; ECONNREFUSED without one.
+    Ignored,
+    /// Answered by somebody else, whatever the agent does.
+    Untouched,
+    /// Whatever it comes to.
+    Nothing,
+}
+
+/// What a technique came to.
+pub(super) struct Outcome<'a> {
+    pub(super) alive: &'a Ending,
+    pub(super) killed: &'a Ending,
+    pub(super) restarting: &'a [Attempt],
+    /// What the manager got of the attempt with a living agent.
+    pub(super) requests: Vec<Request>,
+    /// The certificate that the agent has.
+    pub(super) client_serial: &'a str,
+    /// What was seen on the wire to the manager.
+    pub(super) tls_connections: usize,
+}
+
+impl Expect {
+    /// # Panics
+    /// When it came to something else.
+    #[track_caller]
+    pub(super) fn compare(self, outcome: &Outcome<'_>) {
+        let Outcome { alive, killed, .. } = *outcome;
+        let answered =
+            |end: &Ending, what: &str| matches!(end, Ending::Sent { answer } if answer.contains(what));
+        match self {
+            Self::Nothing => {}
+            Self::Refused(errno) => {
+                assert_errno(alive, errno, Phase::Alive);
+                assert_errno(killed, errno, Phase::Killed);
+                for attempt in outcome.restarting.iter().filter(|attempt| attempt.end != Ending::Waiting) {
+                    assert_errno(&attempt.end, errno, Phase::Restarting);
+                }
+            }
+            Self::Untouched => {
+                assert!(answered(alive, " 200"), "{alive:?}");
+                assert!(answered(killed, " 200"), "{killed:?}");
+            }
+            Self::Answered(status) => {
+                assert!(answered(alive, status), "{alive:?}");
+                assert_errno(killed, "ECONNREFUSED", Phase::Killed);
+            }
+            Self::Ignored => {
+                let silent = match alive {
+                    Ending::Sent { answer } => answer.is_empty(),
+                    Ending::Failed { call, errno } => call != "connect" && errno == "ECONNRESET",
+                    Ending::Impossible { .. } | Ending::Waiting => false,
+                };
+                assert!(silent, "{alive:?}");
+                assert_errno(killed, "ECONNREFUSED", Phase::Killed);
+            }
+            Self::Served => {
+                assert!(!outcome.requests.is_empty(), "the manager got it: {alive:?}");
+                for request in &outcome.requests {
+                    assert_eq!(request.client_serial(), outcome.client_serial, "over mutual TLS");
+                }
+                assert!(answered(alive, " 200"), "{alive:?}");
+                assert!(outcome.tls_connections > 0, "the sniffer sees what the manager answers");
+                assert_errno(killed, "ECONNREFUSED", Phase::Killed);
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn assert_errno(end: &Ending, wanted: &str, phase: Phase) {
+    let is = matches!(end, Ending::Failed { errno, .. } if errno == wanted);
+    assert!(is, "{phase:?}: {end:?}, not {wanted}");
+}
