@@ -11,6 +11,7 @@ mod churn;
 mod crash;
 mod drain;
 mod enforcement;
+mod evasion;
 mod http_semantics;
 mod logs_and_metrics;
 mod main_job;
