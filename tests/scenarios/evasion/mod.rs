@@ -5,6 +5,7 @@
 //! while the same technique is tried with an agent that is alive, killed, and restarting.
 
 mod datagrams;
+mod guarded;
 mod neighbours;
 mod places;
 mod requests;
