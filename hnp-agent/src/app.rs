@@ -14,21 +14,27 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::capture::{Capture, CaptureError, Node, Turn};
 use crate::config::plan::Plan;
+use crate::generation::Generation;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
 use crate::proxy::pulse::Pulse;
 use crate::proxy::thread::{self, Parts};
+use crate::proxy::worker::Surroundings;
+use crate::reload::{ConfigFile, Reloader};
 use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
+use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::{Pending, Readiness};
 use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
-use crate::{admin, identity, kubernetes, observed, trust};
+use crate::{kubernetes, observed};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -39,9 +45,8 @@ type WorkerThread = JoinHandle<std::io::Result<usize>>;
 ///
 /// # Errors
 /// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
-pub fn run(plan: Plan) -> Result<()> {
-    accept_stop_signals()?;
-    let plan = Arc::new(plan);
+pub fn run(plan: Plan, file: &ConfigFile, diagnostics: Diagnostics) -> Result<()> {
+    accept_signals()?;
     let node = Node::check(&plan.capture)?;
     raise_file_limit();
     let port = plan.capture.port;
@@ -52,23 +57,30 @@ pub fn run(plan: Plan) -> Result<()> {
     })?;
     // The control plane's own thread: names, files, admin. Load on the workers cannot starve it.
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(serve(plan, node, turn, listeners))
+    control.block_on(serve(plan, file, diagnostics, node, turn, listeners))
 }
 
-async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener::Listeners>) -> Result<()> {
+async fn serve(
+    plan: Plan,
+    file: &ConfigFile,
+    diagnostics: Diagnostics,
+    node: Node,
+    turn: Turn,
+    listeners: Vec<listener::Listeners>,
+) -> Result<()> {
     // Before anything is touched, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     let tasks = Tasks::default();
     let telemetry = Telemetry::new(&plan);
     let readiness = Readiness::new();
     let starting = readiness.pending("start", "the agent is starting");
 
-    let identities: Vec<_> =
-        plan.identities.iter().map(|i| identity::Source::open(i.clone(), &readiness)).collect();
-    let trusts: Vec<_> = plan.trusts.iter().map(|t| trust::Source::open(t.clone(), &readiness)).collect();
-    telemetry.register(identity::metrics(&identities));
-    telemetry.register(trust::metrics(&trusts));
+    let reloader = Reloader::start(file, plan, diagnostics, &readiness, &telemetry, &tasks);
+    let generations = reloader.generations();
+    let first = generations.borrow().clone();
+    let plan = first.plan.clone();
     let admin = match plan.admin.listen {
         Some(addr) => Some(admin::bind(addr).await?),
         None => None,
@@ -99,40 +111,32 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     let mut workers = Vec::with_capacity(plan.workers);
     let mut failed: Option<anyhow::Error> = None;
     for (index, listeners) in listeners.into_iter().enumerate() {
-        let parts = Parts {
-            index,
-            plan: plan.clone(),
-            listeners,
+        let around = Surroundings {
             flows: flows.clone(),
             vips: vips.clone(),
             workloads: workloads.clone(),
-            identities: identities.iter().map(identity::Source::shared).collect(),
-            trusts: trusts.iter().map(trust::Source::shared).collect(),
-            stats: telemetry.worker(index),
-            pulse: pulses[index].clone(),
+            counters: telemetry.worker(index),
             // A child of its own: nothing on the data path locks what another worker locks.
             stop: stop.child_token(),
             kill: kill.child_token(),
+            first_flow_id: (index as u64) << 48 | 1,
         };
+        let parts =
+            Parts { index, generation: first.clone(), listeners, pulse: pulses[index].clone(), around };
         match thread::spawn(parts) {
             Ok(worker) => workers.push(worker),
             Err(error) => failed = Some(error.into()),
         }
     }
-    for source in identities {
-        tasks.spawn(source.watch(tasks.token()));
-    }
-    for source in trusts {
-        tasks.spawn(source.watch(tasks.token()));
-    }
 
     let mut why = "the start failed";
     if failed.is_none() {
-        tasks.spawn(follow_names(&plan, resolver, &readiness, starting, &telemetry, &capture, &tasks));
+        tasks.spawn(follow_names(&generations, resolver, &readiness, starting, &telemetry, &capture, &tasks));
+        tasks.spawn(reloader.watch(hangup, tasks.token()));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
         let follow =
             upkeep::Follow { capture: capture.clone(), pods, workloads: workloads.clone(), observed };
-        tasks.spawn(upkeep::follow_pods(plan.clone(), follow, tasks.token()));
+        tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(capture.clone(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(capture.clone(), readiness.clone(), tasks.token()));
         look_after_the_startup_taint(&plan, &readiness, &telemetry, &tasks);
@@ -161,7 +165,8 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
     if let Some(capture) = &mut *capture.lock() {
         capture.stop_beating();
     }
-    let drained = drain(&plan, why, workers, &stop, &kill).await;
+    let deadline = generations.borrow().plan.drain_deadline;
+    let drained = drain(deadline, why, workers, &stop, &kill).await;
     failed = failed.or(drained.map(anyhow::Error::from));
     tasks.end().await;
     if let Some(capture) = capture.take()
@@ -181,7 +186,7 @@ async fn serve(plan: Arc<Plan>, node: Node, turn: Turn, listeners: Vec<listener:
 /// Names as they resolve, and with them what the kernel captures. Whoever waits for `starting` waits until
 /// the first destinations were applied: names that are still missing hold readiness down by themselves.
 fn follow_names(
-    plan: &Arc<Plan>,
+    generations: &Receiver<Arc<Generation>>,
     resolver: Resolver,
     readiness: &Readiness,
     starting: Pending,
@@ -192,14 +197,14 @@ fn follow_names(
     let status = Arc::new(NameStatus::default());
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
-    let (capture, routes) = (capture.clone(), plan.clone());
+    let capture = capture.clone();
     let mut starting = Some(starting);
     let apply = move |desired: Desired| {
-        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&routes, &desired))?;
+        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&desired))?;
         drop(starting.take());
         Ok::<_, CaptureError>(())
     };
-    keep_in_step(plan.clone(), resolver, readiness.clone(), status, apply, tasks.token())
+    keep_in_step(generations.clone(), resolver, readiness.clone(), status, apply, tasks.token())
 }
 
 /// The node's startup taint, where the Plan names one.
@@ -220,13 +225,12 @@ fn look_after_the_startup_taint(
 
 /// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.
 async fn drain(
-    plan: &Plan,
+    deadline: Duration,
     why: &str,
     workers: Vec<WorkerThread>,
     stop: &CancellationToken,
     kill: &CancellationToken,
 ) -> Option<std::io::Error> {
-    let deadline = plan.drain_deadline;
     tracing::info!(why, ?deadline, "draining");
     stop.cancel();
     if tokio::time::timeout(deadline, all_ended(&workers)).await.is_err() {
@@ -266,12 +270,13 @@ async fn any_ended(workers: &[WorkerThread]) {
 }
 
 /// A parent that blocks signals hands that down; an agent that cannot be told to stop would be killed
-/// without a drain. Before any thread is made, so that all have it.
-fn accept_stop_signals() -> Result<()> {
+/// without a drain, and one that hears no SIGHUP would not reload. Before any thread is made, so that all have it.
+fn accept_signals() -> Result<()> {
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTERM);
     stop.add(Signal::SIGINT);
-    stop.thread_unblock().context("cannot unblock SIGTERM and SIGINT")
+    stop.add(Signal::SIGHUP);
+    stop.thread_unblock().context("cannot unblock SIGTERM, SIGINT and SIGHUP")
 }
 
 /// Two descriptors per connection: the soft limit is raised to the hard one.

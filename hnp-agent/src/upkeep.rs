@@ -3,11 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Capture, CaptureError, PodFacts};
-use crate::config::plan::{Enforcement, Plan};
+use crate::config::plan::Enforcement;
+use crate::generation::Generation;
 use crate::observed;
 use crate::telemetry::readiness::{Pending, Readiness};
 use crate::workload::{PodCgroup, Pods, WorkloadSource};
@@ -73,20 +75,28 @@ pub struct Follow {
 const LOOK_FOR_PODS: Duration = Duration::from_millis(200);
 
 /// Follows pods for routes that treat some otherwise, and names who dials observed destinations, until
-/// `cancel`. Does nothing for a Plan that asks for neither.
-pub async fn follow_pods(plan: Arc<Plan>, follow: Follow, cancel: CancellationToken) {
-    let overridden = plan.routes.iter().any(|route| !route.overrides.is_empty());
-    let observing = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Observe);
+/// `cancel`. Does nothing while the Plan asks for neither.
+pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow, cancel: CancellationToken) {
     let mut tick = interval(LOOK_FOR_PODS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known: Option<Vec<PodCgroup>> = None;
+    let mut told: Option<(u64, Vec<PodCgroup>)> = None;
     let mut failed = false;
-    while (overridden || observing) && next(&mut tick, &cancel).await.is_some() {
+    while next(&mut tick, &cancel).await.is_some() {
+        let generation = generations.borrow().clone();
+        let plan = &*generation.plan;
+        let overridden = plan.routes.iter().any(|route| !route.overrides.is_empty());
+        let observing = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Observe);
+        if !overridden && !observing {
+            continue;
+        }
         let pods = match follow.pods.list() {
-            Ok(pods) => pods,
+            Ok(pods) => (generation.number, pods),
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(%error, "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all");
+                    tracing::warn!(
+                        %error,
+                        "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all"
+                    );
                 }
                 continue;
             }
@@ -95,18 +105,17 @@ pub async fn follow_pods(plan: Arc<Plan>, follow: Follow, cancel: CancellationTo
         let Some(capture) = &mut *capture else { return };
         if observing {
             match capture.observations() {
-                Ok(seen) => follow.observed.take(seen, &plan, &pods, &*follow.workloads),
+                Ok(seen) => follow.observed.take(seen, plan, &pods.1, &*follow.workloads),
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
-        if overridden && known.as_ref() != Some(&pods) {
-            let facts = pods
-                .iter()
-                .map(|pod| PodFacts { cgroup_id: pod.cgroup_id, namespace: pod.namespace.clone() });
-            match capture.set_pods(&plan, facts.collect()) {
-                Ok(()) => known = Some(pods),
+        if overridden && told.as_ref() != Some(&pods) {
+            let facts =
+                |pod: &PodCgroup| PodFacts { cgroup_id: pod.cgroup_id, namespace: pod.namespace.clone() };
+            match capture.set_pods(plan, pods.1.iter().map(facts).collect()) {
+                Ok(()) => told = Some(pods),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again")
+                    tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again");
                 }
             }
         }

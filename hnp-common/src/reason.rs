@@ -69,8 +69,8 @@ reasons! {
     Drained = 3, "drained", Local, 503, "Raise `drain.deadline` if requests are expected to run longer.";
     /// The connection was idle longer than the route allows.
     IdleTimeout = 4, "idle_timeout", Client, 0, "Nothing, unless clients complain: then raise `timeouts.idle`.";
-    /// The request's Host names something this loose route does not serve; it was passed through to
-    /// where the client dialled.
+    /// The request's Host, or the SNI of the client's TLS, names something that this route does not serve
+    /// and lets through; it went on untouched to where the client dialled.
     Passthrough = 5, "passthrough", None, 0, "Nothing, or list the name under the route's destinations.";
 
     /// The connection reached the agent's listener without a captured flow.
@@ -101,13 +101,17 @@ reasons! {
     /// The request's head did not arrive in time.
     HeadTimeout = 43, "head_timeout", Client, 408, "Look at the client or the network between pod and node.";
     /// The request's Host is not one that this strict route serves.
-    HostRefused = 44, "host_refused", Client, 421, "Add the name to the route's destinations, or have the client dial another address.";
+    HostRefused = 44, "host_refused", Client, 421, "Add the name to the route's destinations, or to its passthrough, or have the client dial another address.";
     /// The client speaks TLS to a route that expects plaintext.
     TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination.";
     /// The client speaks a protocol that this route does not carry.
     ProtocolRefused = 46, "protocol_refused", Client, 0, "Set `protocol: opaque` on the route if the bytes are not HTTP.";
     /// The client's request asks for something hnp does not do on this route (CONNECT, HTTP/2).
     NotImplemented = 47, "not_implemented", Client, 501, "Use HTTP/1.1 with an origin-form target.";
+    /// The server name in the client's TLS hello (SNI) is not one that this strict route serves.
+    SniRefused = 48, "sni_refused", Client, 0, "Add the name to the route's passthrough, or have the client dial another address.";
+    /// The client speaks TLS to a strict route and its hello names no server, or cannot be read.
+    TlsWithoutName = 49, "tls_without_name", Client, 0, "Give the workload an http:// URL for this destination.";
 
     /// The upstream's name does not resolve.
     UpstreamNameNotFound = 60, "upstream_name_not_found", Upstream, 502, "Check the upstream's host name and the node's DNS.";

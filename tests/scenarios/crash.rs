@@ -45,7 +45,8 @@ fn strict_refuses_at_once_and_lets_nothing_by() {
     assert_eq!(crash.plaintext(), 0, "the manager saw plaintext");
     let mut worst = Worst::default();
     for (killed, restarted, ready) in restarts {
-        let dead: Vec<_> = dials.iter().filter(|dial| dial.at_us > killed + 5_000 && dial.at_us < restarted).collect();
+        let dead: Vec<_> =
+            dials.iter().filter(|dial| dial.at_us > killed + 5_000 && dial.at_us < restarted).collect();
         assert!(dead.len() > 50, "only {} dials while it was dead", dead.len());
         for dial in &dead {
             assert_eq!(dial.met, Met::Refused, "{dial:?} while no agent was there");
@@ -90,7 +91,8 @@ fn loose_goes_direct_while_nobody_answers_and_is_captured_again() {
     let mut worst = Worst::default();
     for (killed, restarted, ready) in spans {
         let direct = |dial: &&Dial| dial.met == Met::Direct && dial.at_us > killed && dial.at_us < restarted;
-        let first = dials.iter().filter(direct).map(|dial| dial.at_us).min().expect("direct while nobody answers");
+        let first =
+            dials.iter().filter(direct).map(|dial| dial.at_us).min().expect("direct while nobody answers");
         worst.direct = worst.direct.max(first - killed);
         let after = dials.iter().filter(|dial| dial.at_us > ready + 100_000 && dial.at_us < ready + 600_000);
         assert!(after.clone().count() > 50);

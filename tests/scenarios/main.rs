@@ -20,6 +20,7 @@ mod names;
 mod opaque;
 mod other_names;
 mod privileges;
+mod reload;
 mod restart;
 mod rotation;
 mod startup_taint;

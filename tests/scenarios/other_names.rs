@@ -1,10 +1,11 @@
-//! When several names share one address, Host decides, per request and not per connection. Another
-//! name passes through untouched to where it was going, unless the route is strict: then a forged
-//! Host would be a way out, and it is refused.
+//! When several names share one address, Host decides, per request and not per connection, and SNI where
+//! a client speaks TLS. Another name passes through untouched to where it was going, unless the route is
+//! strict: then a forged Host or SNI would be a way out, and it is refused unless the operator lists it.
 
 use hnp_tests::agent::{Agent, Route};
 use hnp_tests::client::{self, RawAnswer, RawCase};
 use hnp_tests::manager::{Manager, Mode, Setup};
+use hnp_tests::process::{Finished, Place};
 use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER4, Pod};
 
@@ -55,6 +56,92 @@ fn one_strict_route_makes_the_address_strict() {
     assert_eq!(answered_by(&names.ask(&[A, B])), ["a", "b"]);
 }
 
+#[test]
+fn a_listed_name_passes_a_strict_route_and_the_others_are_refused_on_the_same_connection() {
+    let names = Names::listing("[docs.hnp.test, '*.cdn.hnp.test']");
+    let answer = names.ask(&[A, "docs.hnp.test", B, "x.cdn.hnp.test"]);
+    assert_eq!(answered_by(&answer), ["a", "original", "b", "original"], "{}", answer.text());
+    let before = names.original.request_count();
+    // The second request of a connection is judged as the first: what it passed before opens nothing.
+    let forged = names.ask(&["docs.hnp.test", "elsewhere.test", "docs.hnp.test"]);
+    assert_eq!(answered_by(&forged), ["original"], "{}", forged.text());
+    assert!(forged.text().contains("\"reason\":\"host_refused\""), "{}", forged.text());
+    assert_eq!(names.original.request_count(), before + 1, "nothing after the refusal went anywhere");
+}
+
+#[test]
+fn absolute_form_and_http2_are_no_way_round_a_strict_route() {
+    let names = Names::with("strict", "strict");
+    let absolute = |host: &str, target: &str| {
+        names.raw(&format!("GET http://{target}/x HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
+    };
+    assert_eq!(absolute("elsewhere.test", "elsewhere.test").status(), Some(421));
+    // A target and a Host that disagree are refused before anybody is asked which of them counts.
+    for (host, target) in [(A, "elsewhere.test"), ("elsewhere.test", A)] {
+        assert_eq!(absolute(host, target).status(), Some(400), "{host} {target}");
+    }
+    let settings = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let refused = names.raw(settings);
+    assert_eq!(refused.status(), Some(501), "{}", refused.text());
+    assert!(refused.text().contains("\"reason\":\"not_implemented\""), "{}", refused.text());
+    let seen = [&names.a, &names.b, &names.original].map(Manager::payload_received);
+    assert_eq!(seen, [0, 0, 0], "not one byte went anywhere");
+    // The control: the same form with a name that is served.
+    assert_eq!(answered_by(&absolute(A, A)), ["a"]);
+}
+
+#[test]
+fn tls_of_another_name_passes_a_loose_route_untouched_and_is_refused_on_a_strict_one() {
+    let loose = Names::with("loose", "loose");
+    let answer = loose.curl("elsewhere.test", &["-w", " %{http_code}"]);
+    assert!(answer.ok().contains("\"manager\":\"original\""));
+    let seen = loose.original.last_request().expect("one came");
+    let tls = seen.tls.expect("its own TLS, end to end");
+    assert!(tls.client.is_none(), "the node's certificate is not lent to it");
+    // Whatever its end is called: curl leaves with a reset where the server still has a ticket to give.
+    let line = loose.agent.access_line("what passed", |line| line["mode"] == "passthrough");
+    assert_eq!((&line["route"], &line["tls"]), (&"a".into(), &serde_json::Value::Null), "{line}");
+
+    let strict = Names::with("strict", "loose");
+    let refused = strict.curl("elsewhere.test", &[]);
+    assert!(!refused.status.success() && refused.stderr.contains("unrecognized name"), "{refused}");
+    strict.agent.access_line_with("sni_refused");
+    assert_eq!(strict.original.connections().len(), 0, "nobody was dialled for it");
+
+    // The control: what is listed passes the strict route too.
+    let listed = Names::listing("[elsewhere.test]");
+    assert!(listed.curl("elsewhere.test", &[]).ok().contains("\"manager\":\"original\""));
+    assert!(!listed.curl("further.test", &[]).status.success());
+    listed.agent.access_line_with("sni_refused");
+    assert_eq!(listed.original.connections().len(), 1);
+}
+
+#[test]
+fn tls_of_the_routes_own_name_or_of_none_is_refused_everywhere() {
+    for (enforcement, nameless) in [("loose", "tls_from_client"), ("strict", "tls_without_name")] {
+        let names = Names::with(enforcement, enforcement);
+        let own = names.curl(A, &[]);
+        assert!(!own.status.success() && own.stderr.contains("alert"), "{own}");
+        let line = names.agent.access_line_with("tls_from_client");
+        assert_eq!(line["route"], "a", "{line}");
+        let seen = names.agent.access_lines().len();
+        // An address is no server name, so curl sends none.
+        let url = format!("https://{MANAGER4}:80/hello");
+        let refused = names.pod.command("curl").args(["-sSk", &url]).run();
+        assert!(!refused.status.success() && refused.stderr.contains("alert"), "{refused}");
+        names.agent.access_line("the nameless one", |_| names.agent.access_lines().len() > seen);
+        let line = &names.agent.access_lines()[seen];
+        assert_eq!(line["reason"], nameless, "{line}");
+        // What is no hello at all.
+        let garbage = names.raw("\x16\x03\x01\0\x05hello");
+        assert_eq!(garbage.bytes.first(), Some(&21), "an alert: {garbage:?}");
+        assert_eq!(names.original.connections().len(), 0);
+    }
+    // The control: outside the pod's cgroup the same address takes that name's TLS.
+    let names = Names::with("strict", "strict");
+    assert!(names.curl_in(names.pod.outside_cgroup(), A, &[]).status.success());
+}
+
 /// Two names for one address, each with a manager of its own behind the agent; and what listens on
 /// the address itself, in plaintext.
 struct Names {
@@ -63,11 +150,20 @@ struct Names {
     a: Manager,
     b: Manager,
     original: Manager,
-    _scene: Scene,
+    scene: Scene,
 }
 
 impl Names {
     fn with(enforcement_a: &str, enforcement_b: &str) -> Self {
+        Self::start(enforcement_a, enforcement_b, "[]")
+    }
+
+    /// Both strict, and both let these names through.
+    fn listing(passthrough: &str) -> Self {
+        Self::start("strict", "strict", passthrough)
+    }
+
+    fn start(enforcement_a: &str, enforcement_b: &str, passthrough: &str) -> Self {
         let scene = Scene::for_test();
         for name in [A, B, "c.hnp.test"] {
             scene.add_host(name, &[MANAGER4.into()]);
@@ -77,20 +173,23 @@ impl Names {
             Manager::start(&scene, Setup::new(name, port).tls(Mode::Strict, &server, &scene.clients))
         };
         let (a, b) = (start("a", 443), start("b", 444));
-        let original = Manager::start(&scene, Setup::new("original", 80));
+        // Takes TLS as well as plaintext, and nobody's certificate.
+        let server = scene.servers.server(&[A, "elsewhere.test", "further.test"]);
+        let tls = Setup::new("original", 80).tls(Mode::Loose, &server, &scene.clients);
+        let original = Manager::start(&scene, tls);
         let route = |name: &str, host: &str, port: u16, enforcement: &str| {
             let (destination, upstream) = (format!("{host}:80"), format!("https://{host}:{port}"));
             let route = match enforcement {
                 "strict" => Route::strict(name, &[&destination], &upstream),
                 _ => Route::loose(name, &[&destination], &upstream),
             };
-            route.with(IDENTITY, TRUST)
+            route.with(IDENTITY, TRUST).set("passthrough", passthrough)
         };
         let config =
             scene.config().route(route("a", A, 443, enforcement_a)).route(route("b", B, 444, enforcement_b));
         let agent = Agent::start(&scene, &config);
         let pod = scene.pod();
-        Self { pod, agent, a, b, original, _scene: scene }
+        Self { pod, agent, a, b, original, scene }
     }
 
     /// One request per host, all on one connection.
@@ -101,6 +200,17 @@ impl Names {
             text += &format!("GET /hello HTTP/1.1\r\nhost: {host}\r\nx-token: n{number}\r\n{end}\r\n");
         }
         self.raw(&text)
+    }
+
+    /// A GET over TLS of the client's own, with this name as SNI and Host.
+    fn curl(&self, name: &str, more: &[&str]) -> Finished {
+        self.curl_in(&self.pod, name, more)
+    }
+
+    fn curl_in(&self, place: &Place, name: &str, more: &[&str]) -> Finished {
+        let (resolve, url) = (format!("{name}:80:{MANAGER4}"), format!("https://{name}:80/hello"));
+        let command = place.command("curl").args(["-sS", "--resolve", &resolve, &url, "--cacert"]);
+        command.arg(&self.scene.roots).args(more).run()
     }
 
     fn raw(&self, bytes: &str) -> RawAnswer {

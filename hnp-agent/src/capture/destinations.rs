@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as KernelMap, LpmTrie, Map, MapData, MapError, lpm_trie};
 use hnp_common::layout::{Destination, DestinationKey, NetworkKey, Settings};
@@ -16,6 +17,7 @@ use super::resting::RestingVips;
 use super::vips::VipPool;
 use crate::clock::monotonic_ns;
 use crate::config::plan::{self, AddrRange, Cidr, Enforcement, Plan, RouteIndex};
+use crate::generation::Generation;
 use crate::proxy::flow::{SharedVipTable, VipEntry, VipTable};
 use crate::resolve::{Desired, DesiredDestination};
 
@@ -41,9 +43,17 @@ pub(super) struct Destinations {
     vips4: VipPool,
     vips6: VipPool,
     captured: HashMap<AddrRange, Captured>,
+    /// Not captured any more: connections that were on their way when it ended are served all the same.
+    gone: Vec<(Instant, IpAddr, VipEntry)>,
+    /// What was desired last is counted in.
+    generation: Option<Arc<Generation>>,
     last_id: u32,
     published: SharedVipTable,
 }
+
+/// How long a VIP is known after the kernel stopped sending connections there: one may wait in the
+/// listener's queue for its turn.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 struct Captured {
@@ -57,6 +67,8 @@ struct Captured {
     overridden: bool,
     /// Empty for what a former agent captured, until it is desired: nobody is served there yet.
     routes: Vec<RouteIndex>,
+    /// What the routes are counted in; `None` while there are none.
+    generation: Option<Arc<Generation>>,
 }
 
 impl Destinations {
@@ -75,6 +87,8 @@ impl Destinations {
             vips4: VipPool::new(plan.vips4),
             vips6: VipPool::new(plan.vips6),
             captured: HashMap::new(),
+            gone: Vec::new(),
+            generation: None,
             last_id: 0,
             published,
         };
@@ -127,22 +141,35 @@ impl Destinations {
         found.map(|(range, captured)| (*range, captured.routes.as_slice()))
     }
 
+    /// Forgets what has been gone for long enough.
+    pub(super) fn housekeep(&mut self) {
+        let before = self.gone.len();
+        self.gone.retain(|(since, ..)| since.elapsed() < ON_ITS_WAY);
+        if self.gone.len() != before {
+            self.publish();
+        }
+    }
+
     /// As [`Capture::sync`](super::Capture::sync).
-    pub(super) fn sync(&mut self, plan: &Plan, desired: &Desired) -> Result<(), CaptureError> {
+    pub(super) fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         // The first failure is reported; the rest is done all the same.
         let mut outcome = Ok(());
         let complete = desired.complete;
+        let generation = desired.generation.clone();
+        let plan = &*generation.plan;
+        self.gone.retain(|(since, ..)| since.elapsed() < ON_ITS_WAY);
         let desired: HashMap<AddrRange, &DesiredDestination> =
             desired.destinations.iter().map(|desired| (desired.at, desired)).collect();
 
         let mut changed = Vec::new();
         for (range, desired) in &desired {
-            match self.prepare(plan, *range, desired) {
+            match self.prepare(&generation, *range, desired) {
                 Ok(true) => changed.push(*range),
                 Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        self.generation = Some(generation.clone());
         self.publish();
 
         // Pods first: a pod that is to be let off must not be refused for a moment.
@@ -189,10 +216,11 @@ impl Destinations {
     /// Makes room for a destination here; `true`: the kernel must hear of it.
     fn prepare(
         &mut self,
-        plan: &Plan,
+        generation: &Arc<Generation>,
         range: AddrRange,
         desired: &DesiredDestination,
     ) -> Result<bool, CaptureError> {
+        let plan = &*generation.plan;
         let routes = || desired.routes.iter().map(|route| &plan.routes[*route]);
         let enforcement = strictest(plan, &desired.routes, None);
         let weakest = routes().map(|route| route.weakest_enforcement()).max().unwrap_or(enforcement);
@@ -203,6 +231,7 @@ impl Destinations {
             captured.weakest = weakest;
             captured.overridden = overridden;
             captured.routes.clone_from(&desired.routes);
+            captured.generation = Some(generation.clone());
             return Ok(changed);
         }
         if [&self.vips4, &self.vips6].iter().any(|pool| pool.range().overlaps(&range.net)) {
@@ -211,7 +240,8 @@ impl Destinations {
         let vip = self.assign(range)?;
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let routes = desired.routes.clone();
-        let captured = Captured { vip, id: self.last_id, enforcement, weakest, overridden, routes };
+        let (id, generation) = (self.last_id, Some(generation.clone()));
+        let captured = Captured { vip, id, enforcement, weakest, overridden, routes, generation };
         self.captured.insert(range, captured);
         Ok(true)
     }
@@ -242,17 +272,20 @@ impl Destinations {
             let now = monotonic_ns();
             self.pool(range).release(captured.vip, now);
             self.resting.insert(captured.vip, range, now);
+            let since = Instant::now();
+            self.gone.extend(captured.entry(range).map(|entry| (since, captured.vip, entry)));
         }
     }
 
     fn publish(&self) {
-        let served = self.captured.iter().filter(|(_, captured)| !captured.routes.is_empty());
-        let entries = served
-            .map(|(range, captured)| {
-                (captured.vip, VipEntry { destination: *range, routes: captured.routes.clone() })
-            })
-            .collect();
-        self.published.store(Arc::new(VipTable { entries }));
+        let gone = self.gone.iter().map(|(_, vip, entry)| (*vip, entry.clone()));
+        let captured = self
+            .captured
+            .iter()
+            .filter_map(|(range, captured)| Some((captured.vip, captured.entry(*range)?)));
+        // A VIP that was given to somebody else since is his.
+        let entries = gone.chain(captured).collect();
+        self.published.store(Arc::new(VipTable { generation: self.generation.clone(), entries }));
     }
 
     fn pool(&mut self, range: AddrRange) -> &mut VipPool {
@@ -273,7 +306,14 @@ impl Captured {
         let enforcement = overrides::enforcement(value.enforcement);
         let overridden = value.overridden != 0;
         let weakest = if overridden { Enforcement::Observe } else { enforcement };
-        Self { vip, id: value.id, enforcement, weakest, overridden, routes: Vec::new() }
+        let (id, routes) = (value.id, Vec::new());
+        Self { vip, id, enforcement, weakest, overridden, routes, generation: None }
+    }
+
+    /// What the agent has to know of it; `None`: nobody is served there yet.
+    fn entry(&self, range: AddrRange) -> Option<VipEntry> {
+        let generation = self.generation.clone()?;
+        Some(VipEntry { destination: range, routes: self.routes.clone(), generation })
     }
 
     fn value(&self) -> Destination {

@@ -52,7 +52,12 @@ pub fn examine(plan: &plan::Capture) -> Vec<Finding> {
     let mut findings = Vec::new();
     let node = match Node::check(plan) {
         Ok(node) => {
-            findings.push(Finding::new("node", "cgroup", State::Good, node.cgroup.path.display().to_string()));
+            findings.push(Finding::new(
+                "node",
+                "cgroup",
+                State::Good,
+                node.cgroup.path.display().to_string(),
+            ));
             Some(node)
         }
         Err(CaptureError::Preflight(missing)) => {
@@ -112,16 +117,26 @@ fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
     let look = |(program, _): (&'static str, u32)| {
         let info = match sys::open_pin(&link(program)).map(|fd| fd.map(|fd| sys::link_info(fd.as_fd()))) {
             Ok(Some(Ok(info))) => info,
-            Ok(None) => return Finding::new("programs", program, State::Bad, "not pinned: restart the agent"),
+            Ok(None) => {
+                return Finding::new("programs", program, State::Bad, "not pinned: restart the agent");
+            }
             Ok(Some(Err(error))) | Err(error) => {
-                return Finding::new("programs", program, State::Bad, format!("cannot be looked at: {error}"));
+                return Finding::new(
+                    "programs",
+                    program,
+                    State::Bad,
+                    format!("cannot be looked at: {error}"),
+                );
             }
         };
         let here = node.map(|node| (node.cgroup.id, node.cgroup.path.display().to_string()));
         match here {
-            Some((id, path)) if id == info.cgroup_id => {
-                Finding::new("programs", program, State::Good, format!("program {} on {path}", info.program_id))
-            }
+            Some((id, path)) if id == info.cgroup_id => Finding::new(
+                "programs",
+                program,
+                State::Good,
+                format!("program {} on {path}", info.program_id),
+            ),
             _ if info.cgroup_id == 0 => {
                 let detail = "its cgroup is gone: it sees nothing. The agent attaches anew within a second; is it running?";
                 Finding::new("programs", program, State::Bad, detail)
@@ -160,7 +175,8 @@ fn agent(bpffs: &Path) -> Vec<Finding> {
         }
     };
     findings.push(Finding::new("agent", "heartbeat", state, detail));
-    let (state, detail) = if running { (State::Good, "held") } else { (State::Degraded, "free: no agent is running") };
+    let (state, detail) =
+        if running { (State::Good, "held") } else { (State::Degraded, "free: no agent is running") };
     findings.push(Finding::new("agent", "lock", state, detail));
     findings
 }

@@ -214,9 +214,9 @@ impl Capture {
     /// # Errors
     /// When VIPs or map entries run out, or the kernel refuses. What could be done was done: all
     /// that was captured and is still desired stays captured, and the table agrees with the kernel.
-    pub fn sync(&mut self, plan: &Plan, desired: &Desired) -> Result<(), CaptureError> {
+    pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         self.hung.qos.refresh()?;
-        self.destinations.sync(plan, desired)
+        self.destinations.sync(desired)
     }
 
     /// Tells the kernel which pods there are, for routes that override their enforcement for some.
@@ -258,6 +258,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses to read or write a map.
     pub fn housekeep(&mut self) -> Result<(), CaptureError> {
+        self.destinations.housekeep();
         self.hung.qos.refresh()?;
         let swept = self.flows.sweep(&mut self.closed_flows)?;
         if swept > 0 {

@@ -183,7 +183,8 @@ fn holder(dir: &Path) -> Option<u32> {
 
 /// Whether some agent holds the lock on the directory with this inode.
 pub(super) fn is_locked(inode: u64) -> bool {
-    fs::read_to_string("/proc/locks").is_ok_and(|locks| locks.lines().any(|line| line.contains(&format!(":{inode} "))))
+    fs::read_to_string("/proc/locks")
+        .is_ok_and(|locks| locks.lines().any(|line| line.contains(&format!(":{inode} "))))
 }
 
 fn parse_holder(locks: &str, inode: u64) -> Option<u32> {

@@ -109,6 +109,7 @@ impl Report {
         }
         for (index, route) in plan.routes.iter().enumerate() {
             self.warnings.extend(promise(index, route));
+            self.warnings.extend(way_out(index, route));
         }
         Summary {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
@@ -232,6 +233,22 @@ fn promise(index: usize, route: &Route) -> Option<Finding> {
     })
 }
 
+/// What a name that a strict route lets through does to its promise.
+fn way_out(index: usize, route: &Route) -> Option<Finding> {
+    let strict = route.enforcement_for(None) == Enforcement::Strict;
+    (strict && !route.passthrough.is_empty()).then(|| {
+        let names: Vec<String> = route.passthrough.iter().map(ToString::to_string).collect();
+        let what = format!(
+            "route {:?} is strict and lets {} through: a pod that writes such a name as Host or SNI reaches the \
+             destination's address without mutual TLS. List only names under which the server there does not take \
+             the manager's requests",
+            route.name,
+            names.join(", ")
+        );
+        Finding::elsewhere(format!("routes[{index}].passthrough"), what)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
@@ -316,6 +333,21 @@ mod tests {
             "/hnp.yaml: routes[0].destinations: route \"m\" is strict by name (m.test:80): it promises only";
         assert!(warnings[0].starts_with(expected), "{warnings:?}");
         assert!(warnings[0].contains("ClusterIP"));
+    }
+
+    #[test]
+    fn names_that_a_strict_route_lets_through_are_shown_and_said_to_be_a_way_out() {
+        let scene = Scene::good("strict, passthrough: [docs.test, '*.cdn.test']");
+        let warnings = scene.lines(|report| &report.warnings);
+        let said = |line: &String| {
+            line.contains(
+                "routes[0].passthrough: route \"m\" is strict and lets docs.test, *.cdn.test through",
+            )
+        };
+        assert_eq!(warnings.iter().filter(|line| said(line)).count(), 1, "{warnings:?}");
+        assert!(scene.report().text().contains("  passthrough   docs.test, *.cdn.test\n"));
+        let none = Scene::good("strict");
+        assert!(!none.lines(|report| &report.warnings).iter().any(|line| line.contains("passthrough")));
     }
 
     #[test]

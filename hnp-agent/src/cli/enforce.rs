@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use crate::capture::{Capture, CaptureError, Node, Turn};
 use crate::config;
 use crate::config::plan::{Enforcement, Plan, Target};
+use crate::generation::Generation;
 use crate::proxy::flow::SharedVipTable;
 use crate::resolve::Desired;
 use crate::resolve::schedule::NameTable;
@@ -65,8 +67,10 @@ fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
         destination.routes.iter().any(strictest)
     });
     // Not complete: what a former agent left stays.
-    let desired = Desired { destinations, complete: false };
-    let synced = capture.sync(plan, &desired);
+    let (identities, trusts) = (Vec::new(), Vec::new());
+    let generation = Arc::new(Generation { number: 1, plan: Arc::new(plan.clone()), identities, trusts });
+    let desired = Desired { generation, destinations, complete: false };
+    let synced = capture.sync(&desired);
     capture.leave();
     synced.map(|()| desired)
 }
@@ -91,7 +95,10 @@ fn say_what_is_open(plan: &Plan) {
     for route in plan.routes.iter().filter(|route| route.enforcement_for(None) == Enforcement::Strict) {
         for destination in &route.destinations {
             if matches!(destination.target, Target::Name(_)) {
-                println!("{destination} is a name, and open until the agent has resolved it (route {:?})", route.name);
+                println!(
+                    "{destination} is a name, and open until the agent has resolved it (route {:?})",
+                    route.name
+                );
             }
         }
     }

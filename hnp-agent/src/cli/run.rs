@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::reload::ConfigFile;
 use crate::{app, config, telemetry};
 
 /// Arguments of `run`.
@@ -15,21 +16,26 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub fn run(args: &Args) -> ExitCode {
-    let (plan, warnings) = match config::load(&args.config) {
+    let loaded = ConfigFile::read(&args.config)
+        .and_then(|file| Ok((config::parse_with_warnings(&file.text, &args.config)?, file)));
+    let ((plan, warnings), file) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = telemetry::log::init(&plan.log) {
-        eprintln!("hnp-agent: {error}");
-        return ExitCode::FAILURE;
-    }
+    let diagnostics = match telemetry::log::init(&plan.log) {
+        Ok(diagnostics) => diagnostics,
+        Err(error) => {
+            eprintln!("hnp-agent: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     for warning in warnings {
         tracing::warn!(file = %args.config.display(), "{warning}");
     }
-    match app::run(plan) {
+    match app::run(plan, &file, diagnostics) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Once for the log's readers, once for the person at the terminal: a start that failed is

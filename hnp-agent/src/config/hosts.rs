@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use rustls_pki_types::ServerName;
 
-use super::plan::{AddrRange, Cidr, Destination, Host, Target};
+use super::plan::{AddrRange, Cidr, Destination, Host, NamePattern, Target};
 use super::values::{Value, Wrong, plain_number, port};
 
 /// A range that VIPs of one family are taken from.
@@ -68,6 +68,15 @@ impl fmt::Display for Host {
             Self::Name(name) => f.write_str(name),
             Self::Addr(IpAddr::V4(addr)) => addr.fmt(f),
             Self::Addr(IpAddr::V6(addr)) => write!(f, "[{addr}]"),
+        }
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(parent) => write!(f, "*.{parent}"),
         }
     }
 }
@@ -155,6 +164,20 @@ pub(super) fn destination(text: &str) -> Value<Destination> {
         }
     }
     Ok(Destination { target, port })
+}
+
+/// A name that is let through: `NAME`, or `*.SUFFIX` for all names below one.
+pub(super) fn name_pattern(text: &str) -> Value<NamePattern> {
+    const ALLOWED: &str = "a DNS name such as docs.example, or *.SUFFIX with two labels at least";
+    let wrong = || Wrong::not(text, "a name that can be let through", ALLOWED);
+    let (below, name) = text.strip_prefix("*.").map_or((false, text), |suffix| (true, suffix));
+    match host(name).map_err(|_| wrong())? {
+        Host::Addr(_) => Err(wrong()),
+        // Everything below a top-level domain is everything.
+        Host::Name(name) if below && !name.contains('.') => Err(wrong()),
+        Host::Name(name) if below => Ok(NamePattern::Below(name)),
+        Host::Name(name) => Ok(NamePattern::Exact(name)),
+    }
 }
 
 /// The parts of an upstream's URL.
@@ -414,5 +437,20 @@ mod tests {
             assert!(vips(false)(text).is_err(), "{text}");
         }
         assert!(vips(true)("169.254.77.1/24").unwrap_err().to_string().ends_with("169.254.77.0/24"));
+    }
+
+    #[test]
+    fn names_that_are_let_through_are_names_or_all_below_one() {
+        let exact = name_pattern("Docs.Example.").unwrap();
+        assert!(exact.matches("docs.example") && !exact.matches("a.docs.example"));
+        let below = name_pattern("*.docs.example").unwrap();
+        assert!(below.matches("a.docs.example") && below.matches("a.b.docs.example"));
+        for other in ["docs.example", "xdocs.example", ".docs.example", "docs.example.test", ""] {
+            assert!(!below.matches(other), "{other}");
+        }
+        assert_eq!((exact.to_string(), below.to_string()), ("docs.example".into(), "*.docs.example".into()));
+        for text in ["", "*", "*.", "*.com", "a.*.test", "198.18.0.9", "[fd00::9]", "a.test:80", "a b"] {
+            assert!(name_pattern(text).is_err(), "{text}");
+        }
     }
 }

@@ -48,12 +48,19 @@ pub fn parse_with_warnings(text: &str, path: &Path) -> Result<(Plan, Vec<Mistake
 /// # Errors
 /// When the file cannot be read, or has mistakes.
 pub fn load(path: &Path) -> Result<(Plan, Vec<Mistake>), LoadError> {
+    Ok(parse_with_warnings(&read(path)?, path)?)
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+/// When it cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > MAX_BYTES {
         return Err(LoadError::TooLarge { path: path.to_owned(), bytes: size, max: MAX_BYTES });
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|_| LoadError::NotText { path: path.to_owned() })?;
-    Ok(parse_with_warnings(&text, path)?)
+    String::from_utf8(bytes).map_err(|_| LoadError::NotText { path: path.to_owned() })
 }

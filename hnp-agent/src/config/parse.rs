@@ -9,8 +9,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode, Override,
-    Plan, Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
+    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode,
+    NamePattern, Override, Plan, Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
@@ -46,6 +46,7 @@ const ROUTE: &[&str] = &[
     "mode",
     "enforcement",
     "overrides",
+    "passthrough",
     "identity",
     "trust",
     "timeouts",
@@ -307,6 +308,7 @@ fn route(
     let mode = r.or(s, "mode", Mode::ReverseProxy, values::mode);
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
     let overrides = overrides(r, s);
+    let passthrough = passthrough(r, s, protocol, &destinations);
     let timeouts = timeouts(r, s);
     // Everything was read and its mistakes noted; only now may one of them end this.
     Some(Route {
@@ -317,6 +319,7 @@ fn route(
         mode,
         enforcement,
         overrides,
+        passthrough,
         identity: identity?,
         trust: trust?,
         timeouts,
@@ -376,6 +379,36 @@ fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut S
         }
     }
     destinations
+}
+
+fn passthrough(
+    r: &mut Reader,
+    s: &Section<'_>,
+    protocol: Protocol,
+    destinations: &[Destination],
+) -> Vec<NamePattern> {
+    let nodes = r.list(s, "passthrough");
+    if !nodes.is_empty() && protocol == Protocol::Opaque {
+        let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
+        r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
+    }
+    let mut patterns: Vec<NamePattern> = Vec::new();
+    for (index, node) in nodes.iter().enumerate() {
+        let key = format!("{}[{index}]", s.key("passthrough"));
+        let Some(pattern) = r.item(node, &key, hosts::name_pattern) else { continue };
+        let own = destinations
+            .iter()
+            .find(|one| matches!(&one.target, Target::Name(name) if pattern.matches(name)));
+        if let Some(own) = own {
+            let what = format!("{pattern} is a destination of this route ({own}); allowed: other names");
+            r.mistake(node.mark, key, what);
+        } else if patterns.contains(&pattern) {
+            r.mistake(node.mark, key, format!("{pattern} is already listed; allowed: once"));
+        } else {
+            patterns.push(pattern);
+        }
+    }
+    patterns
 }
 
 fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstream> {

@@ -69,7 +69,7 @@ pub struct Cidr {
 pub type RouteIndex = usize;
 
 /// Destinations -> upstream, with one mode, one enforcement, one identity, one trust.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Route {
     /// The name used in logs, metrics and errors.
     pub name: Arc<str>,
@@ -85,6 +85,8 @@ pub struct Route {
     pub enforcement: Enforcement,
     /// Other enforcements for some pods; the first that matches a pod holds for it.
     pub overrides: Vec<Override>,
+    /// Other names on the destinations' addresses that go on untouched to where the client was going.
+    pub passthrough: Vec<NamePattern>,
     /// Index into [`Plan::identities`].
     pub identity: usize,
     /// Index into [`Plan::trusts`].
@@ -129,8 +131,17 @@ pub enum Host {
     Addr(IpAddr),
 }
 
+/// Names that are let through.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NamePattern {
+    /// One name, lower case, without a trailing dot.
+    Exact(Arc<str>),
+    /// Every name below this one, at any depth; not the name itself.
+    Below(Arc<str>),
+}
+
 /// What the agent dials: a URL of its own, never derived from the destination.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Upstream {
     /// The host to resolve and, unless [`Upstream::server_name`] says otherwise, to verify.
     pub host: Host,
@@ -185,7 +196,7 @@ pub enum Enforcement {
 }
 
 /// A certificate chain and its private key, and where they come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// The name routes refer to.
     pub name: Arc<str>,
@@ -196,7 +207,7 @@ pub struct Identity {
 }
 
 /// What the agent accepts from an upstream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Trust {
     /// The name routes refer to.
     pub name: Arc<str>,
@@ -240,7 +251,7 @@ pub struct Limits {
 }
 
 /// How names are resolved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Resolver {
     /// Normally `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
@@ -302,6 +313,18 @@ impl Enforcement {
             Self::Observe => "observe",
             Self::Loose => "loose",
             Self::Strict => "strict",
+        }
+    }
+}
+
+impl NamePattern {
+    /// Whether `name` (lower case, without a trailing dot) is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => **exact == *name,
+            Self::Below(parent) => {
+                name.strip_suffix(&**parent).is_some_and(|head| head.len() > 1 && head.ends_with('.'))
+            }
         }
     }
 }

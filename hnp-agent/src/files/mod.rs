@@ -2,9 +2,11 @@
 //!
 //! `pem` finds the blocks in a PEM file and names the broken one; `reload` is the rule that decides
 //! what a change means (publish, wait, keep the old), pure and with `now` as an argument; `watch`
-//! is the loop around it, with inotify for speed and polling for certainty.
+//! is the loop around it, with inotify for speed and polling for certainty; `published` is what came of
+//! it.
 
 pub mod pem;
+pub mod published;
 pub mod reload;
 #[cfg(test)]
 pub(crate) mod testpki;

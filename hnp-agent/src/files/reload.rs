@@ -74,6 +74,11 @@ impl Reload {
         Self { published: None, broken: None, reported: VecDeque::new() }
     }
 
+    /// This content is published already.
+    pub fn publishing(content: Fingerprint) -> Self {
+        Self { published: Some(content), ..Self::new() }
+    }
+
     /// True while the files hold content that was refused.
     pub fn is_failing(&self) -> bool {
         self.broken.as_ref().is_some_and(|broken| broken.refused)

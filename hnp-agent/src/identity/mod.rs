@@ -15,6 +15,7 @@ use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::Identity;
+use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
 use crate::telemetry::metrics::Exposition;
@@ -32,33 +33,49 @@ pub struct Source {
     reload: Reload,
     fingerprints: Fingerprints,
     pending: Option<Pending>,
+    /// The last generation of the source this one took over from.
+    before: u64,
 }
 
 impl Source {
     /// Takes the first look. With good files the identity is published when this returns; without,
     /// readiness stays down until [`Self::watch`] has seen good ones.
     pub fn open(identity: Arc<Identity>, readiness: &Readiness) -> Self {
+        Self::start(identity, readiness, Arc::default(), 0)
+    }
+
+    /// The same for an identity whose definition has changed: generations and failures are counted on.
+    pub fn open_after(
+        identity: Arc<Identity>,
+        former: &Published<IdentitySnapshot>,
+        readiness: &Readiness,
+    ) -> Self {
+        let generation = former.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation);
+        Self::start(identity, readiness, Arc::clone(&former.status), generation)
+    }
+
+    fn start(identity: Arc<Identity>, readiness: &Readiness, status: Arc<ReloadStatus>, before: u64) -> Self {
         let name = format!("identity {}", identity.name);
         let mut source = Self {
             pending: Some(readiness.pending(name, "not loaded yet")),
             identity,
             shared: Arc::new(ArcSwapOption::empty()),
-            status: Arc::default(),
+            status,
             reload: Reload::new(),
             fingerprints: Fingerprints::default(),
+            before,
         };
         source.look(Instant::now());
         source
     }
 
-    /// What is published: empty until the first good look.
-    pub fn shared(&self) -> SharedIdentity {
-        Arc::clone(&self.shared)
-    }
-
-    /// Failures and the alarm.
-    pub fn status(&self) -> Arc<ReloadStatus> {
-        Arc::clone(&self.status)
+    /// What is published, and how the files are doing.
+    pub fn published(&self) -> Published<IdentitySnapshot> {
+        Published {
+            name: Arc::clone(&self.identity.name),
+            shared: Arc::clone(&self.shared),
+            status: Arc::clone(&self.status),
+        }
     }
 
     /// Publishes changes until cancelled.
@@ -122,8 +139,20 @@ impl Source {
     }
 
     fn generation(&self) -> u64 {
-        self.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)
+        self.shared.load().as_ref().map_or(self.before, |snapshot| snapshot.generation)
     }
+}
+
+/// Whether a definition that is not in use yet could be: `former` is what serves under its name now.
+///
+/// # Errors
+/// What is wrong with its files.
+pub fn usable(
+    identity: &Identity,
+    former: Option<&Published<IdentitySnapshot>>,
+) -> Result<(), IdentityError> {
+    let serving = former.and_then(|former| former.shared.load_full());
+    acceptable(Files::read(identity), serving.as_deref(), SystemTime::now()).map(drop)
 }
 
 /// A pair that cannot be used today must not replace one that can.
@@ -141,25 +170,22 @@ fn acceptable(
     }
 }
 
-/// The metrics of all identities, for [`crate::telemetry::Telemetry::register`].
-pub fn metrics(sources: &[Source]) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
-    let all: Vec<(Arc<str>, SharedIdentity, Arc<ReloadStatus>)> = sources
-        .iter()
-        .map(|source| (Arc::clone(&source.identity.name), source.shared(), source.status()))
-        .collect();
+/// The metrics of all identities in the configuration, for [`crate::telemetry::Telemetry::register`].
+pub fn metrics(
+    all: AllPublished<IdentitySnapshot>,
+) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
     move |out| {
-        let labels: Vec<_> = all.iter().map(|(name, _, _)| [("identity", &**name)]).collect();
+        let all = all.load();
+        let labels: Vec<_> = all.iter().map(|one| [("identity", &*one.name)]).collect();
         let leaf = |read: fn(&IdentitySnapshot) -> SystemTime| {
-            all.iter().zip(&labels).filter_map(move |((_, shared, _), labels)| {
-                shared.load().as_ref().map(|snapshot| (&labels[..], seconds(read(snapshot))))
+            all.iter().zip(&labels).filter_map(move |(one, labels)| {
+                one.shared.load().as_ref().map(|snapshot| (&labels[..], seconds(read(snapshot))))
             })
         };
         out.family(&names::IDENTITY_NOT_BEFORE, leaf(|snapshot| snapshot.leaf.not_before));
         out.family(&names::IDENTITY_NOT_AFTER, leaf(|snapshot| snapshot.leaf.not_after));
         let each = |read: fn(&SharedIdentity, &ReloadStatus) -> u64| {
-            all.iter()
-                .zip(&labels)
-                .map(move |((_, shared, status), labels)| (&labels[..], read(shared, status)))
+            all.iter().zip(&labels).map(move |(one, labels)| (&labels[..], read(&one.shared, &one.status)))
         };
         out.family(
             &names::IDENTITY_GENERATION,

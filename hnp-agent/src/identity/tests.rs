@@ -36,7 +36,7 @@ impl Scene {
     }
 
     fn serves(&self) -> Option<(u64, String)> {
-        serves(&self.source.shared())
+        serves(&self.source.published().shared)
     }
 }
 
@@ -70,7 +70,7 @@ fn a_pair_written_file_by_file_is_published_when_it_fits() {
     std::fs::write(scene.dir.path().join("tls.key"), key).unwrap();
     scene.look(50);
     assert_eq!(scene.serves(), served(2, "second"));
-    assert_eq!(scene.source.status().failures(), 0);
+    assert_eq!(scene.source.published().status.failures(), 0);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_broken_pair_keeps_the_old_and_raises_the_alarm_until_it_is_repaired() {
     std::fs::write(scene.dir.path().join("tls.crt"), "not a certificate").unwrap();
     scene.look(0);
     scene.look(300);
-    let status = scene.source.status();
+    let status = scene.source.published().status;
     assert_eq!((status.failures(), status.is_failing()), (1, true));
     assert!(status.error().unwrap().contains("tls.crt: expected a CERTIFICATE block"));
     for second in 1..20 {
@@ -99,7 +99,7 @@ fn a_deleted_file_keeps_the_old() {
     std::fs::remove_file(scene.dir.path().join("tls.key")).unwrap();
     scene.look(0);
     scene.look(400);
-    assert!(scene.source.status().is_failing());
+    assert!(scene.source.published().status.is_failing());
     assert_eq!(scene.serves(), served(1, "first"));
 }
 
@@ -111,7 +111,7 @@ fn an_expired_or_early_pair_does_not_replace_a_valid_one() {
         scene.look(0);
         scene.look(400);
         assert_eq!(scene.serves(), served(1, "first"));
-        let error = scene.source.status().error().unwrap();
+        let error = scene.source.published().status.error().unwrap();
         assert!(error.ends_with("the certificate that is presented is still valid and stays"), "{error}");
     }
 }
@@ -123,11 +123,11 @@ fn an_expired_pair_is_presented_at_start_and_replaced_by_any() {
     write(dir.path(), &ca.issue("old", EXPIRED));
     let readiness = Readiness::new();
     let mut source = Source::open(identity(dir.path()), &readiness);
-    assert_eq!(serves(&source.shared()), served(1, "old"));
+    assert_eq!(serves(&source.published().shared), served(1, "old"));
     assert!(readiness.is_ready());
     write(dir.path(), &ca.issue("older", EXPIRED));
     source.look(Instant::now());
-    assert_eq!(serves(&source.shared()), served(2, "older"));
+    assert_eq!(serves(&source.published().shared), served(2, "older"));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_source_without_files_holds_readiness_down_and_says_why() {
     write(dir.path(), &Ca::new("CA").issue("first", VALID));
     source.look(Instant::now() + SETTLE);
     assert!(readiness.is_ready());
-    assert_eq!(serves(&source.shared()), served(1, "first"));
+    assert_eq!(serves(&source.published().shared), served(1, "first"));
 }
 
 #[test]
@@ -179,7 +179,8 @@ async fn renames_and_the_kubernetes_symlink_swap_are_followed_within_two_seconds
         std::os::unix::fs::symlink(format!("..data/{file}"), root.join(file)).unwrap();
     }
     let source = Source::open(identity(root), &Readiness::new());
-    let (shared, status, cancel) = (source.shared(), source.status(), CancellationToken::new());
+    let (shared, status, cancel) =
+        (source.published().shared, source.published().status, CancellationToken::new());
     let mut watching = tokio::task::JoinSet::new();
     watching.spawn(source.watch(cancel.clone()));
     until_served(&shared, 1, "first").await;
@@ -216,7 +217,7 @@ async fn a_change_behind_a_link_that_inotify_does_not_see_is_polled() {
         std::os::unix::fs::symlink(elsewhere.path().join(file), dir.path().join(file)).unwrap();
     }
     let source = Source::open(identity(dir.path()), &Readiness::new());
-    let (shared, cancel) = (source.shared(), CancellationToken::new());
+    let (shared, cancel) = (source.published().shared, CancellationToken::new());
     let mut watching = tokio::task::JoinSet::new();
     watching.spawn(source.watch(cancel.clone()));
     write(elsewhere.path(), &ca.issue("second", VALID));

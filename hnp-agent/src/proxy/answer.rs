@@ -72,9 +72,16 @@ pub async fn linger(client: &mut TcpStream) {
     let _ = timeout(LINGER, drain).await;
 }
 
-/// A fatal TLS alert, handshake_failure (RFC 8446 section 6), for a client that speaks TLS where
-/// plaintext is expected: its error then names TLS and not a broken connection.
-pub const TLS_ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 40];
+/// How long an alert may take to be written.
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A fatal TLS alert (RFC 8446 section 6) for a client that speaks TLS where plaintext is expected: its
+/// error then names TLS and not a broken connection. A name that is refused is unrecognized_name (112),
+/// all else handshake_failure (40).
+pub(super) fn tls_alert(reason: Reason) -> [u8; 7] {
+    let description = if reason == Reason::SniRefused { 112 } else { 40 };
+    [21, 3, 1, 0, 2, 2, description]
+}
 
 fn phrase(status: u16) -> &'static str {
     match status {

@@ -1,7 +1,7 @@
 //! Which route serves a request, when several names share one address.
 //!
-//! Decided per request from its Host, because one connection may carry requests for many. A pure
-//! function: nothing here knows a socket.
+//! Decided per request from its Host, because one connection may carry requests for many, and per
+//! connection from the SNI of a client that speaks TLS. A pure function: nothing here knows a socket.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ use crate::config::plan::{AddrRange, Enforcement, Plan, RouteIndex, Target};
 pub enum Choice {
     /// This route carries it.
     Serve(RouteIndex),
-    /// Another name on a loose route: on to where the client was going, untouched.
+    /// Another name on a loose route, or one that is listed: on to where the client was going, untouched.
     Passthrough(RouteIndex),
     /// Another name on a strict route: a forged Host would be a way out.
     Refuse(RouteIndex),
@@ -21,8 +21,10 @@ pub enum Choice {
 /// Chooses among the routes that include `destination`, which must not be empty. `host` is the
 /// request's, lower case, without port; `None` (HTTP/1.0) names nothing else, so the first route serves.
 ///
-/// `enforcement` is what holds for this client. A name that a route lists goes to that route. Otherwise the
-/// route that lists the address itself, or the narrowest range around it, takes every Host. A Host that is the dialled address names nothing else either.
+/// `enforcement` is what holds for this client. A name that a route lists goes to that route. One that is
+/// listed under `passthrough` goes on: by every strict route here, for each of them promises that nothing else
+/// does. Otherwise the route that lists the address itself, or the narrowest range around it, takes every
+/// Host. A Host that is the dialled address names nothing else either.
 pub fn choose(
     plan: &Plan,
     routes: &[RouteIndex],
@@ -41,6 +43,13 @@ pub fn choose(
     {
         return Choice::Serve(*route);
     }
+    let passes = |route: &&RouteIndex| plan.routes[**route].passthrough.iter().any(|p| p.matches(host));
+    let mut strict = routes.iter().filter(|r| plan.routes[**r].enforcement_for(None) == Enforcement::Strict);
+    if strict.clone().all(|route| passes(&route))
+        && let Some(route) = strict.clone().next().or_else(|| routes.iter().find(passes))
+    {
+        return Choice::Passthrough(*route);
+    }
     let nearest = routes.iter().filter_map(|route| Some((narrowest(plan, *route, destination)?, *route)));
     // Of several that are as narrow, the first of the Plan.
     if let Some((_, route)) = nearest.max_by_key(|(prefix, route)| (*prefix, std::cmp::Reverse(*route))) {
@@ -52,10 +61,7 @@ pub fn choose(
         return Choice::Serve(first);
     }
     match enforcement {
-        Enforcement::Strict => {
-            let strict = |r: &&RouteIndex| plan.routes[**r].enforcement == Enforcement::Strict;
-            Choice::Refuse(*routes.iter().find(strict).unwrap_or(&first))
-        }
+        Enforcement::Strict => Choice::Refuse(strict.find(|route| !passes(route)).copied().unwrap_or(first)),
         Enforcement::Loose | Enforcement::Observe => Choice::Passthrough(first),
     }
 }
@@ -73,6 +79,7 @@ fn narrowest(plan: &Plan, route: RouteIndex, destination: SocketAddr) -> Option<
 mod tests {
     use super::*;
 
+    /// Routes with a destination, and an enforcement with what else the route says.
     fn plan(routes: &[(&str, &str)]) -> Plan {
         let mut text = String::from(
             "identities: {i: {certificate: /c, key: /k}}\ntrusts: {t: {roots: system}}\nroutes:\n",
@@ -131,6 +138,35 @@ mod tests {
         assert_eq!(ask(&plan, Some("198.18.0.9")), Choice::Serve(0));
         assert_eq!(ask(&plan, Some("169.254.77.5")), Choice::Serve(0));
         assert_eq!(ask(&plan, Some("198.18.0.10")), Choice::Refuse(0));
+    }
+
+    #[test]
+    fn a_listed_name_passes_a_strict_route_and_no_other_does() {
+        let plan = plan(&[("a.test:80", "strict, passthrough: [c.test, '*.cdn.test']")]);
+        assert_eq!(ask(&plan, Some("c.test")), Choice::Passthrough(0));
+        assert_eq!(ask(&plan, Some("x.cdn.test")), Choice::Passthrough(0));
+        assert_eq!(ask(&plan, Some("cdn.test")), Choice::Refuse(0));
+        assert_eq!(ask(&plan, Some("a.test")), Choice::Serve(0));
+        assert_eq!(ask(&plan, None), Choice::Serve(0));
+    }
+
+    #[test]
+    fn every_strict_route_of_an_address_must_list_what_passes() {
+        let one = plan(&[("a.test:80", "strict, passthrough: [c.test]"), ("b.test:80", "strict")]);
+        assert_eq!(ask(&one, Some("c.test")), Choice::Refuse(1));
+        let loose = plan(&[("a.test:80", "loose"), ("b.test:80", "strict, passthrough: [c.test]")]);
+        assert_eq!(ask(&loose, Some("c.test")), Choice::Passthrough(1));
+        let only_loose = plan(&[("a.test:80", "loose, passthrough: [c.test]"), ("b.test:80", "strict")]);
+        assert_eq!(ask(&only_loose, Some("c.test")), Choice::Refuse(1));
+    }
+
+    #[test]
+    fn a_listed_name_passes_where_the_address_itself_is_a_destination() {
+        for enforcement in ["strict, passthrough: [c.test]", "loose, passthrough: [c.test]"] {
+            let plan = plan(&[("198.18.0.9:80", enforcement)]);
+            assert_eq!(ask(&plan, Some("c.test")), Choice::Passthrough(0));
+            assert_eq!(ask(&plan, Some("d.test")), Choice::Serve(0), "the address takes every other Host");
+        }
     }
 
     #[test]

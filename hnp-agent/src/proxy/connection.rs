@@ -4,17 +4,18 @@
 //! come through capture ends here, whatever the enforcement.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::net::TcpStream;
 
-use super::flow::{Flow, VipEntry};
+use super::flow::Flow;
 use super::record::Recording;
-use super::worker::Worker;
+use super::worker::{Lanes, Worker};
 use super::{http1, opaque, relay};
-use crate::config::plan::{Enforcement, Plan, Protocol};
+use crate::config::plan::{Enforcement, Plan, Protocol, RouteIndex};
 use crate::telemetry::record::AccessRecord;
 use crate::workload::Workload;
 
@@ -24,60 +25,64 @@ pub struct Client {
     pub stream: TcpStream,
     /// What the kernel recorded.
     pub flow: Flow,
-    /// What the VIP stands for, as of accept.
-    pub entry: VipEntry,
-    /// What holds for this client.
-    pub enforcement: Enforcement,
+    /// What the VIP stands for: as of accept, and on HTTP connections as of the last request.
+    pub destination: SocketAddr,
+    /// The routes that include it. Never empty.
+    pub routes: Vec<RouteIndex>,
     /// What every record of this connection begins with.
     pub base: AccessRecord,
+    /// The destination has left the configuration: the connection ends with the next answer.
+    pub last: bool,
 }
 
 impl Client {
-    /// What it was going to: the address dialled, or the one that the dialled VIP stands for.
-    pub fn destination(&self) -> SocketAddr {
-        self.base.destination.unwrap_or(self.flow.orig_dst)
+    /// What holds for this client under a Plan. Where some pods have an enforcement of their own the kernel
+    /// has said what it is when the pod connected; where it knew no destination, the strictest holds.
+    pub fn enforcement(&self, plan: &Plan) -> Enforcement {
+        let routes = || self.routes.iter().map(|route| &plan.routes[*route]);
+        if !self.flow.direct && routes().any(|route| !route.overrides.is_empty()) {
+            return if self.flow.strict { Enforcement::Strict } else { Enforcement::Loose };
+        }
+        routes().map(|route| route.enforcement_for(None)).max().unwrap_or(Enforcement::Strict)
     }
 }
 
 /// Serves one accepted connection to its end.
-pub async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
-    let open = worker.stats.connection_opened();
-    let mut base = base_record(worker.flow_id(), peer);
-    let found = flow_of(worker, &stream, peer);
-    if let Ok((flow, destination, _)) = &found {
-        base.workload = worker.workloads.identify(flow);
-        base.destination = Some(*destination);
-        base.direct = flow.direct;
-    }
-    match found {
-        Ok((flow, _, entry)) => {
+pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
+    let open = lanes.around.counters.connection_opened();
+    let mut base = base_record(lanes.flow_id(), peer);
+    match flow_of(lanes, &stream, peer) {
+        Ok((worker, flow, destination, routes)) => {
+            base.workload = lanes.around.workloads.identify(&flow);
+            base.destination = Some(destination);
+            base.direct = flow.direct;
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
-            let protocol = worker.plan.routes[entry.routes[0]].protocol;
-            let enforcement = enforcement(&worker.plan, &flow, &entry);
-            let client = Client { stream, flow, entry, enforcement, base };
+            let protocol = worker.plan.routes[routes[0]].protocol;
+            let client = Client { stream, flow, destination, routes, base, last: false };
             match protocol {
                 // Boxed: HTTP connections would hold its state too.
-                Protocol::Opaque => Box::pin(opaque::serve(worker, client)).await,
-                Protocol::Http => http1::serve::serve(worker, client).await,
+                Protocol::Opaque => Box::pin(opaque::serve(&worker, client)).await,
+                Protocol::Http => http1::serve::serve(lanes, worker, client).await,
             }
         }
         Err(reason) => {
             relay::reset_on_close(&stream);
-            Recording::begin(worker, base).finish(reason, None);
+            Recording::begin(&lanes.current(), base).finish(reason, None);
         }
     }
     drop(open);
 }
 
+/// Flow and destination, and the worker of the generation that the destination's routes are counted in.
 fn flow_of(
-    worker: &Worker,
+    lanes: &Lanes,
     stream: &TcpStream,
     peer: SocketAddr,
-) -> Result<(Flow, SocketAddr, VipEntry), Reason> {
+) -> Result<(Rc<Worker>, Flow, SocketAddr, Vec<RouteIndex>), Reason> {
     let local = stream.local_addr().map_err(|_| Reason::ClientGone)?;
-    let flow = worker.flows.take(peer, local)?;
-    let table = worker.vips.load();
+    let flow = lanes.around.flows.take(peer, local)?;
+    let table = lanes.around.vips.load();
     let entry = table.entries.get(&flow.vip).ok_or(Reason::VipUnassigned)?;
     let destination = if flow.direct {
         // Behind the VIP of a range there is no one address that was meant.
@@ -88,20 +93,7 @@ fn flow_of(
         // The VIP was given to another destination while this connection was under way.
         return Err(Reason::VipUnassigned);
     };
-    Ok((flow, destination, entry.clone()))
-}
-
-/// What holds for this client: what the kernel said, or where it knew no destination the strictest that
-/// the routes have for anybody.
-fn enforcement(plan: &Plan, flow: &Flow, entry: &VipEntry) -> Enforcement {
-    if flow.direct {
-        let routes = entry.routes.iter().map(|route| plan.routes[*route].enforcement_for(None));
-        routes.max().unwrap_or(Enforcement::Strict)
-    } else if flow.strict {
-        Enforcement::Strict
-    } else {
-        Enforcement::Loose
-    }
+    Ok((lanes.of(&entry.generation), flow, destination, entry.routes.clone()))
 }
 
 fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hnp_common::Reason;
 
 use crate::config::plan::{AddrRange, RouteIndex};
+use crate::generation::Generation;
 
 /// One captured connection, as the kernel recorded it at connect().
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,11 +48,16 @@ pub struct VipEntry {
     /// The routes whose destinations include it, in the order of the Plan: several when names share
     /// an address. Never empty.
     pub routes: Vec<RouteIndex>,
+    /// What the routes are counted in. The newest, but where the destination left the configuration
+    /// and connections may still be on their way.
+    pub generation: Arc<Generation>,
 }
 
 /// All VIPs in use. Published as a whole; readers see one consistent table.
 #[derive(Clone, Debug, Default)]
 pub struct VipTable {
+    /// The newest generation; `None` before the first destinations were applied.
+    pub generation: Option<Arc<Generation>>,
     /// By VIP.
     pub entries: std::collections::HashMap<IpAddr, VipEntry>,
 }

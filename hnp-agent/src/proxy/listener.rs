@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
-use super::worker::Worker;
+use super::worker::Lanes;
 
 /// The kernel's queue of connections not yet accepted; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -72,7 +72,7 @@ fn listen(addr: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
 /// # Errors
 /// The sockets cannot be registered with this thread's runtime.
 pub async fn serve(
-    worker: Rc<Worker>,
+    lanes: Rc<Lanes>,
     listeners: Listeners,
     permits: usize,
     tasks: TaskTracker,
@@ -80,29 +80,29 @@ pub async fn serve(
     let permits = Arc::new(Semaphore::new(permits));
     let v4 = TcpListener::from_std(listeners.v4)?;
     let v6 = listeners.v6.map(TcpListener::from_std).transpose()?;
-    let on_v4 = accept(&worker, v4, &permits, &tasks);
+    let on_v4 = accept(&lanes, v4, &permits, &tasks);
     match v6 {
         Some(v6) => {
-            tokio::join!(on_v4, accept(&worker, v6, &permits, &tasks));
+            tokio::join!(on_v4, accept(&lanes, v6, &permits, &tasks));
         }
         None => on_v4.await,
     }
     Ok(())
 }
 
-async fn accept(worker: &Rc<Worker>, listener: TcpListener, permits: &Arc<Semaphore>, tasks: &TaskTracker) {
+async fn accept(lanes: &Rc<Lanes>, listener: TcpListener, permits: &Arc<Semaphore>, tasks: &TaskTracker) {
     let mut pause = BACKOFF.0;
     loop {
         // Acquire and accept are cancel-safe: neither has taken anything when it is dropped.
         let accepted = tokio::select! {
             biased;
-            () = worker.stop.cancelled() => break,
+            () = lanes.around.stop.cancelled() => break,
             accepted = next(&listener, permits) => accepted,
         };
         match accepted {
             Ok((stream, peer, permit)) => {
                 pause = BACKOFF.0;
-                start(worker, stream, peer, permit, tasks);
+                start(lanes, stream, peer, permit, tasks);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -120,7 +120,7 @@ async fn accept(worker: &Rc<Worker>, listener: TcpListener, permits: &Arc<Semaph
             () = std::future::ready(()) => break,
         };
         match accepted {
-            Ok((stream, peer)) => start(worker, stream, peer, permit, tasks),
+            Ok((stream, peer)) => start(lanes, stream, peer, permit, tasks),
             Err(_) => break,
         }
     }
@@ -136,19 +136,19 @@ async fn next(
 }
 
 fn start(
-    worker: &Rc<Worker>,
+    lanes: &Rc<Lanes>,
     stream: TcpStream,
     peer: SocketAddr,
     permit: OwnedSemaphorePermit,
     tasks: &TaskTracker,
 ) {
-    let worker = Rc::clone(worker);
+    let lanes = Rc::clone(lanes);
     tasks.spawn_local(async move {
         // The connection first: it sees the cut too, and says so to its client and its record.
         tokio::select! {
             biased;
-            () = connection::serve(&worker, stream, peer) => {}
-            () = worker.kill.cancelled() => {}
+            () = connection::serve(&lanes, stream, peer) => {}
+            () = lanes.around.kill.cancelled() => {}
         }
         drop(permit);
     });

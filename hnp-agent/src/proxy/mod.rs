@@ -9,6 +9,7 @@ pub mod authority;
 pub mod buffer;
 pub mod connection;
 pub mod flow;
+mod hello;
 pub mod http1;
 pub mod listener;
 pub mod opaque;
@@ -16,6 +17,7 @@ pub mod pulse;
 pub mod record;
 pub mod relay;
 pub mod thread;
+mod tls;
 pub mod worker;
 
 #[cfg(test)]

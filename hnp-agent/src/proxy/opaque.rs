@@ -9,7 +9,7 @@ use super::worker::Worker;
 
 /// Dials the upstream at once, for protocols in which the server speaks first, and relays.
 pub async fn serve(worker: &Worker, mut client: Client) {
-    let route = client.entry.routes[0];
+    let route = client.routes[0];
     let plan = &worker.plan.routes[route];
     let mut recording = Recording::begin(worker, client.base);
     recording.record.route = Some(plan.name.clone());

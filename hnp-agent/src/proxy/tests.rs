@@ -1,7 +1,6 @@
 //! The data path in one process: real sockets on loopback, a real TLS upstream that insists on a
 //! client certificate, and fakes only for what the kernel would say.
 
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
@@ -22,16 +21,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Stock;
 use super::connection;
 use super::flow::{Flow, FlowSource, SharedVipTable, VipEntry, VipTable};
-use super::worker::Worker;
-use crate::config::plan::{AddrRange, Plan};
+use super::worker::{Lanes, Surroundings};
+use crate::config::plan::{AddrRange, Enforcement, Host, Route};
+use crate::generation::Generation;
 use crate::identity::snapshot::{IdentitySnapshot, LeafInfo, SharedIdentity};
-use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 use crate::trust::snapshot::TrustSnapshot;
-use crate::upstream::Upstreams;
 use crate::workload::{Workload, WorkloadSource};
 
 /// Every connection is a captured one, from nobody in particular.
@@ -136,11 +133,37 @@ async fn upstream(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seen>) {
     }
 }
 
+/// What listens where clients were going, in plaintext.
+async fn original(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::task::spawn_local(async move {
+            let mut block = [0; 4096];
+            while let Ok(1..) = stream.read(&mut block).await {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\noriginal\n").await.unwrap();
+            }
+        });
+    }
+}
+
+/// The agent's address stands for the destination.
+fn table(generation: &Arc<Generation>, destination: SocketAddr) -> VipTable {
+    let entry = VipEntry {
+        destination: AddrRange::host(destination),
+        routes: vec![0],
+        generation: generation.clone(),
+    };
+    let entries = [(IpAddr::V4(Ipv4Addr::LOCALHOST), entry)].into();
+    VipTable { generation: Some(generation.clone()), entries }
+}
+
 struct World {
     ca: Ca,
     seen: Arc<Seen>,
     identity: SharedIdentity,
-    worker: Rc<Worker>,
+    lanes: Rc<Lanes>,
+    vips: SharedVipTable,
+    destination: SocketAddr,
     agent: SocketAddr,
 }
 
@@ -163,45 +186,64 @@ impl World {
         let port = listener.local_addr().unwrap().port();
         tokio::task::spawn_local(upstream(listener, TlsAcceptor::from(Arc::new(config)), seen.clone()));
 
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let destination = listener.local_addr().unwrap();
+        tokio::task::spawn_local(original(listener));
+        let dialled = destination.port();
+
         let text = format!(
             "identities: {{i: {{certificate: /c, key: /k}}}}\ntrusts: {{t: {{roots: system}}}}\nlog: {{access: false}}\nworkers: 1\n\
-             routes: [{{name: r, destinations: [\"a.test:80\"], upstream: \"https://127.0.0.1:{port}\", \
+             routes: [{{name: r, destinations: [\"a.test:{dialled}\"], upstream: \"https://127.0.0.1:{port}\", \
              server_name: localhost, enforcement: strict, identity: i, trust: t}}]\n"
         );
-        let plan: Arc<Plan> = Arc::new(crate::config::parse(&text, Path::new("test.yaml")).unwrap());
+        let plan = Arc::new(crate::config::parse(&text, Path::new("test.yaml")).unwrap());
         let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
             .build()
             .unwrap();
         let trust = TrustSnapshot { name: "t".into(), generation: 1, verifier, roots: 1 };
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
-        let resolver = Resolver::new(&plan.resolver).unwrap();
-        let entry =
-            VipEntry { destination: AddrRange::host("198.18.0.9:80".parse().unwrap()), routes: vec![0] };
-        let vips = VipTable { entries: [(IpAddr::V4(Ipv4Addr::LOCALHOST), entry)].into() };
-        let worker = Rc::new(Worker {
-            upstreams: Upstreams::new(plan.clone(), vec![identity.clone()], trusts, resolver),
+        let telemetry = Telemetry::new(&plan);
+        let generation = Arc::new(Generation { number: 1, plan, identities: vec![identity.clone()], trusts });
+        let vips = SharedVipTable::new(ArcSwap::from_pointee(table(&generation, destination)));
+        let around = Surroundings {
             flows: Arc::new(Fakes),
-            vips: SharedVipTable::new(ArcSwap::from_pointee(vips)),
+            vips: vips.clone(),
             workloads: Arc::new(Fakes),
-            stats: Telemetry::new(&plan).worker(0),
-            stock: Stock::new(plan.limits.buffer_bytes),
+            counters: telemetry.worker(0),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
-            next_flow_id: Cell::new(1),
-            plan,
-        });
+            first_flow_id: 1,
+        };
+        let lanes = Rc::new(Lanes::new(generation, around).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let agent = listener.local_addr().unwrap();
-        let serving = worker.clone();
+        let serving = lanes.clone();
         tokio::task::spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let worker = serving.clone();
-                tokio::task::spawn_local(async move { connection::serve(&worker, stream, peer).await });
+                let lanes = serving.clone();
+                tokio::task::spawn_local(async move { connection::serve(&lanes, stream, peer).await });
             }
         });
-        Self { ca, seen, identity, worker, agent }
+        Self { ca, seen, identity, lanes, vips, destination, agent }
+    }
+
+    /// The route as it is, but for `change`, as the next generation; the table refers to it at once.
+    fn reload(&self, change: impl FnOnce(&mut Route)) -> Arc<Generation> {
+        let current = self.lanes.current().generation.clone();
+        let mut plan = (*current.plan).clone();
+        let mut route = (*plan.routes[0]).clone();
+        change(&mut route);
+        plan.routes = vec![Arc::new(route)];
+        let next = Arc::new(Generation {
+            number: current.number + 1,
+            plan: Arc::new(plan),
+            identities: current.identities.clone(),
+            trusts: current.trusts.clone(),
+        });
+        self.vips.store(Arc::new(table(&next, self.destination)));
+        next
     }
 
     async fn client(&self) -> TcpStream {
@@ -263,8 +305,8 @@ async fn a_new_identity_is_never_spoken_for_by_an_old_connection() {
         world.identity.store(Some(world.ca.identity(2)));
         ask(&mut client, GET).await;
         assert_eq!(world.upstream_connections(), 2);
-        world.worker.upstreams.sweep();
-        assert_eq!(world.worker.upstreams.idle(0), 1, "the old generation's connection is closed");
+        world.lanes.sweep();
+        assert_eq!(world.lanes.idle("r"), 1, "the old generation's connection is closed");
     })
     .await;
 }
@@ -304,7 +346,7 @@ async fn whoever_was_accepted_before_the_stop_is_served() {
     in_world(async |world: Rc<World>| {
         let mut kept = world.client().await;
         ask(&mut kept, GET).await;
-        world.worker.stop.cancel();
+        world.lanes.around.stop.cancel();
         for _ in 0..20 {
             let (status, _) = ask(&mut world.client().await, GET).await;
             assert_eq!(status, "HTTP/1.1 200 OK");
@@ -317,12 +359,84 @@ async fn whoever_was_accepted_before_the_stop_is_served() {
     .await;
 }
 
+#[tokio::test]
+async fn a_reload_that_leaves_a_route_as_it_is_keeps_its_connections_warm() {
+    in_world(async |world: Rc<World>| {
+        let mut kept = world.client().await;
+        ask(&mut kept, GET).await;
+        world.reload(|route| route.timeouts.idle *= 2);
+        ask(&mut kept, GET).await;
+        ask(&mut world.client().await, GET).await;
+        world.lanes.sweep();
+        ask(&mut kept, GET).await;
+        assert_eq!(world.upstream_connections(), 1);
+        // The control: another upstream is another connection, and the old one is closed.
+        world.reload(|route| route.upstream.host = Host::Name("localhost".into()));
+        ask(&mut kept, GET).await;
+        assert_eq!(world.upstream_connections(), 2);
+        world.lanes.sweep();
+        assert_eq!(world.lanes.idle("r"), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_follows_the_configuration_at_its_next_request() {
+    in_world(async |world: Rc<World>| {
+        let elsewhere = "GET /x HTTP/1.1\r\nHost: b.test\r\n\r\n";
+        world.reload(|route| route.enforcement = Enforcement::Loose);
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        assert_eq!(ask(&mut client, elsewhere).await.1, "original\n");
+        world.reload(|route| route.enforcement = Enforcement::Strict);
+        let (status, body) = ask(&mut client, elsewhere).await;
+        assert_eq!(status, "HTTP/1.1 421 Misdirected Request", "{body}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_whose_destination_is_gone_has_one_more_answer_and_ends() {
+    in_world(async |world: Rc<World>| {
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        let next = world.reload(|_| {});
+        let generation = Some(next);
+        world.vips.store(Arc::new(VipTable { generation, entries: [].into() }));
+        assert_eq!(ask(&mut client, GET).await.0, "HTTP/1.1 200 OK");
+        assert_eq!(client.read(&mut [0; 16]).await.unwrap(), 0, "closed");
+        let mut new = world.client().await;
+        let _ = new.write_all(GET.as_bytes()).await;
+        assert!(new.read(&mut [0; 16]).await.is_err(), "whoever comes now is refused");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_generation_is_forgotten_when_its_last_connection_has_ended() {
+    in_world(async |world: Rc<World>| {
+        let mut client = world.client().await;
+        ask(&mut client, GET).await;
+        let old = Arc::downgrade(&world.lanes.current().generation);
+        world.reload(|_| {});
+        world.lanes.sweep();
+        assert_eq!(world.lanes.current().generation.number, 2);
+        assert!(old.upgrade().is_some(), "a connection is still of it");
+        drop(client);
+        while old.upgrade().is_some() {
+            tokio::task::yield_now().await;
+            world.lanes.sweep();
+        }
+    })
+    .await;
+}
+
 /// Memory per connection is this, plus the sockets, plus buffers while bytes are under way.
 #[tokio::test]
 async fn the_future_of_a_connection_stays_small() {
     in_world(async |world: Rc<World>| {
         let (stream, peer) = (world.client().await, world.agent);
-        let future = connection::serve(&world.worker, stream, peer);
+        let future = connection::serve(&world.lanes, stream, peer);
         let size = size_of_val(&future);
         assert!(size <= 4096, "{size} bytes");
     })

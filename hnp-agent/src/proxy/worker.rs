@@ -1,45 +1,188 @@
 //! What one worker thread shares among its connections: everything, and with no other thread.
+//!
+//! A [`Worker`] is one generation of it; a connection is served with that of its VIP. [`Lanes`] is the
+//! thread with all its generations: it makes the next one when a connection of it arrives, and forgets
+//! one when its last connection has ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Stock;
-use super::flow::{FlowSource, SharedVipTable};
+use super::flow::{FlowSource, SharedVipTable, VipEntry};
 use crate::config::plan::Plan;
-use crate::telemetry::stats::WorkerStats;
-use crate::upstream::Upstreams;
+use crate::generation::Generation;
+use crate::resolve::{Resolver, SettingsError};
+use crate::telemetry::stats::{WorkerCounters, WorkerStats};
+use crate::upstream::{Pools, Upstreams};
 use crate::workload::WorkloadSource;
 
-/// One worker's world.
+/// One worker's world under one generation of the configuration.
 pub struct Worker {
-    /// The configuration.
+    /// What it serves by.
+    pub generation: Arc<Generation>,
+    /// Its configuration.
     pub plan: Arc<Plan>,
-    /// Where flows are taken from.
-    pub flows: Arc<dyn FlowSource>,
-    /// What VIPs stand for.
-    pub vips: SharedVipTable,
-    /// Who is calling.
-    pub workloads: Arc<dyn WorkloadSource>,
     /// The way to the upstreams.
     pub upstreams: Upstreams,
     /// Counters and access lines.
-    pub stats: Arc<WorkerStats>,
+    pub stats: WorkerStats,
     /// Blocks for bytes under way.
     pub stock: Rc<Stock>,
     /// Cancelled when the drain begins: finish what runs, begin nothing.
     pub stop: CancellationToken,
     /// Cancelled at the drain's deadline: end now.
     pub kill: CancellationToken,
-    /// The next flow id: the worker's number in the upper 16 bits.
-    pub next_flow_id: Cell<u64>,
 }
 
-impl Worker {
+/// What of a worker does not depend on the configuration.
+pub struct Surroundings {
+    /// Where flows are taken from.
+    pub flows: Arc<dyn FlowSource>,
+    /// What VIPs stand for.
+    pub vips: SharedVipTable,
+    /// Who is calling.
+    pub workloads: Arc<dyn WorkloadSource>,
+    /// Counters and access lines.
+    pub counters: Arc<WorkerCounters>,
+    /// Cancelled when the drain begins.
+    pub stop: CancellationToken,
+    /// Cancelled at the drain's deadline.
+    pub kill: CancellationToken,
+    /// The first flow id: the worker's number in the upper 16 bits.
+    pub first_flow_id: u64,
+}
+
+/// One worker thread.
+pub struct Lanes {
+    /// What of it stays.
+    pub around: Surroundings,
+    pools: Rc<Pools>,
+    current: RefCell<Rc<Worker>>,
+    /// Those that still serve connections, or that VIPs still refer to.
+    former: RefCell<Vec<Rc<Worker>>>,
+    next_flow_id: Cell<u64>,
+}
+
+/// What has become of a connection's route since it was accepted.
+pub enum Since {
+    /// Nothing.
+    Same,
+    /// It is served by these routes of this generation now.
+    Changed(Rc<Worker>, VipEntry),
+    /// Its destination has left the configuration.
+    Gone,
+}
+
+impl Lanes {
+    /// A thread that begins with a generation.
+    ///
+    /// # Errors
+    /// The files that say how names are resolved exist and cannot be read.
+    pub fn new(generation: Arc<Generation>, around: Surroundings) -> Result<Self, SettingsError> {
+        let resolver = Resolver::new(&generation.plan.resolver)?;
+        let pools = Rc::<Pools>::default();
+        let stock = Stock::new(generation.plan.limits.buffer_bytes);
+        let first = Rc::new(worker(generation, &around, resolver, stock, &pools));
+        Ok(Self {
+            pools,
+            current: RefCell::new(first),
+            former: RefCell::default(),
+            next_flow_id: Cell::new(around.first_flow_id),
+            around,
+        })
+    }
+
     /// A number no other connection of this agent has.
     pub fn flow_id(&self) -> u64 {
         self.next_flow_id.replace(self.next_flow_id.get() + 1)
+    }
+
+    /// The newest generation this thread has heard of.
+    pub fn current(&self) -> Rc<Worker> {
+        self.current.borrow().clone()
+    }
+
+    /// The worker of a generation: the current one, nearly always.
+    pub fn of(&self, generation: &Arc<Generation>) -> Rc<Worker> {
+        let current = self.current();
+        if Arc::ptr_eq(&current.generation, generation) {
+            return current;
+        }
+        let mut former = self.former.borrow_mut();
+        if let Some(known) = former.iter().find(|one| Arc::ptr_eq(&one.generation, generation)) {
+            return known.clone();
+        }
+        let plan = &generation.plan;
+        let resolver = current.upstreams.resolver();
+        let resolver = resolver.replaced_by(&plan.resolver).unwrap_or_else(|| resolver.clone());
+        let stock = match plan.limits.buffer_bytes {
+            same if same == current.plan.limits.buffer_bytes => current.stock.clone(),
+            other => Stock::new(other),
+        };
+        let new = Rc::new(worker(generation.clone(), &self.around, resolver, stock, &self.pools));
+        if generation.number > current.generation.number {
+            former.push(self.current.replace(new.clone()));
+        } else {
+            former.push(new.clone());
+        }
+        new
+    }
+
+    /// Looks whether a connection to `vip` that is served by `worker` is still served by it. One
+    /// comparison where nothing was reloaded.
+    pub fn since(&self, worker: &Worker, vip: IpAddr) -> Since {
+        let table = self.around.vips.load();
+        let Some(newest) = &table.generation else { return Since::Same };
+        if Arc::ptr_eq(newest, &worker.generation) {
+            return Since::Same;
+        }
+        match table.entries.get(&vip) {
+            Some(entry) if Arc::ptr_eq(newest, &entry.generation) => {
+                Since::Changed(self.of(newest), entry.clone())
+            }
+            Some(_) | None => Since::Gone,
+        }
+    }
+
+    /// Forgets generations that nobody needs any more, and looks after the pool. Call it every second or so.
+    pub fn sweep(&self) {
+        let table = self.around.vips.load();
+        if let Some(newest) = &table.generation {
+            self.of(newest);
+        }
+        let referred =
+            |one: &Rc<Worker>| table.entries.values().any(|e| Arc::ptr_eq(&e.generation, &one.generation));
+        self.former.borrow_mut().retain(|one| Rc::strong_count(one) > 1 || referred(one));
+        let (current, former) = (self.current(), self.former.borrow());
+        let all = former.iter().chain([&current]);
+        self.pools.sweep(all.map(|worker| &worker.upstreams));
+        self.around.counters.pool_idle(|route| self.pools.idle(route));
+    }
+
+    /// Idle upstream connections of a route.
+    pub fn idle(&self, route: &str) -> usize {
+        self.pools.idle(route)
+    }
+}
+
+fn worker(
+    generation: Arc<Generation>,
+    around: &Surroundings,
+    resolver: Resolver,
+    stock: Rc<Stock>,
+    pools: &Rc<Pools>,
+) -> Worker {
+    Worker {
+        plan: generation.plan.clone(),
+        stats: around.counters.of(&generation.plan),
+        upstreams: Upstreams::new(generation.clone(), resolver, pools.clone()),
+        stock,
+        stop: around.stop.clone(),
+        kill: around.kill.clone(),
+        generation,
     }
 }

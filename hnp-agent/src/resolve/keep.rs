@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::NameTable;
 use super::{CHECK_FILES, DesiredDestination, ResolveError, Resolved, Resolver};
-use crate::config::plan::{Capture, Host, Plan};
+use crate::config::plan::{Capture, Host};
+use crate::generation::Generation;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::{Pending, Readiness};
@@ -33,6 +35,8 @@ pub struct Desired {
     /// kernel and is not listed must then stay, for it may be that name's addresses. True when all
     /// have, and after the Plan's grace time.
     pub complete: bool,
+    /// What the routes of the destinations are counted in.
+    pub generation: Arc<Generation>,
 }
 
 /// How the names are doing, for the gauges.
@@ -50,39 +54,37 @@ impl NameStatus {
     }
 }
 
-/// Calls `on_change` with the whole desired set: at once, and whenever it changes, until `cancel`.
+/// Calls `on_change` with the whole desired set: at once, and whenever it or the generation changes, until
+/// `cancel`.
 /// An error of `on_change` is logged, holds readiness down and has it called again.
 ///
 /// Holds readiness down as `name <name>` for every name that has never resolved. Names that fail
 /// later keep their addresses.
 pub async fn keep_in_step<E: Display>(
-    plan: Arc<Plan>,
-    resolver: Resolver,
+    mut generations: watch::Receiver<Arc<Generation>>,
+    mut resolver: Resolver,
     readiness: Readiness,
     status: Arc<NameStatus>,
     on_change: impl FnMut(Desired) -> Result<(), E>,
     cancel: CancellationToken,
 ) {
-    let now = Instant::now();
+    let generation = generations.borrow_and_update().clone();
     let mut keeper = Keeper {
-        table: NameTable::new(&plan, now),
-        capture: &plan.capture,
+        table: NameTable::new(&generation.plan, Instant::now()),
+        generation,
         guards: HashMap::new(),
         unfit: HashMap::new(),
         readiness: &readiness,
     };
-    for name in keeper.table.pending() {
-        let guard = readiness.pending(format!("name {name}"), "not resolved yet");
-        keeper.guards.insert(name.clone(), guard);
-    }
+    keeper.guard_names();
     let mut publisher = Publisher { on_change, published: None, guard: None, retry: None };
-    let mut generation = resolver.generation();
+    let mut known_files = resolver.generation();
     let mut lookups = JoinSet::new();
     loop {
         let now = Instant::now();
         let files = resolver.generation();
-        if files != generation {
-            generation = files;
+        if files != known_files {
+            known_files = files;
             keeper.table.all_due(now);
         }
         for name in keeper.table.take_due(now) {
@@ -98,9 +100,17 @@ pub async fn keep_in_step<E: Display>(
 
         let files = keeper.table.has_names().then_some(now + CHECK_FILES);
         let wake = [keeper.table.next_due(now), publisher.retry_at(), files].into_iter().flatten().min();
-        // All three are cancel-safe: join_next takes a result only when it returns it.
+        // All of them are cancel-safe: join_next takes a result only when it returns it.
         tokio::select! {
             () = cancel.cancelled() => return,
+            Ok(()) = generations.changed() => {
+                let next = generations.borrow_and_update().clone();
+                if let Some(new) = resolver.replaced_by(&next.plan.resolver) {
+                    resolver = new;
+                    keeper.table.all_due(Instant::now());
+                }
+                keeper.follow(next, Instant::now());
+            }
             Some(done) = lookups.join_next() => match done {
                 Ok((name, found)) => keeper.take(&name, found, Instant::now()),
                 // Not aborted by anybody: it panicked. Its name must not be lost for that.
@@ -114,7 +124,7 @@ pub async fn keep_in_step<E: Display>(
 /// The table, and what people are told about it.
 struct Keeper<'a> {
     table: NameTable,
-    capture: &'a Capture,
+    generation: Arc<Generation>,
     /// By name that has never resolved.
     guards: HashMap<Arc<str>, Pending>,
     /// By name: addresses that were left out and logged.
@@ -124,7 +134,28 @@ struct Keeper<'a> {
 
 impl Keeper<'_> {
     fn desired(&self, now: Instant) -> Desired {
-        Desired { destinations: self.table.desired(now), complete: self.table.is_complete(now) }
+        Desired {
+            destinations: self.table.desired(now),
+            complete: self.table.is_complete(now),
+            generation: self.generation.clone(),
+        }
+    }
+
+    /// Goes on with another generation.
+    fn follow(&mut self, generation: Arc<Generation>, now: Instant) {
+        self.table.replan(&generation.plan, now);
+        self.generation = generation;
+        self.guard_names();
+    }
+
+    /// Holds readiness down for the names that have never resolved, and for no others.
+    fn guard_names(&mut self) {
+        let pending: Vec<_> = self.table.pending().cloned().collect();
+        self.guards.retain(|name, _| pending.contains(name));
+        for name in pending {
+            let guard = || self.readiness.pending(format!("name {name}"), "not resolved yet");
+            self.guards.entry(name.clone()).or_insert_with(guard);
+        }
     }
 
     fn take(&mut self, name: &Arc<str>, found: Result<Resolved, ResolveError>, now: Instant) {
@@ -152,7 +183,7 @@ impl Keeper<'_> {
     /// otherwise have every pod's own loopback, or the VIPs, redirected.
     fn fit(&mut self, name: &Arc<str>, mut found: Resolved) -> Result<Resolved, String> {
         let (fit, unfit): (Vec<_>, Vec<_>) =
-            found.addrs.into_iter().partition(|addr| is_destination(*addr, self.capture));
+            found.addrs.into_iter().partition(|addr| is_destination(*addr, &self.generation.plan.capture));
         if unfit.is_empty() {
             self.unfit.remove(name);
         } else if self.unfit.get(name) != Some(&unfit) {
@@ -233,6 +264,7 @@ mod tests {
         status: Arc<NameStatus>,
         cancel: CancellationToken,
         task: tokio::task::JoinHandle<()>,
+        generations: watch::Sender<Arc<Generation>>,
     }
 
     impl Running {
@@ -248,15 +280,24 @@ mod tests {
                 for_task.lock().unwrap().push(set);
                 Ok::<_, Infallible>(())
             };
+            let (generations, receiver) = watch::channel(Generation::for_test(1, plan));
             let task = tokio::spawn(keep_in_step(
-                Arc::new(plan),
+                receiver,
                 node.resolver(),
                 readiness.clone(),
                 Arc::clone(&status),
                 on_change,
                 cancel.clone(),
             ));
-            Self { sets, readiness, status, cancel, task }
+            Self { sets, readiness, status, cancel, task, generations }
+        }
+
+        /// As a reload does.
+        fn replan(&self, node: &Node, destinations: &[&str]) {
+            let mut plan = plan(&[(destinations, Enforcement::Loose)]);
+            plan.resolver = node.plan.clone();
+            let number = self.generations.borrow().number + 1;
+            self.generations.send_replace(Generation::for_test(number, plan));
         }
 
         fn last(&self) -> Option<(Vec<String>, bool)> {
@@ -340,6 +381,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_generation_adds_and_removes_and_never_lets_go_of_what_stays() {
+        let dns = Dns::start();
+        dns.set("stays.test.", Answer::addrs(300, &["10.0.0.1"]));
+        dns.set("goes.test.", Answer::ServFail);
+        dns.set("comes.test.", Answer::addrs(300, &["10.0.0.3"]));
+        let node = Node::new(&dns);
+        let run = Running::start(&node, &["stays.test:80", "goes.test:80", "10.0.0.9:80"]);
+        run.until(&["10.0.0.1:80", "10.0.0.9:80"], false).await;
+        run.replan(&node, &["comes.test:80", "stays.test:80"]);
+        run.until(&["10.0.0.1:80", "10.0.0.3:80"], true).await;
+        assert!(run.readiness.is_ready(), "nobody waits for a name that is not in the configuration");
+        let sets = run.sets.lock().unwrap().clone();
+        assert!(sets.iter().all(|set| set.destinations.iter().any(|one| one.at.port == 80)));
+        let new: Vec<_> = sets.iter().filter(|set| set.generation.number == 2).collect();
+        let kept = |set: &&Desired| set.destinations.iter().any(|one| one.at.to_string() == "10.0.0.1:80");
+        assert!(new.iter().all(kept), "{new:?}");
+        run.end().await;
+    }
+
+    #[tokio::test]
     async fn addresses_no_destination_can_have_are_left_out() {
         let dns = Dns::start();
         dns.set(
@@ -359,7 +420,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_set_that_cannot_be_applied_is_tried_again_and_holds_readiness_down() {
-        let plan = Arc::new(plan(&[(&["10.0.0.1:80"], Enforcement::Loose)]));
+        let plan = plan(&[(&["10.0.0.1:80"], Enforcement::Loose)]);
+        let (_generations, receiver) = watch::channel(Generation::for_test(1, plan));
         let dns = Dns::start();
         let readiness = Readiness::new();
         let cancel = CancellationToken::new();
@@ -376,7 +438,7 @@ mod tests {
         let node = Node::new(&dns);
         let resolver = node.resolver();
         let status = Arc::new(NameStatus::default());
-        keep_in_step(plan, resolver, readiness.clone(), status, on_change, cancel.clone()).await;
+        keep_in_step(receiver, resolver, readiness.clone(), status, on_change, cancel.clone()).await;
         assert!(readiness.is_ready());
         let pauses: Vec<_> = calls.windows(2).map(|two| (two[1] - two[0]).as_millis() / 100 * 100).collect();
         assert_eq!(pauses, [500, 1000, 2000]);

@@ -106,6 +106,21 @@ impl Resolver {
         Ok(Self { shared: Arc::new(Shared { plan: plan.clone(), port, state: Mutex::new(state) }) })
     }
 
+    /// The resolver for another Plan; `None` where this one does what it says. Should its files not be
+    /// readable after all, this one goes on.
+    pub fn replaced_by(&self, plan: &plan::Resolver) -> Option<Self> {
+        if self.shared.plan == *plan {
+            return None;
+        }
+        match Self::with_port(plan, self.shared.port) {
+            Ok(new) => Some(new),
+            Err(error) => {
+                tracing::warn!(%error, "names are resolved as before");
+                None
+            }
+        }
+    }
+
     /// The host's addresses, IPv4 and IPv6. From memory while the last answer is valid; a name in the
     /// hosts file never reaches a server, and an address stands for itself.
     ///

@@ -71,6 +71,18 @@ impl NameTable {
         table
     }
 
+    /// Goes on with another Plan. Names that both have keep what is known of them, so that nothing is let
+    /// go for the time of a look-up; names and addresses that the new one does not list are gone at once.
+    pub fn replan(&mut self, plan: &Plan, now: Instant) {
+        let before = std::mem::replace(self, Self::new(plan, now));
+        self.started = before.started;
+        for known in before.names {
+            if let Some(name) = self.names.iter_mut().find(|name| name.name == known.name) {
+                *name = Name { wanted_by: std::mem::take(&mut name.wanted_by), ..known };
+            }
+        }
+    }
+
     fn entry(&mut self, name: &Arc<str>, now: Instant) -> &mut Name {
         let index = self.names.iter().position(|entry| entry.name == *name).unwrap_or_else(|| {
             self.names.push(Name {
@@ -270,6 +282,24 @@ mod tests {
         let back = moved + secs(20);
         table.resolved("a.test", &[ip("10.0.0.1"), ip("10.0.0.2")], back + secs(300), back);
         assert_eq!(shown(&table, moved + GRACE + secs(1)), both);
+    }
+
+    #[test]
+    fn another_plan_keeps_what_is_known_of_the_names_it_has_too() {
+        let now = Instant::now();
+        let before = plan(&[(&["10.0.0.9:80", "a.test:80", "b.test:80"], Enforcement::Loose)]);
+        let mut table = NameTable::new(&before, now);
+        table.take_due(now);
+        table.resolved("a.test", &[ip("10.0.0.1")], now + secs(60), now);
+        table.resolved("b.test", &[ip("10.0.0.2")], now + secs(60), now);
+        table.replan(
+            &plan(&[(&["c.test:80"], Enforcement::Loose), (&["a.test:81"], Enforcement::Strict)]),
+            now,
+        );
+        assert_eq!(shown(&table, now), ["10.0.0.1:81 [1] strict"]);
+        assert_eq!(table.take_due(now), [Arc::from("c.test")], "what is known is not asked for again");
+        table.resolved("b.test", &[ip("10.0.0.2")], now + secs(60), now);
+        assert_eq!(shown(&table, now).len(), 1, "a look-up that ends too late adds nothing");
     }
 
     #[test]

@@ -247,6 +247,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             mode: Mode::ReverseProxy,
             enforcement: *enforcement,
             overrides: Vec::new(),
+            passthrough: Vec::new(),
             identity: 0,
             trust: 0,
             timeouts: Timeouts {

@@ -195,7 +195,7 @@ mod tests {
         let gate = Gate::default();
         gate.closed.store(true, Relaxed);
         let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(gate.clone()));
-        let workers = [telemetry.worker(0), telemetry.worker(1)];
+        let workers = [telemetry.worker(0).of(&plan), telemetry.worker(1).of(&plan)];
         let mut lines = 0;
         while telemetry.access.dropped() == 0 {
             workers.iter().for_each(|worker| worker.finish(&record()));

@@ -1,8 +1,8 @@
 //! Diagnostics: `tracing` to stderr, as JSON or text, filtered as the Plan says. Access lines go
 //! to stdout on a way of their own (see `access`), so either can be dropped without the other.
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::plan::{Log, LogFormat};
 
@@ -30,20 +30,51 @@ pub enum LogError {
     /// Something else in this process has set up `tracing` before.
     #[error("diagnostics are already set up: {0}")]
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
+    /// Diagnostics are gone already.
+    #[error("the filter cannot be changed: {0}")]
+    Filtering(#[from] reload::Error),
+}
+
+/// Diagnostics, set up; their filter can be changed.
+pub struct Diagnostics(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Diagnostics {
+    /// Diagnostics that are not set up.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        Self(Box::new(|_| Ok(())))
+    }
+
+    /// Filters by another level from now on.
+    ///
+    /// # Errors
+    /// When the filter is none.
+    pub fn set_level(&self, level: &str) -> Result<(), LogError> {
+        Ok((self.0)(filter(level)?)?)
+    }
 }
 
 /// Sets up diagnostics for the whole process. Call once, first thing after reading the Plan.
 ///
 /// # Errors
 /// When the filter is none (the configuration's reader refuses it before) or on a second call.
-pub fn init(log: &Log) -> Result<(), LogError> {
+pub fn init(log: &Log) -> Result<Diagnostics, LogError> {
     let filter = filter(&log.level)?;
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Json => base.json().flatten_event(true).with_current_span(false).finish().try_init()?,
-        LogFormat::Text => base.with_ansi(false).finish().try_init()?,
-    }
-    Ok(())
+    Ok(match log.format {
+        LogFormat::Json => {
+            let json = base.json().flatten_event(true).with_current_span(false).with_filter_reloading();
+            let handle = json.reload_handle();
+            json.finish().try_init()?;
+            Diagnostics(Box::new(move |filter| handle.reload(filter)))
+        }
+        LogFormat::Text => {
+            let text = base.with_ansi(false).with_filter_reloading();
+            let handle = text.reload_handle();
+            text.finish().try_init()?;
+            Diagnostics(Box::new(move |filter| handle.reload(filter)))
+        }
+    })
 }
 
 /// The filter that `level` stands for: as written, and libraries kept quiet unless it names targets.

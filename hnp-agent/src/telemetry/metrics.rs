@@ -158,8 +158,9 @@ impl Collector for Scrape {
 
 /// Samples of what never happened are left out: 48 reasons times all routes would bury the rest.
 fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
-    let routes: Vec<&str> = telemetry.routes.labels().collect();
-    let rows = |route: usize| telemetry.workers.iter().map(move |worker| &worker.rows[route]);
+    let all = telemetry.rows();
+    let routes: Vec<&str> = all.iter().map(|(route, _)| &**route).collect();
+    let rows = |route: usize| all[route].1.iter().map(|row| &**row);
 
     out.single(&names::WORKERS, telemetry.workers.len() as u64);
     let open: i64 = telemetry.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
@@ -193,14 +194,11 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
         (&names::BYTES_DOWN, |row| row.bytes_down.load(Relaxed)),
         (&names::POOL_HITS, |row| row.pool_hits.load(Relaxed)),
         (&names::RETRIES, |row| row.retries.load(Relaxed)),
+        (&names::POOL_IDLE, |row| row.pool_idle.load(Relaxed)),
     ] {
         let samples = of_routes(read);
         out.family(metric, samples.iter().map(|(labels, n)| (&labels[..], *n)));
     }
-    let idle: Vec<_> =
-        routes.iter().enumerate().map(|(i, route)| ([("route", *route)], pool_idle(rows(i)))).collect();
-    out.family(&names::POOL_IDLE, idle.iter().map(|(labels, n)| (&labels[..], *n)));
-
     let mut handshakes = Vec::new();
     for (index, route) in routes.iter().enumerate() {
         let full = total(rows(index).map(|row| &row.handshakes_full));
@@ -223,10 +221,6 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
 
 fn total<'a>(counters: impl Iterator<Item = &'a std::sync::atomic::AtomicU64>) -> u64 {
     counters.map(|counter| counter.load(Relaxed)).sum()
-}
-
-fn pool_idle<'a>(rows: impl Iterator<Item = &'a Row>) -> u64 {
-    u64::try_from(rows.map(|row| row.pool_idle.load(Relaxed)).sum::<i64>()).unwrap_or(0)
 }
 
 fn happened<'a, const N: usize>(
@@ -367,8 +361,9 @@ workers: 2
         let plan = crate::config::parse(CONFIG, std::path::Path::new("x")).unwrap();
         let written = Written::default();
         let telemetry = Telemetry::writing_to(&plan, Box::new(written.clone()));
-        let (a, b) = (telemetry.worker(0), telemetry.worker(1));
-        let open = [a.connection_opened(), b.connection_opened()];
+        let workers = [telemetry.worker(0), telemetry.worker(1)];
+        let open = [workers[0].connection_opened(), workers[1].connection_opened()];
+        let (a, b) = (workers[0].of(&plan), workers[1].of(&plan));
         a.finish(&record(Some("m"), Some(200), Reason::Ok));
         b.finish(&record(Some("m"), Some(204), Reason::Ok));
         b.finish(&record(Some("m"), Some(502), Reason::UpstreamRefused));
@@ -379,8 +374,7 @@ workers: 2
         b.upstream_dialed(0, Reason::UpstreamRefused);
         a.upstream_handshake(0, false);
         b.upstream_handshake(0, true);
-        a.pool_idle_changed(0, 2);
-        b.pool_idle_changed(0, -1);
+        workers[1].pool_idle(|route| if route == "m" { 1 } else { 0 });
         a.pool_hit(0);
         b.retried(0);
         telemetry.register(|out| {

@@ -21,12 +21,13 @@ use crate::config::plan::Plan;
 use access::AccessLog;
 use line::Format;
 use metrics::Provider;
-use stats::{Routes, WorkerStats};
+use stats::{NO_ROUTE, Row, WorkerCounters};
 
 /// The counters of all workers, the access log and what other rooms have registered.
 pub struct Telemetry {
-    routes: Arc<Routes>,
-    workers: Vec<Arc<WorkerStats>>,
+    /// Every route there has been, in the order they came.
+    routes: Mutex<Vec<Arc<str>>>,
+    workers: Vec<Arc<WorkerCounters>>,
     access: Arc<AccessLog>,
     providers: Mutex<Vec<Provider>>,
 }
@@ -41,18 +42,28 @@ impl Telemetry {
     pub fn writing_to(plan: &Plan, out: Box<dyn std::io::Write + Send>) -> Arc<Self> {
         let format = plan.log.access.then(|| Format::from(plan.log.format));
         let access = Arc::new(AccessLog::start(format, out));
-        let routes = Arc::new(Routes::of(plan));
-        let workers = (0..plan.workers.max(1))
-            .map(|_| Arc::new(WorkerStats::new(Arc::clone(&routes), Arc::clone(&access))))
-            .collect();
-        Arc::new(Self { routes, workers, access, providers: Mutex::new(Vec::new()) })
+        let workers =
+            (0..plan.workers.max(1)).map(|_| Arc::new(WorkerCounters::new(Arc::clone(&access)))).collect();
+        let telemetry = Self { routes: Mutex::default(), workers, access, providers: Mutex::default() };
+        telemetry.add_routes(plan);
+        Arc::new(telemetry)
+    }
+
+    /// Counts a Plan's routes from now on; those that are known go on where they are.
+    pub fn add_routes(&self, plan: &Plan) {
+        let mut routes = self.lock_routes();
+        for route in &plan.routes {
+            if !routes.contains(&route.name) {
+                routes.push(Arc::clone(&route.name));
+            }
+        }
     }
 
     /// The counters that worker `index` writes.
     ///
     /// # Panics
     /// If the Plan has no such worker: a bug in the caller.
-    pub fn worker(&self, index: usize) -> Arc<WorkerStats> {
+    pub fn worker(&self, index: usize) -> Arc<WorkerCounters> {
         Arc::clone(&self.workers[index])
     }
 
@@ -79,6 +90,20 @@ impl Telemetry {
                 return handed_over && written;
             }
         }
+    }
+
+    /// All values of the label `route`, and for each the rows of all workers. [`NO_ROUTE`] is the last.
+    fn rows(&self) -> Vec<(Arc<str>, Vec<Arc<Row>>)> {
+        let routes = self.lock_routes().clone();
+        let rows = |name: &Arc<str>| self.workers.iter().map(|worker| worker.row(name)).collect();
+        let none = self.workers.iter().map(|worker| Arc::clone(&worker.none)).collect();
+        let mut all: Vec<_> = routes.iter().map(|name| (Arc::clone(name), rows(name))).collect();
+        all.push((NO_ROUTE.into(), none));
+        all
+    }
+
+    fn lock_routes(&self) -> std::sync::MutexGuard<'_, Vec<Arc<str>>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn providers(&self) -> Vec<Provider> {

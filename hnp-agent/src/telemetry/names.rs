@@ -65,6 +65,11 @@ metrics! {
     TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
     STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
+    CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";
+    CONFIG_RELOADS = "hnp_config_reloads", Counter, "Changed configurations that were taken";
+    CONFIG_RELOAD_FAILURES = "hnp_config_reload_failures", Counter, "Changed configurations that were refused";
+    CONFIG_RELOAD_FAILING = "hnp_config_reload_failing", Gauge, "1 while the configuration in the file is not the one in force, because it has mistakes";
+    CONFIG_RESTART_NEEDED = "hnp_config_restart_needed", Gauge, "Keys that have another value in the file and wait for a restart";
     READY = "hnp_ready", Gauge, "1 when nothing is pending";
     WORKERS = "hnp_workers", Gauge, "Worker threads";
     BUILD = "hnp_build_info", Gauge, "Always 1; the version is a label";

@@ -1,12 +1,12 @@
 //! What one worker counts. Only that worker writes, so the cache lines stay on its core; the scrape
 //! adds the workers up.
 //!
-//! The label set is bounded from the start: the routes of the Plan, `-` for what never reached one,
-//! and the reasons of the one table. A pod cannot make this grow.
+//! The label set is bounded: the routes of the configurations since the start, `-` for what never
+//! reached one, and the reasons of the one table. A pod cannot make this grow.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hnp_common::Reason;
@@ -26,39 +26,25 @@ pub const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"
 pub const BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
-/// The names of the routes, by index and back.
+/// One worker's counters and its share of the access log, for as long as the agent runs.
+///
+/// A route's row is found by its name and never removed: what a reload leaves, and what it brings back,
+/// goes on counting where it was.
 #[derive(Debug)]
-pub(super) struct Routes {
-    names: Vec<Arc<str>>,
-    by_name: HashMap<Arc<str>, RouteIndex>,
-}
-
-impl Routes {
-    pub(super) fn of(plan: &Plan) -> Self {
-        let names: Vec<Arc<str>> = plan.routes.iter().map(|route| Arc::clone(&route.name)).collect();
-        let by_name = names.iter().enumerate().map(|(index, name)| (Arc::clone(name), index)).collect();
-        Self { names, by_name }
-    }
-
-    /// All label values, in the order of [`WorkerStats`]' rows: the routes, then [`NO_ROUTE`].
-    pub(super) fn labels(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(|name| &**name).chain([NO_ROUTE])
-    }
-
-    /// The row of a route; names that are not in the Plan share the last row.
-    fn row(&self, name: Option<&str>) -> usize {
-        name.and_then(|name| self.by_name.get(name).copied()).unwrap_or(self.names.len())
-    }
-}
-
-/// One worker's counters and its share of the access log.
-#[derive(Debug)]
-pub struct WorkerStats {
-    routes: Arc<Routes>,
+pub struct WorkerCounters {
     pub(super) open: AtomicI64,
-    pub(super) rows: Vec<Row>,
+    pub(super) none: Arc<Row>,
+    rows: Mutex<Vec<(Arc<str>, Arc<Row>)>>,
     access: Arc<AccessLog>,
     lines: Mutex<Lines>,
+}
+
+/// A worker's counters as one generation of the configuration sees them: rows by the routes' places.
+#[derive(Debug)]
+pub struct WorkerStats {
+    worker: Arc<WorkerCounters>,
+    rows: Vec<Arc<Row>>,
+    by_name: HashMap<Arc<str>, RouteIndex>,
 }
 
 /// The counters of one route on one worker.
@@ -74,7 +60,7 @@ pub(super) struct Row {
     pub(super) handshakes_full: AtomicU64,
     pub(super) handshakes_resumed: AtomicU64,
     pub(super) pool_hits: AtomicU64,
-    pub(super) pool_idle: AtomicI64,
+    pub(super) pool_idle: AtomicU64,
     pub(super) retries: AtomicU64,
 }
 
@@ -87,12 +73,30 @@ pub(super) struct Histogram {
 
 /// A client connection that counts as open until this is dropped.
 #[derive(Debug)]
-pub struct OpenConnection(Arc<WorkerStats>);
+pub struct OpenConnection(Arc<WorkerCounters>);
 
-impl WorkerStats {
-    pub(super) fn new(routes: Arc<Routes>, access: Arc<AccessLog>) -> Self {
-        let rows = routes.labels().map(|_| Row::new()).collect();
-        Self { routes, open: AtomicI64::new(0), rows, access, lines: Mutex::default() }
+impl WorkerCounters {
+    pub(super) fn new(access: Arc<AccessLog>) -> Self {
+        let (none, rows) = (Arc::new(Row::new()), Mutex::default());
+        Self { open: AtomicI64::new(0), none, rows, access, lines: Mutex::default() }
+    }
+
+    /// The view of a Plan.
+    pub fn of(self: &Arc<Self>, plan: &Plan) -> WorkerStats {
+        let rows = plan.routes.iter().map(|route| self.row(&route.name)).collect();
+        let names = plan.routes.iter().enumerate().map(|(index, route)| (Arc::clone(&route.name), index));
+        WorkerStats { worker: Arc::clone(self), rows, by_name: names.collect() }
+    }
+
+    /// The row of a route, new where there is none yet.
+    pub(super) fn row(&self, name: &Arc<str>) -> Arc<Row> {
+        let mut rows = self.rows();
+        if let Some((_, row)) = rows.iter().find(|(known, _)| known == name) {
+            return Arc::clone(row);
+        }
+        let row = Arc::new(Row::new());
+        rows.push((Arc::clone(name), Arc::clone(&row)));
+        row
     }
 
     /// A client connection was accepted; hold the result as long as it is open.
@@ -101,18 +105,40 @@ impl WorkerStats {
         OpenConnection(Arc::clone(self))
     }
 
+    /// The number of idle connections of each route, by its name.
+    pub fn pool_idle(&self, count: impl Fn(&str) -> usize) {
+        for (name, row) in self.rows().iter() {
+            row.pool_idle.store(count(name) as u64, Relaxed);
+        }
+    }
+
+    /// Hands the access lines that wait in this worker's buffer to the writer. For a timer: lines of
+    /// a quiet worker must not wait until the buffer is full. Never blocks; false when the writer's
+    /// queue is full and the lines stay here for now.
+    pub fn flush(&self) -> bool {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        self.access.hand_over(&mut lines)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Vec<(Arc<str>, Arc<Row>)>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WorkerStats {
     /// A client connection ended that has no record of its own: an HTTP connection, whose requests
     /// have theirs. A connection that ends with a record without `http` is counted by
     /// [`Self::finish`]; do not count it twice.
     pub fn connection_ended(&self, route: Option<RouteIndex>, reason: Reason) {
-        let row = route.unwrap_or(self.rows.len() - 1).min(self.rows.len() - 1);
-        add(&self.rows[row].connections[position(reason)], 1);
+        let row = route.map_or(&self.worker.none, |route| &self.rows[route]);
+        add(&row.connections[position(reason)], 1);
     }
 
     /// A request (record with `http`) or a connection (record without) ended: counts it and writes
     /// its access line, both from the same record. Never blocks.
     pub fn finish(&self, record: &AccessRecord) {
-        let row = &self.rows[self.routes.row(record.route.as_deref())];
+        let route = record.route.as_deref().and_then(|name| self.by_name.get(name));
+        let row = route.map_or(&self.worker.none, |route| &self.rows[*route]);
         add(&row.bytes_up, record.bytes_up);
         add(&row.bytes_down, record.bytes_down);
         match &record.http {
@@ -128,16 +154,8 @@ impl WorkerStats {
         {
             row.upstream_connect.observe(upstream.connect);
         }
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        self.access.write(record, &mut lines);
-    }
-
-    /// Hands the access lines that wait in this worker's buffer to the writer. For a timer: lines of
-    /// a quiet worker must not wait until the buffer is full. Never blocks; false when the writer's
-    /// queue is full and the lines stay here for now.
-    pub fn flush(&self) -> bool {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        self.access.hand_over(&mut lines)
+        let mut lines = self.worker.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        self.worker.access.write(record, &mut lines);
     }
 
     /// An attempt to connect to the route's upstream ended; [`Reason::Ok`] when TLS is up.
@@ -154,11 +172,6 @@ impl WorkerStats {
     /// A request found an idle connection.
     pub fn pool_hit(&self, route: RouteIndex) {
         add(&self.rows[route].pool_hits, 1);
-    }
-
-    /// The number of idle connections of a route changed by `change`.
-    pub fn pool_idle_changed(&self, route: RouteIndex, change: i64) {
-        self.rows[route].pool_idle.fetch_add(change, Relaxed);
     }
 
     /// A request was sent again on another connection.
@@ -187,7 +200,7 @@ impl Row {
             handshakes_full: AtomicU64::new(0),
             handshakes_resumed: AtomicU64::new(0),
             pool_hits: AtomicU64::new(0),
-            pool_idle: AtomicI64::new(0),
+            pool_idle: AtomicU64::new(0),
             retries: AtomicU64::new(0),
         }
     }

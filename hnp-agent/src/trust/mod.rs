@@ -15,6 +15,7 @@ use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::{Roots, Trust};
+use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
 use crate::telemetry::metrics::Exposition;
@@ -37,33 +38,45 @@ pub struct Source {
     reload: Reload,
     fingerprints: Fingerprints,
     pending: Option<Pending>,
+    /// The last generation of the source this one took over from.
+    before: u64,
 }
 
 impl Source {
     /// Takes the first look. With good roots the trust is published when this returns; without,
     /// readiness stays down until [`Self::watch`] has seen good ones.
     pub fn open(trust: Arc<Trust>, readiness: &Readiness) -> Self {
+        Self::start(trust, readiness, Arc::default(), 0)
+    }
+
+    /// The same for a trust whose definition has changed: generations and failures are counted on.
+    pub fn open_after(trust: Arc<Trust>, former: &Published<TrustSnapshot>, readiness: &Readiness) -> Self {
+        let generation = former.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation);
+        Self::start(trust, readiness, Arc::clone(&former.status), generation)
+    }
+
+    fn start(trust: Arc<Trust>, readiness: &Readiness, status: Arc<ReloadStatus>, before: u64) -> Self {
         let name = format!("trust {}", trust.name);
         let mut source = Self {
             pending: Some(readiness.pending(name, "not loaded yet")),
             trust,
             shared: Arc::new(ArcSwapOption::empty()),
-            status: Arc::default(),
+            status,
             reload: Reload::new(),
             fingerprints: Fingerprints::default(),
+            before,
         };
         source.look(Instant::now());
         source
     }
 
-    /// What is published: empty until the first good look.
-    pub fn shared(&self) -> SharedTrust {
-        Arc::clone(&self.shared)
-    }
-
-    /// Failures and the alarm.
-    pub fn status(&self) -> Arc<ReloadStatus> {
-        Arc::clone(&self.status)
+    /// What is published, and how the files are doing.
+    pub fn published(&self) -> Published<TrustSnapshot> {
+        Published {
+            name: Arc::clone(&self.trust.name),
+            shared: Arc::clone(&self.shared),
+            status: Arc::clone(&self.status),
+        }
     }
 
     /// Publishes changes until cancelled.
@@ -119,22 +132,17 @@ impl Source {
     }
 
     fn generation(&self) -> u64 {
-        self.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)
+        self.shared.load().as_ref().map_or(self.before, |snapshot| snapshot.generation)
     }
 }
 
-/// The metrics of all trusts, for [`crate::telemetry::Telemetry::register`].
-pub fn metrics(sources: &[Source]) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
-    let all: Vec<(Arc<str>, SharedTrust, Arc<ReloadStatus>)> = sources
-        .iter()
-        .map(|source| (Arc::clone(&source.trust.name), source.shared(), source.status()))
-        .collect();
+/// The metrics of all trusts in the configuration, for [`crate::telemetry::Telemetry::register`].
+pub fn metrics(all: AllPublished<TrustSnapshot>) -> impl Fn(&mut Exposition<'_, '_>) + Send + Sync + 'static {
     move |out| {
-        let labels: Vec<_> = all.iter().map(|(name, _, _)| [("trust", &**name)]).collect();
+        let all = all.load();
+        let labels: Vec<_> = all.iter().map(|one| [("trust", &*one.name)]).collect();
         let each = |read: fn(&SharedTrust, &ReloadStatus) -> u64| {
-            all.iter()
-                .zip(&labels)
-                .map(move |((_, shared, status), labels)| (&labels[..], read(shared, status)))
+            all.iter().zip(&labels).map(move |(one, labels)| (&labels[..], read(&one.shared, &one.status)))
         };
         let generation = |shared: &SharedTrust, _: &ReloadStatus| {
             shared.load().as_ref().map_or(0, |snapshot| snapshot.generation)

@@ -216,16 +216,20 @@ fn broken_roots_keep_the_old_ones() {
     let readiness = Readiness::new();
     let mut source = Source::open(roots.trust(), &readiness);
     assert!(readiness.is_ready());
-    let (shared, now) = (source.shared(), Instant::now());
+    let (shared, now) = (source.published().shared, Instant::now());
     std::fs::write(roots.dir.path().join("ca.crt"), "nothing").unwrap();
     source.look(now);
     source.look(now + SETTLE);
-    assert!(source.status().is_failing());
+    assert!(source.published().status.is_failing());
     assert_eq!(shared.load().as_ref().unwrap().generation, 1);
     std::fs::write(roots.dir.path().join("ca.crt"), Ca::new("second").pem()).unwrap();
     source.look(now + SETTLE * 2);
-    assert!(!source.status().is_failing());
+    assert!(!source.published().status.is_failing());
     assert_eq!(shared.load().as_ref().unwrap().generation, 2);
+}
+
+fn all<S>(one: Published<S>) -> AllPublished<S> {
+    Arc::new(arc_swap::ArcSwap::from_pointee(vec![one]))
 }
 
 #[test]
@@ -238,9 +242,9 @@ fn metrics_of_identities_and_trusts_are_written() {
     .unwrap();
     let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(std::io::sink()));
     let roots = RootsFile::with(Ca::new("first").pem());
-    telemetry.register(metrics(&[Source::open(roots.trust(), &Readiness::new())]));
+    telemetry.register(metrics(all(Source::open(roots.trust(), &Readiness::new()).published())));
     let missing = crate::identity::Source::open(Arc::clone(&plan.identities[0]), &Readiness::new());
-    telemetry.register(crate::identity::metrics(&[missing]));
+    telemetry.register(crate::identity::metrics(all(missing.published())));
     let text = telemetry.metrics_text();
     for line in [
         "hnp_trust_generation{trust=\"t\"} 1",

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{ConnectionInfo, Current, Io, PoolKey, UpstreamConnection, Upstreams};
+use super::{ConnectionInfo, Io, PoolKey, UpstreamConnection, Upstreams};
 use crate::config::plan::{Host, RouteIndex};
 use crate::resolve::ResolveError;
 use crate::trust;
@@ -33,9 +33,8 @@ impl Upstreams {
         &self,
         route: RouteIndex,
         key: Rc<PoolKey>,
-        current: &Current,
     ) -> Result<UpstreamConnection, DialError> {
-        let plan = &self.plan.routes[route];
+        let plan = &self.plan().routes[route];
         let started = Instant::now();
         let addrs = self.addresses(&plan.upstream.host, plan.upstream.port, plan.timeouts.connect).await?;
         let tcp = self.tcp(&addrs, plan.timeouts.connect.saturating_sub(started.elapsed())).await?;
@@ -43,9 +42,10 @@ impl Upstreams {
 
         let failed = |reason, detail| DialError { reason, detail, addr: Some(addr) };
         let config = self
+            .shared
             .configs
             .borrow_mut()
-            .config(&key, current)
+            .config(&key)
             .map_err(|error| failed(Reason::Internal, error.to_string()))?;
         let handshake = TlsConnector::from(config).connect(key.server_name.clone(), tcp);
         let tls = match timeout(plan.timeouts.tls, handshake).await {
@@ -65,7 +65,7 @@ impl Upstreams {
             tls_version: tls_version(&tls),
             key_exchange: key_exchange(&tls),
             resumed: tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed),
-            identity_generation: Some(current.identity.generation),
+            identity_generation: Some(key.identity.generation),
         };
         Ok(UpstreamConnection {
             io: Io::Tls(Box::new(tls)),
@@ -147,7 +147,7 @@ impl Upstreams {
     }
 
     fn is_vip(&self, addr: IpAddr) -> bool {
-        self.plan.capture.vips4.contains(addr) || self.plan.capture.vips6.contains(addr)
+        self.plan().capture.vips4.contains(addr) || self.plan().capture.vips6.contains(addr)
     }
 }
 

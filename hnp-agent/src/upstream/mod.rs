@@ -1,6 +1,7 @@
 //! What the agent dials: resolve, TCP, TLS with the node's identity, and a pool that never mixes.
 //!
-//! One [`Upstreams`] per worker, shared with nobody. A connection is pooled under everything that
+//! One [`Upstreams`] per worker and generation of the configuration; a worker's generations share one
+//! pool ([`Pools`]), workers share nothing. A connection is pooled under everything that
 //! decides who it speaks for and whom it trusts ([`PoolKey`]): when an identity or a trust has a new
 //! generation, no request travels on a connection or a TLS session of the old one.
 
@@ -22,38 +23,57 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use crate::config::plan::{Plan, Route, RouteIndex};
-use crate::identity::snapshot::{IdentitySnapshot, SharedIdentity};
+use crate::config::plan::{Plan, RouteIndex};
+use crate::generation::Generation;
 use crate::resolve::Resolver;
-use crate::trust::snapshot::{SharedTrust, TrustSnapshot};
 use pool::Pool;
 use tls::TlsConfigs;
 
-/// One worker's way to every route's upstream.
-pub struct Upstreams {
-    plan: Arc<Plan>,
-    identities: Vec<SharedIdentity>,
-    trusts: Vec<SharedTrust>,
-    resolver: Resolver,
+/// What one worker keeps towards upstreams, whatever the configuration.
+#[derive(Default)]
+pub struct Pools {
     configs: RefCell<TlsConfigs>,
     pool: RefCell<Pool>,
 }
 
-/// The generations a new connection of a route would speak for.
-struct Current {
-    identity: Arc<IdentitySnapshot>,
-    trust: Arc<TrustSnapshot>,
+/// One worker's way to every route's upstream, in one generation.
+pub struct Upstreams {
+    generation: Arc<Generation>,
+    resolver: Resolver,
+    shared: Rc<Pools>,
+    /// By route: the key that is current. Requests find it without building one.
+    keys: RefCell<Vec<Option<Rc<PoolKey>>>>,
+}
+
+impl Pools {
+    /// Closes idle connections that are too old, whose generation is over, or that the other side closed.
+    /// `upstreams` are all that may still ask for one. Call it every second or so.
+    pub fn sweep<'a>(&self, upstreams: impl Iterator<Item = &'a Upstreams>) {
+        let live: Vec<_> = upstreams.flat_map(Upstreams::live_keys).collect();
+        self.pool.borrow_mut().sweep(&live, Instant::now());
+        self.configs.borrow_mut().retain(&live);
+    }
+
+    /// Idle connections held for a route, for the gauge.
+    pub fn idle(&self, route: &str) -> usize {
+        self.pool.borrow().idle(route)
+    }
 }
 
 impl Upstreams {
-    /// `identities` and `trusts` are in the order of the Plan.
-    pub fn new(
-        plan: Arc<Plan>,
-        identities: Vec<SharedIdentity>,
-        trusts: Vec<SharedTrust>,
-        resolver: Resolver,
-    ) -> Self {
-        Self { plan, identities, trusts, resolver, configs: RefCell::default(), pool: RefCell::default() }
+    /// The way under a generation; what it has in common with earlier ones on these pools is used on.
+    pub fn new(generation: Arc<Generation>, resolver: Resolver, shared: Rc<Pools>) -> Self {
+        let keys = RefCell::new(vec![None; generation.plan.routes.len()]);
+        Self { generation, resolver, shared, keys }
+    }
+
+    /// The resolver in use.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.generation.plan
     }
 
     /// A connection to the route's upstream: a warm one if there is one, else a new one.
@@ -61,13 +81,12 @@ impl Upstreams {
     /// # Errors
     /// See [`DialError`]; nothing was sent to anybody who was not verified.
     pub async fn connect(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        let current = self.current(&self.plan.routes[route])?;
-        let key = self.key(route, &current);
-        if let Some(warm) = self.pool.borrow_mut().take(&key, Instant::now()) {
+        let key = self.key(route)?;
+        if let Some(warm) = self.shared.pool.borrow_mut().take(&key, Instant::now()) {
             return Ok(warm);
         }
         // Boxed: dialling is rare and its future large, and every connection's future would hold it.
-        Box::pin(self.dial_tls(route, key, &current)).await
+        Box::pin(self.dial_tls(route, key)).await
     }
 
     /// A new connection, never a pooled one: for a retry, and for opaque routes.
@@ -75,9 +94,8 @@ impl Upstreams {
     /// # Errors
     /// See [`DialError`].
     pub async fn connect_fresh(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        let current = self.current(&self.plan.routes[route])?;
-        let key = self.key(route, &current);
-        Box::pin(self.dial_tls(route, key, &current)).await
+        let key = self.key(route)?;
+        Box::pin(self.dial_tls(route, key)).await
     }
 
     /// A cleartext connection to where a client was going: passthrough. Never pooled.
@@ -97,32 +115,20 @@ impl Upstreams {
     /// Takes a connection back. Only for one whose request and answer both ended exactly; it is
     /// dropped where its generation is over or the pool is full.
     pub fn give_back(&self, route: RouteIndex, connection: UpstreamConnection) {
-        let plan = &self.plan.routes[route];
-        let Ok(current) = self.current(plan) else { return };
-        if connection.key.as_deref() == Some(&*self.key(route, &current)) {
-            self.pool.borrow_mut().give_back(connection, plan.upstream.pool_idle, Instant::now());
+        let Ok(key) = self.key(route) else { return };
+        if connection.key.as_deref() == Some(&*key) {
+            let limit = self.plan().routes[route].upstream.pool_idle;
+            self.shared.pool.borrow_mut().give_back(connection, limit, Instant::now());
         }
     }
 
-    /// Closes idle connections that are too old, whose generation is over, or that the other side closed.
-    /// Call it every second or so.
-    pub fn sweep(&self) {
-        let mut live = Vec::with_capacity(self.plan.routes.len());
-        for (index, route) in self.plan.routes.iter().enumerate() {
-            if let Ok(current) = self.current(route) {
-                live.push(self.key(index, &current));
-            }
-        }
-        self.pool.borrow_mut().sweep(&live, Instant::now());
-        self.configs.borrow_mut().retain(&live);
+    fn live_keys(&self) -> impl Iterator<Item = Rc<PoolKey>> {
+        (0..self.plan().routes.len()).filter_map(|route| self.key(route).ok())
     }
 
-    /// Idle connections held for a route, for the gauge.
-    pub fn idle(&self, route: RouteIndex) -> usize {
-        self.pool.borrow().idle(route)
-    }
-
-    fn current(&self, route: &Route) -> Result<Current, DialError> {
+    /// The key of a route's connections now.
+    fn key(&self, route: RouteIndex) -> Result<Rc<PoolKey>, DialError> {
+        let plan = &self.plan().routes[route];
         let unavailable = |what: &str, name: &str| DialError {
             reason: Reason::IdentityUnavailable,
             detail: format!(
@@ -130,16 +136,30 @@ impl Upstreams {
             ),
             addr: None,
         };
-        let identity = self.identities[route.identity]
-            .load_full()
-            .ok_or_else(|| unavailable("identity", &self.plan.identities[route.identity].name))?;
-        let trust = self.trusts[route.trust]
-            .load_full()
-            .ok_or_else(|| unavailable("trust", &self.plan.trusts[route.trust].name))?;
-        Ok(Current { identity, trust })
-    }
-
-    fn key(&self, route: RouteIndex, current: &Current) -> Rc<PoolKey> {
-        self.configs.borrow_mut().key(route, &self.plan.routes[route], current)
+        let identity = self.generation.identities[plan.identity].load();
+        let trust = self.generation.trusts[plan.trust].load();
+        let identity = identity
+            .as_ref()
+            .ok_or_else(|| unavailable("identity", &self.plan().identities[plan.identity].name))?;
+        let trust =
+            trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[plan.trust].name))?;
+        let known = &mut self.keys.borrow_mut()[route];
+        if let Some(key) = known
+            && Arc::ptr_eq(&key.identity, identity)
+            && Arc::ptr_eq(&key.trust, trust)
+        {
+            return Ok(key.clone());
+        }
+        let key = Rc::new(PoolKey {
+            route: plan.name.clone(),
+            host: plan.upstream.host.clone(),
+            port: plan.upstream.port,
+            server_name: plan.upstream.server_name.clone(),
+            protocol: plan.protocol,
+            identity: identity.clone(),
+            trust: trust.clone(),
+        });
+        *known = Some(key.clone());
+        Ok(key)
     }
 }

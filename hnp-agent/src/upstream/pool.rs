@@ -1,14 +1,18 @@
 //! Idle connections, by everything that decides who they speak for and whom they trust.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::UpstreamConnection;
-use crate::config::plan::{Protocol, RouteIndex};
+use crate::config::plan::{Host, Protocol};
+use crate::identity::snapshot::IdentitySnapshot;
+use crate::trust::snapshot::TrustSnapshot;
 
 /// How long a connection may wait for its next request. Below the idle limits of the servers one
 /// meets (nginx 75 s, many gateways 60 s, HAProxy often 30 s), so that hnp closes first and no
@@ -16,18 +20,48 @@ use crate::config::plan::{Protocol, RouteIndex};
 const MAX_IDLE: Duration = Duration::from_secs(25);
 
 /// Two requests share a connection, or a TLS session, only where all of this is equal.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+///
+/// Nothing in it is a place in a Plan: a route that a reload leaves as it is keeps its connections.
+#[derive(Clone, Debug)]
 pub struct PoolKey {
-    /// The route: host, port, and through it the limits.
-    pub route: RouteIndex,
+    /// The route's name: routes share no connections, and through them no limits.
+    pub route: Arc<str>,
+    /// The host that is dialled.
+    pub host: Host,
+    /// The port that is dialled.
+    pub port: u16,
     /// The name that SNI announces and the certificate must carry.
     pub server_name: ServerName<'static>,
     /// What ALPN offers.
     pub protocol: Protocol,
-    /// Index and generation of the identity presented.
-    pub identity: (usize, u64),
-    /// Index and generation of the trust that verified the upstream.
-    pub trust: (usize, u64),
+    /// The identity presented. Compared by its address: it is never changed in place, and the key keeps
+    /// it, so that no other can have this address.
+    pub identity: Arc<IdentitySnapshot>,
+    /// The trust that verified the upstream; compared as the identity.
+    pub trust: Arc<TrustSnapshot>,
+}
+
+impl PartialEq for PoolKey {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.identity, &other.identity)
+            && Arc::ptr_eq(&self.trust, &other.trust)
+            && self.port == other.port
+            && self.protocol == other.protocol
+            && self.route == other.route
+            && self.host == other.host
+            && self.server_name == other.server_name
+    }
+}
+
+impl Eq for PoolKey {}
+
+impl Hash for PoolKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // What else is in it differs hardly ever where these are equal.
+        self.route.hash(state);
+        Arc::as_ptr(&self.identity).hash(state);
+        Arc::as_ptr(&self.trust).hash(state);
+    }
 }
 
 /// One worker's idle connections.
@@ -75,7 +109,7 @@ impl Pool {
     }
 
     /// How many are idle for a route.
-    pub(super) fn idle(&self, route: RouteIndex) -> usize {
-        self.idle.iter().filter(|(key, _)| key.route == route).map(|(_, idle)| idle.len()).sum()
+    pub(super) fn idle(&self, route: &str) -> usize {
+        self.idle.iter().filter(|(key, _)| *key.route == *route).map(|(_, idle)| idle.len()).sum()
     }
 }

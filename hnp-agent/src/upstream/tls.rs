@@ -12,8 +12,8 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::sign::SingleCertAndKey;
 
-use super::{Current, PoolKey};
-use crate::config::plan::{Protocol, Route, RouteIndex};
+use super::PoolKey;
+use crate::config::plan::Protocol;
 
 /// TLS 1.2 sessions and TLS 1.3 tickets kept per configuration: one upstream name, so a handful of
 /// servers behind it at most, and a few tickets each.
@@ -22,45 +22,23 @@ const SESSIONS: usize = 32;
 /// One worker's configurations.
 #[derive(Default)]
 pub(super) struct TlsConfigs {
-    /// The key that is current for a route: requests find it without building one.
-    keys: HashMap<RouteIndex, Rc<PoolKey>>,
     configs: HashMap<Rc<PoolKey>, Arc<ClientConfig>>,
 }
 
 impl TlsConfigs {
-    /// The key of a route's connections now.
-    pub(super) fn key(&mut self, route: RouteIndex, plan: &Route, current: &Current) -> Rc<PoolKey> {
-        let identity = (plan.identity, current.identity.generation);
-        let trust = (plan.trust, current.trust.generation);
-        if let Some(key) = self.keys.get(&route).filter(|key| key.identity == identity && key.trust == trust)
-        {
-            return key.clone();
-        }
-        let server_name = plan.upstream.server_name.clone();
-        let key = Rc::new(PoolKey { route, server_name, protocol: plan.protocol, identity, trust });
-        self.keys.insert(route, key.clone());
-        key
-    }
-
-    /// The configuration for a key that [`TlsConfigs::key`] made of `current`.
+    /// The configuration for a key.
     ///
     /// # Errors
     /// rustls' words, where the provider lacks what TLS 1.2 and 1.3 need; not seen in practice.
-    pub(super) fn config(
-        &mut self,
-        key: &Rc<PoolKey>,
-        current: &Current,
-    ) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub(super) fn config(&mut self, key: &Rc<PoolKey>) -> Result<Arc<ClientConfig>, rustls::Error> {
         if let Some(config) = self.configs.get(key) {
             return Ok(config.clone());
         }
         let mut config = ClientConfig::builder_with_provider(crate::crypto::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .dangerous() // rustls' word for any verifier handed over; ours always verifies (crate::trust)
-            .with_custom_certificate_verifier(current.trust.verifier.clone())
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
-                current.identity.certified_key.clone(),
-            )));
+            .with_custom_certificate_verifier(key.trust.verifier.clone())
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.identity.certified_key.clone())));
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         config.alpn_protocols = match key.protocol {
             Protocol::Http => vec![b"http/1.1".to_vec()],
@@ -74,6 +52,5 @@ impl TlsConfigs {
     /// Forgets configurations of generations that are over, their sessions and keys with them.
     pub(super) fn retain(&mut self, live: &[Rc<PoolKey>]) {
         self.configs.retain(|key, _| live.contains(key));
-        self.keys.retain(|_, key| live.contains(key));
     }
 }

@@ -41,6 +41,7 @@ pub struct Agent {
     running: Running,
     place: Place,
     admin: SocketAddr,
+    config: PathBuf,
 }
 
 impl Agent {
@@ -62,12 +63,54 @@ impl Agent {
     #[track_caller]
     pub fn spawn(place: Place, config: &Config, capabilities: &[u8]) -> Self {
         let path = write_config(&place.world, config);
-        let mut command = command(&place, "run", &path).capabilities(capabilities);
+        Self::spawn_on(place, &path, config, capabilities)
+    }
+
+    /// The same on a file that the scenario wrote.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn spawn_on(place: Place, path: &Path, config: &Config, capabilities: &[u8]) -> Self {
+        let mut command = command(&place, "run", path).capabilities(capabilities);
         for (key, value) in &config.env {
             command = command.env(key, value);
         }
         let running = command.spawn();
-        Self { running, place, admin: config.admin }
+        Self { running, place, admin: config.admin, config: path.to_owned() }
+    }
+
+    /// The configuration's file.
+    pub fn config_file(&self) -> &Path {
+        &self.config
+    }
+
+    /// Puts another text in the place of the configuration, as an editor would: by a rename.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    #[track_caller]
+    pub fn replace_config(&self, text: &str) {
+        let staged = self.config.with_extension("staged");
+        fs::write(&staged, text).expect("the world's directory is ours");
+        fs::rename(&staged, &self.config).expect("the world's directory is ours");
+    }
+
+    /// Replaces the configuration and waits until it is in force.
+    ///
+    /// # Panics
+    /// When the agent does not take it within twenty seconds.
+    #[track_caller]
+    pub fn reload(&self, config: &Config) {
+        let generation = || self.metrics().sum("hnp_config_generation", &[]);
+        let before = generation();
+        self.replace_config(&config.to_yaml());
+        eventually(START, "the new configuration is in force", || generation() > before);
+    }
+
+    /// Sends SIGHUP and does not wait.
+    pub fn hang_up(&self) {
+        self.running.signal(Signal::SIGHUP);
     }
 
     /// Runs `hnp-agent check` on a configuration.

@@ -260,7 +260,8 @@ async fn one_dial(target: &Target, token: &str) -> Met {
     };
     let mut wire = Wire::new(Box::new(stream), Arc::default());
     let Target { host, path, .. } = target;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\nconnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\nconnection: close\r\n\r\n");
     if wire.write(request.as_bytes()).await.is_err() {
         return Met::Broken;
     }

@@ -24,6 +24,7 @@ pub(super) struct RouteSummary {
     pub(super) protocol: &'static str,
     pub(super) mode: &'static str,
     pub(super) destinations: Vec<String>,
+    pub(super) passthrough: Vec<String>,
     pub(super) upstream: String,
     pub(super) server_name: String,
     pub(super) identity: String,
@@ -82,6 +83,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             Mode::ReverseProxy => "reverse-proxy",
         },
         destinations: route.destinations.iter().map(ToString::to_string).collect(),
+        passthrough: route.passthrough.iter().map(ToString::to_string).collect(),
         upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
         server_name: route.upstream.server_name.to_str().into_owned(),
         identity: plan.identities[route.identity].name.to_string(),
@@ -160,7 +162,7 @@ impl Summary {
 
 impl RouteSummary {
     fn write(&self, text: &mut String) {
-        let rows = [
+        let mut rows = vec![
             ("destinations", self.destinations.join(", ")),
             ("upstream", format!("{} (certificate for {})", self.upstream, self.server_name)),
             ("identity", self.identity.clone()),
@@ -168,6 +170,9 @@ impl RouteSummary {
             ("timeouts", self.timeouts.clone()),
             ("pool", format!("{} idle connections per worker", self.pool_idle)),
         ];
+        if !self.passthrough.is_empty() {
+            rows.insert(1, ("passthrough", self.passthrough.join(", ")));
+        }
         table(
             text,
             format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),

@@ -154,6 +154,34 @@ fn the_startup_taint_is_on_where_the_cluster_and_the_node_are_known() {
 }
 
 #[test]
+fn names_that_pass_are_read_and_those_that_cannot_are_mistakes() {
+    let with = |more: &str| format!("{SMALL}    enforcement: strict\n    {more}\n");
+    let plan = read(&with("passthrough: [docs.test, \"*.cdn.test\"]"));
+    let shown: Vec<String> = plan.routes[0].passthrough.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["docs.test", "*.cdn.test"]);
+    assert!(read(SMALL).routes[0].passthrough.is_empty());
+    for (more, what) in [
+        (
+            "passthrough: [M.test]",
+            "hnp.yaml:10:19: routes[0].passthrough[0]: m.test is a destination of this route (m.test:80); allowed: other names",
+        ),
+        (
+            "passthrough: [a.test, a.test]",
+            "hnp.yaml:10:27: routes[0].passthrough[1]: a.test is already listed; allowed: once",
+        ),
+        (
+            "passthrough: [198.18.0.9]",
+            "hnp.yaml:10:19: routes[0].passthrough[0]: \"198.18.0.9\" is not a name that can be let through; allowed: a DNS name such as docs.example, or *.SUFFIX with two labels at least",
+        ),
+        ("passthrough: a.test", "hnp.yaml:10:18: routes[0].passthrough: is a single value; allowed: a list"),
+    ] {
+        assert_eq!(mistakes(&with(more)), what);
+    }
+    let opaque = mistakes(&with("passthrough: [a.test]\n    protocol: opaque"));
+    assert!(opaque.contains("routes[0].passthrough: needs names"), "{opaque}");
+}
+
+#[test]
 fn all_mistakes_of_a_bad_configuration_are_reported_at_once() {
     let text = "
 capture: {prot: 15001, vips4: 169.254.77.1/24}

@@ -57,10 +57,10 @@ pub async fn forward(
     let host = incoming.request.host.as_deref();
     let choice = choose(
         &worker.plan,
-        &client.entry.routes,
-        client.destination(),
+        &client.routes,
+        client.destination,
         client.flow.vip,
-        client.enforcement,
+        client.enforcement(&worker.plan),
         host,
     );
     let (route, way) = match choice {
@@ -81,7 +81,7 @@ pub async fn forward(
 
     let message = take_message(bytes, &incoming, plan, way);
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
-    let terms = terms(worker, plan, &incoming, way);
+    let terms = terms(worker, plan, &incoming, way, client.last);
     let mut answer = worker.stock.buffer();
     let mut retried = false;
     loop {
@@ -202,7 +202,7 @@ fn take_message(bytes: &mut Buffer, incoming: &Incoming, plan: &Route, way: Way)
     message
 }
 
-fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way) -> Terms {
+fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way, last: bool) -> Terms {
     let request = &incoming.request;
     Terms {
         framing: rest_of(request.framing, incoming.whole_body),
@@ -214,7 +214,7 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way) -> Terms 
             },
             http10: request.http10,
         },
-        close: !request.keep_alive || request.http10 || worker.stop.is_cancelled(),
+        close: !request.keep_alive || request.http10 || last || worker.stop.is_cancelled(),
         verbatim: matches!(way, Way::Direct),
         head_limit: worker.plan.limits.head_bytes,
         response: plan.timeouts.response,
@@ -252,7 +252,7 @@ async fn direct(
         connection.reused = true;
         return Ok(connection);
     }
-    worker.upstreams.connect_direct(client.destination(), plan.timeouts.connect).await
+    worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await
 }
 
 /// A pooled connection may have been closed while the request was on its way. Where the upstream said

@@ -6,10 +6,10 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use hnp_common::Reason;
-use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Decoder, Framing};
@@ -17,12 +17,14 @@ use super::forward::{self, Next};
 use super::head::{HeadError, find_end};
 use super::request::Request;
 use super::syntax::is_token_byte;
+use crate::config::plan::Protocol;
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
 use crate::proxy::record::Recording;
 use crate::proxy::relay::reset_on_close;
-use crate::proxy::worker::Worker;
+use crate::proxy::tls;
+use crate::proxy::worker::{Lanes, Since, Worker};
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
 
@@ -43,49 +45,76 @@ pub struct Incoming {
     pub whole_body: Option<usize>,
 }
 
+/// What the client begins with.
+enum Begun {
+    /// A request.
+    Request(Incoming),
+    /// A TLS handshake.
+    Tls,
+}
+
 /// Why no request came out of what the client sent.
 enum Refusal {
     /// It ended, as connections do, or stopping was asked for.
     Quiet(Reason),
     /// It deserves an answer.
     Answer(Reason, String),
-    /// It speaks TLS.
-    Tls,
     /// It speaks something else, or the socket failed.
     Reset(Reason, String),
 }
 
-/// Serves requests until the connection ends.
-pub async fn serve(worker: &Worker, mut client: Client) {
+/// Serves requests until the connection ends, each by the configuration of its moment.
+pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Client) {
     let mut kept: Option<UpstreamConnection> = None;
     let mut buffer: Option<Buffer> = None;
-    let route = client.entry.routes[0];
     loop {
         let mut bytes = match buffer.take() {
             Some(bytes) if !bytes.is_empty() => bytes,
-            _ => match wait(worker, &client).await {
+            _ => match wait(&worker, &client).await {
                 Ok(bytes) => bytes,
-                Err(reason) => return worker.stats.connection_ended(Some(route), reason),
+                Err(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
             },
         };
-        let next = match read_request(worker, &mut client, &mut bytes).await {
-            Ok(incoming) => forward::forward(worker, &mut client, &mut bytes, incoming, &mut kept).await,
-            Err(refusal) => return Box::pin(refuse(worker, &mut client, refusal)).await,
+        let incoming = match read_request(&worker, &mut client, &mut bytes).await {
+            Ok(Begun::Request(incoming)) => incoming,
+            Ok(Begun::Tls) => {
+                keep_up(lanes, &mut worker, &mut client);
+                return Box::pin(tls::serve(&worker, client, bytes)).await;
+            }
+            Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
         };
+        keep_up(lanes, &mut worker, &mut client);
+        let next = forward::forward(&worker, &mut client, &mut bytes, incoming, &mut kept).await;
         match next {
             Next::Again => buffer = Some(bytes),
             Next::Close(reason) => {
-                worker.stats.connection_ended(Some(route), reason);
+                worker.stats.connection_ended(Some(client.routes[0]), reason);
                 return Box::pin(answer::linger(&mut client.stream)).await;
             }
-            Next::End(reason) => return worker.stats.connection_ended(Some(route), reason),
+            Next::End(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
         }
+    }
+}
+
+/// Moves a connection to the newest generation before its next request is judged: what became strict
+/// passes nothing on any more. Where nobody serves its destination that way now, the request is the last.
+fn keep_up(lanes: &Lanes, worker: &mut Rc<Worker>, client: &mut Client) {
+    match lanes.since(worker, client.flow.vip) {
+        Since::Same => {}
+        Since::Changed(next, entry)
+            if entry.destination.contains(client.destination)
+                && next.plan.routes[entry.routes[0]].protocol == Protocol::Http =>
+        {
+            *worker = next;
+            client.routes = entry.routes;
+        }
+        Since::Changed(..) | Since::Gone => client.last = true,
     }
 }
 
 /// Waits, without a buffer, until the client sends something.
 async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
-    let idle = worker.plan.routes[client.entry.routes[0]].timeouts.idle;
+    let idle = worker.plan.routes[client.routes[0]].timeouts.idle;
     let mut deadline = pin!(sleep(idle));
     let mut stopping = false;
     loop {
@@ -113,12 +142,13 @@ async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
     }
 }
 
-async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Result<Incoming, Refusal> {
-    let deadline = worker.plan.routes[client.entry.routes[0]].timeouts.head;
+async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Result<Begun, Refusal> {
+    let deadline = worker.plan.routes[client.routes[0]].timeouts.head;
     match timeout(deadline, read_head(worker, client, bytes)).await {
-        Ok(Ok(head_len)) => {
-            parse(bytes, head_len).map_err(|error| Refusal::Answer(reason_of(error.0), error.1))
-        }
+        Ok(Ok(None)) => Ok(Begun::Tls),
+        Ok(Ok(Some(head_len))) => parse(bytes, head_len)
+            .map(Begun::Request)
+            .map_err(|error| Refusal::Answer(reason_of(error.0), error.1)),
         Ok(Err(refusal)) => Err(refusal),
         Err(_) if bytes.is_empty() => Err(Refusal::Quiet(Reason::IdleTimeout)),
         Err(_) => Err(Refusal::Answer(
@@ -128,7 +158,12 @@ async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) 
     }
 }
 
-async fn read_head(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Result<usize, Refusal> {
+/// Reads until a head is complete, and says where it ends; `None`: it is no head, TLS begins here.
+async fn read_head(
+    worker: &Worker,
+    client: &mut Client,
+    bytes: &mut Buffer,
+) -> Result<Option<usize>, Refusal> {
     let limit = worker.plan.limits.head_bytes;
     let mut scanned = 0;
     let mut skipped = 0;
@@ -140,7 +175,7 @@ async fn read_head(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> 
             scanned = 0;
         }
         match bytes.filled().first() {
-            Some(&TLS_HANDSHAKE) => return Err(Refusal::Tls),
+            Some(&TLS_HANDSHAKE) => return Ok(None),
             Some(&first) if !is_token_byte(first) && first != b'\r' => {
                 let detail = format!("the first byte, {first:#04x}, begins no HTTP request");
                 return Err(Refusal::Reset(Reason::ProtocolRefused, detail));
@@ -148,7 +183,7 @@ async fn read_head(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> 
             Some(_) | None => {}
         }
         match find_end(bytes.filled(), &mut scanned, limit) {
-            Ok(Some(len)) => return Ok(len),
+            Ok(Some(len)) => return Ok(Some(len)),
             Ok(None) => {}
             Err(error) => return Err(Refusal::Answer(reason_of(Some(error)), error.to_string())),
         }
@@ -179,13 +214,11 @@ fn parse(bytes: &Buffer, head_len: usize) -> Result<Incoming, (Option<HeadError>
 }
 
 async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
-    let route = client.entry.routes[0];
+    let route = client.routes[0];
     let name = worker.plan.routes[route].name.clone();
     let mut recording = match refusal {
         Refusal::Quiet(reason) => return worker.stats.connection_ended(Some(route), reason),
-        Refusal::Answer(..) | Refusal::Tls | Refusal::Reset(..) => {
-            Recording::begin(worker, client.base.clone())
-        }
+        Refusal::Answer(..) | Refusal::Reset(..) => Recording::begin(worker, client.base.clone()),
     };
     recording.record.route = Some(name.clone());
     match refusal {
@@ -199,12 +232,6 @@ async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
                 Some(HttpRecord { method: String::new(), path: String::new(), status: reason.status() });
             recording.finish(reason, Some(detail));
             worker.stats.connection_ended(Some(route), reason);
-            answer::linger(&mut client.stream).await;
-        }
-        Refusal::Tls => {
-            // If the alert cannot be written the client is gone, and so is who would read it.
-            let _ = timeout(LAST_CALL, client.stream.write_all(&answer::TLS_ALERT)).await;
-            recording.finish(Reason::TlsFromClient, Some(Reason::TlsFromClient.fix().into()));
             answer::linger(&mut client.stream).await;
         }
         Refusal::Reset(reason, detail) => {

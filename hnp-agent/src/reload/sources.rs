@@ -1,0 +1,148 @@
+//! The identities and trusts that the configuration in force names: opened, watched, and let go.
+//!
+//! What two generations have in common goes on as it is, with its snapshot: connections that speak for
+//! it stay warm. What changed its definition counts on where the former one was.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config::plan::{Identity, Plan, Trust};
+use crate::files::published::{AllPublished, Published};
+use crate::generation::Generation;
+use crate::identity::snapshot::IdentitySnapshot;
+use crate::tasks::Tasks;
+use crate::telemetry::Telemetry;
+use crate::telemetry::readiness::Readiness;
+use crate::trust::snapshot::TrustSnapshot;
+use crate::{identity, trust};
+
+/// All of them.
+pub(super) struct Sources {
+    identities: Kind<Identity, IdentitySnapshot>,
+    trusts: Kind<Trust, TrustSnapshot>,
+    readiness: Readiness,
+    tasks: Tasks,
+}
+
+/// The sources of one kind, in the order of the Plan.
+struct Kind<D, S> {
+    held: Vec<Held<D, S>>,
+    published: AllPublished<S>,
+}
+
+struct Held<D, S> {
+    definition: Arc<D>,
+    published: Published<S>,
+    /// Ends the watch when this is dropped.
+    _watch: DropGuard,
+}
+
+impl Sources {
+    /// None yet.
+    pub(super) fn new(readiness: &Readiness, telemetry: &Telemetry, tasks: &Tasks) -> Self {
+        let sources = Self {
+            identities: Kind::new(),
+            trusts: Kind::new(),
+            readiness: readiness.clone(),
+            tasks: tasks.clone(),
+        };
+        telemetry.register(identity::metrics(Arc::clone(&sources.identities.published)));
+        telemetry.register(trust::metrics(Arc::clone(&sources.trusts.published)));
+        sources
+    }
+
+    /// What of a Plan cannot be loaded, each with its key, as `check` says it.
+    pub(super) fn mistakes(&self, plan: &Plan) -> Vec<(String, String)> {
+        let identities = plan.identities.iter().filter_map(|one| {
+            let former = self.identities.find(|held| held.name == one.name);
+            if former.is_some_and(|held| held.definition == *one) {
+                return None;
+            }
+            let error = identity::usable(one, former.map(|held| &held.published)).err()?;
+            Some((format!("identities.{}", one.name), error.to_string()))
+        });
+        let trusts = plan.trusts.iter().filter_map(|one| {
+            if self.trusts.find(|held| *held == **one).is_some() {
+                return None;
+            }
+            let error = trust::load::load(one).err()?;
+            Some((format!("trusts.{}", one.name), error.to_string()))
+        });
+        identities.chain(trusts).collect()
+    }
+
+    /// Opens what is new in a Plan, ends what is not in it, and makes a generation of it.
+    pub(super) fn generation(&mut self, number: u64, plan: Plan) -> Arc<Generation> {
+        let Self { identities, trusts, readiness, tasks } = self;
+        identities.follow(
+            &plan.identities,
+            |one| &one.name,
+            |one, former, cancel| {
+                let source = match former {
+                    Some(former) => identity::Source::open_after(one, former, readiness),
+                    None => identity::Source::open(one, readiness),
+                };
+                let published = source.published();
+                tasks.spawn(source.watch(cancel));
+                published
+            },
+            tasks,
+        );
+        trusts.follow(
+            &plan.trusts,
+            |one| &one.name,
+            |one, former, cancel| {
+                let source = match former {
+                    Some(former) => trust::Source::open_after(one, former, readiness),
+                    None => trust::Source::open(one, readiness),
+                };
+                let published = source.published();
+                tasks.spawn(source.watch(cancel));
+                published
+            },
+            tasks,
+        );
+        Arc::new(Generation {
+            number,
+            plan: Arc::new(plan),
+            identities: identities.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
+            trusts: trusts.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
+        })
+    }
+}
+
+impl<D: PartialEq, S> Kind<D, S> {
+    fn new() -> Self {
+        Self { held: Vec::new(), published: Arc::new(ArcSwap::default()) }
+    }
+
+    fn find(&self, wanted: impl Fn(&D) -> bool) -> Option<&Held<D, S>> {
+        self.held.iter().find(|held| wanted(&held.definition))
+    }
+
+    fn follow(
+        &mut self,
+        definitions: &[Arc<D>],
+        name: impl Fn(&D) -> &Arc<str>,
+        open: impl Fn(Arc<D>, Option<&Published<S>>, CancellationToken) -> Published<S>,
+        tasks: &Tasks,
+    ) {
+        let mut before = std::mem::take(&mut self.held);
+        for definition in definitions {
+            let same = before.iter().position(|held| name(&held.definition) == name(definition));
+            let former = same.map(|index| before.swap_remove(index));
+            self.held.push(match former {
+                Some(held) if held.definition == *definition => held,
+                former => {
+                    let cancel = tasks.token().child_token();
+                    let former = former.as_ref().map(|held| &held.published);
+                    let published = open(Arc::clone(definition), former, cancel.clone());
+                    Held { definition: Arc::clone(definition), published, _watch: cancel.drop_guard() }
+                }
+            });
+        }
+        self.published.store(Arc::new(self.held.iter().map(|held| held.published.clone()).collect()));
+    }
+}
