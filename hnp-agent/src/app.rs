@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::capture::{Capture, CaptureError, Node, Turn};
-use crate::config::plan::Plan;
+use crate::config::plan::{Enforcement, Plan};
 use crate::generation::Generation;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::listener;
@@ -90,7 +90,8 @@ async fn serve(
     let workloads: Arc<dyn WorkloadSource> =
         Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
     let resolver = Resolver::new(&plan.resolver)?;
-    let capture = Capture::start(turn, &node, &plan.capture, vips.clone())?;
+    let strict = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
+    let capture = Capture::start(turn, &node, &plan.capture, strict, vips.clone())?;
     let flows = capture.flow_source();
     let capture = SharedCapture::new(capture);
     let counters = capture.clone();

@@ -27,6 +27,12 @@ pub const MAX_NETWORKS: u32 = 1024;
 pub const MAX_OVERRIDES: u32 = 65_536;
 /// How many pairs of workload and observed destination are counted at a time.
 pub const MAX_OBSERVED: u32 = 8192;
+/// How many entries `GUARDED` has room for: one per guarded destination and one per guarded address.
+pub const MAX_GUARDED: u32 = 2 * MAX_DESTINATIONS;
+/// The same for `GUARDED_NETS`.
+pub const MAX_GUARDED_NETS: u32 = 2048;
+/// How many words of 64 bits `GUARD_FILTER` has: a bit for each value of [`Address::filter_bit`].
+pub const GUARD_FILTER_WORDS: u32 = 1024;
 /// How many cgroups may be the agent's: one, and those of successors that are starting.
 pub const MAX_EXEMPT: u32 = 16;
 
@@ -46,6 +52,13 @@ impl Address {
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
         Self([0, 0, 0xffff_u32.to_be(), word])
+    }
+
+    /// Its bit in `GUARD_FILTER`; others share it.
+    #[inline(always)]
+    pub const fn filter_bit(self) -> u32 {
+        let word = self.0[0] ^ self.0[1] ^ self.0[2] ^ self.0[3];
+        (word ^ word >> 16) & 0xffff
     }
 
     /// The word that holds an IPv4 address.
@@ -211,6 +224,12 @@ pub struct Settings {
     pub reserved: [u32; 3],
 }
 const _: () = assert!(size_of::<Settings>() == 16);
+
+impl DestinationKey {
+    /// The port of the entry in `GUARDED` which says that an address is guarded at some port. Nobody
+    /// can listen on it.
+    pub const ANY_PORT: u16 = 0;
+}
 
 /// What the kernel remembers with a socket (`SOCKETS`): where it was going, and for whom.
 ///
@@ -495,6 +514,14 @@ mod user {
             assert_eq!(v4.v4_word().to_ne_bytes(), [10, 1, 2, 3]);
             assert_eq!(IpAddr::from(v4), ip("10.1.2.3"));
             assert_eq!(IpAddr::from(Address::from(ip("fd00:77::9"))), ip("fd00:77::9"));
+        }
+
+        #[test]
+        fn a_guarded_range_counts_its_port_first() {
+            let (bits, key) = NetworkKey::tcp(ip("10.1.2.3"), 8, 443);
+            assert_eq!((bits, key.port.to_ne_bytes()), (32 + 96 + 8, [1, 187]));
+            assert_eq!(IpAddr::from(key.address), ip("10.0.0.0"), "bits beyond the prefix are zero");
+            assert_eq!(NetworkKey::tcp(ip("fd00::1"), 128, 1).0, NetworkKey::BITS);
         }
 
         #[test]

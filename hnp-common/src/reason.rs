@@ -91,6 +91,8 @@ reasons! {
     VipPort = 27, "vip_port", Client, 0, "Pods must dial the destination, not the VIP.";
     /// A pod dialled a strict destination while no agent answered on this node.
     AgentStale = 28, "agent_stale", Local, 0, "Start the agent on this node; `hnp-agent cleanup` ends the enforcement.";
+    /// A packet to a strict destination left a pod around capture; reset or dropped by the guard.
+    Guarded = 29, "guarded", Client, 0, "Nothing for a flow that is older than the agent: it reconnects into capture. Otherwise look for raw sockets, or sockets that the pod was lent.";
 
     /// The request is not well-formed HTTP/1.1.
     BadRequest = 40, "bad_request", Client, 400, "The message names the rule that was broken; look at the client.";

@@ -61,6 +61,10 @@ verdicts! {
     FlowOverLimit = "flow_over_limit", Some(Reason::FlowLimit);
     /// A flow was deleted, because its connection did not come about.
     FlowDropped = "flow_dropped", None;
+    /// A TCP packet that no hook had seen was on its way to a strict destination; answered with RST.
+    GuardReset = "guard_reset", Some(Reason::Guarded);
+    /// A packet that no hook had seen was on its way to a strict destination; dropped.
+    GuardDropped = "guard_dropped", Some(Reason::Guarded);
 }
 
 impl Verdict {

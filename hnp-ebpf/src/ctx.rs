@@ -39,8 +39,11 @@ impl Endpoint {
         const PORT: u16 = 1_u16.to_be();
         const V4: u32 = 0x7f00_0001_u32.to_be();
         let [a, b, c, _] = self.address.0;
-        let address =
-            if Address([a, b, c, V4]) == Address::v4(V4) { Address::v4(V4) } else { Address([0, 0, 0, 1_u32.to_be()]) };
+        let address = if Address([a, b, c, V4]) == Address::v4(V4) {
+            Address::v4(V4)
+        } else {
+            Address([0, 0, 0, 1_u32.to_be()])
+        };
         Self { address, port: PORT }
     }
 }

@@ -1,4 +1,5 @@
-//! What runs in the kernel, attached once to the kubepods cgroup: a list of hooks.
+//! What runs in the kernel, attached once to the kubepods cgroup and, as a backstop, to pods' veths: a
+//! list of hooks.
 //!
 //! Each hook reads, looks up, decides and writes; the decisions are in the file of its family. Past
 //! "this is a destination" there are two ways out, redirect or refuse: no path lets plaintext by.
@@ -12,12 +13,15 @@ mod caller;
 mod connect;
 mod ctx;
 mod getpeername;
+mod guard;
 mod maps;
+mod packet;
+mod reset;
 mod sendmsg;
 mod sockops;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
 
 /// connect(2) over IPv4.
 #[cgroup_sock_addr(connect4)]
@@ -72,6 +76,12 @@ pub fn hnp_sendmsg6(ctx: SockAddrContext) -> i32 {
 pub fn hnp_sock_ops(ctx: SockOpsContext) -> u32 {
     sockops::event(&ctx);
     0
+}
+
+/// What leaves a pod, at the node's end of its veth.
+#[classifier]
+pub fn hnp_guard(ctx: TcContext) -> i32 {
+    guard::judge(&packet::Packet::of(&ctx))
 }
 
 #[cfg(not(test))]

@@ -12,9 +12,10 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use hnp_common::Verdict;
 use hnp_common::layout::{
-    Config, Destination, DestinationKey, FlowKey, FlowValue, Heartbeat, MAX_DESTINATIONS, MAX_EXEMPT,
-    MAX_FLOWS, MAX_NETWORKS, MAX_OBSERVED, MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, Observed,
-    PodDestination, Settings, SocketState, TCP,
+    Address, Config, Destination, DestinationKey, FlowKey, FlowValue, GUARD_FILTER_WORDS, Heartbeat,
+    MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS, MAX_GUARDED, MAX_GUARDED_NETS, MAX_NETWORKS, MAX_OBSERVED,
+    MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, Observed, PodDestination, Settings, SocketState,
+    TCP,
 };
 
 use crate::caller::Caller;
@@ -73,6 +74,21 @@ static QOS_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(MAX_QOS_CGROUPS
 #[map]
 static EXEMPT: HashMap<u64, u8> = HashMap::with_max_entries(MAX_EXEMPT, 0);
 
+/// Owned by the agent: a bit is clear where no guarded address can be. First of all, because the keys of
+/// the next two are built on the stack, and where the loader has no CAP_PERFMON the verifier puts a
+/// speculation barrier behind such writes: 120 ns a packet.
+#[map]
+static GUARD_FILTER: Array<u64> = Array::with_max_entries(GUARD_FILTER_WORDS, 0);
+
+/// Owned by the agent: what the guard keeps pods from, with an entry for each address at
+/// [`DestinationKey::ANY_PORT`].
+#[map]
+static GUARDED: HashMap<DestinationKey, u8> = HashMap::with_max_entries(MAX_GUARDED, 0);
+
+/// Owned by the agent: the same for address ranges. While there is one, all bits of the filter are set.
+#[map]
+static GUARDED_NETS: LpmTrie<NetworkKey, u8> = LpmTrie::with_max_entries(MAX_GUARDED_NETS, 0);
+
 /// One counter per verdict; never reset while the programs are loaded.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT, 0);
@@ -100,19 +116,20 @@ pub(crate) fn destination(dialled: Endpoint) -> Option<&'static Destination> {
     if SETTINGS.get(0).is_none_or(|settings| settings.networks == 0) {
         return None;
     }
-    network(dialled)
+    within(&NETWORKS, dialled)
 }
 
+/// The narrowest range that holds an endpoint.
 #[inline(always)]
-fn network(dialled: Endpoint) -> Option<&'static Destination> {
+fn within<V>(ranges: &'static LpmTrie<NetworkKey, V>, endpoint: Endpoint) -> Option<&'static V> {
     // As words: aya's `Key` is packed, and bytes that are not aligned are set by loops that the verifier
     // accepts from CAP_PERFMON only.
-    let [a, b, c, d] = dialled.address.0;
-    let protocol = u32::from(TCP) << 16 | u32::from(dialled.port);
+    let [a, b, c, d] = endpoint.address.0;
+    let protocol = u32::from(TCP) << 16 | u32::from(endpoint.port);
     let key: [u32; 6] = [NetworkKey::BITS, protocol, a, b, c, d];
     const _: () = assert!(size_of::<[u32; 6]>() == size_of::<Key<NetworkKey>>());
     // SAFETY: the same bytes (this target is little-endian), and no alignment is asked for.
-    NETWORKS.get(unsafe { &*(&raw const key).cast::<Key<NetworkKey>>() })
+    ranges.get(unsafe { &*(&raw const key).cast::<Key<NetworkKey>>() })
 }
 
 /// What holds for a pod that dials the destination.
@@ -133,8 +150,12 @@ pub(crate) fn enforcement(destination: &Destination, pod_id: u64) -> u8 {
 pub(crate) fn is_beating() -> bool {
     let Some(heartbeat) = HEARTBEAT.get_ptr(0) else { return false };
     // SAFETY: a map value, valid while the program runs; each word is written at once.
-    let (stamp, limit) =
-        unsafe { ((&raw const (*heartbeat).stamp_ns).read_volatile(), (&raw const (*heartbeat).limit_ns).read_volatile()) };
+    let (stamp, limit) = unsafe {
+        (
+            (&raw const (*heartbeat).stamp_ns).read_volatile(),
+            (&raw const (*heartbeat).limit_ns).read_volatile(),
+        )
+    };
     // A stamp from another CPU may be a little ahead of this one's clock.
     stamp != 0 && now_ns().saturating_sub(stamp) <= limit
 }
@@ -290,6 +311,20 @@ pub(crate) fn is_qos_cgroup(id: u64) -> bool {
 #[inline(always)]
 pub(crate) fn is_exempt(cgroup_id: u64) -> bool {
     EXEMPT.get_ptr(cgroup_id).is_some()
+}
+
+/// Whether the guard may keep pods from this address at some port.
+#[inline(always)]
+pub(crate) fn may_be_guarded(address: Address) -> bool {
+    let bit = address.filter_bit();
+    GUARD_FILTER.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+}
+
+/// Whether the guard keeps pods from this address and port (network order).
+#[inline(always)]
+pub(crate) fn is_guarded(address: Address, port: u16) -> bool {
+    GUARDED.get_ptr(DestinationKey { address, port, protocol: TCP, pad: 0 }).is_some()
+        || within(&GUARDED_NETS, Endpoint { address, port }).is_some()
 }
 
 /// Counts a verdict.

@@ -12,6 +12,7 @@ mod crash;
 mod drain;
 mod enforcement;
 mod evasion;
+mod guard;
 mod http_semantics;
 mod logs_and_metrics;
 mod main_job;

@@ -118,12 +118,13 @@ fn carried(command: impl Fn(&Place, &str) -> Cmd) {
 fn carried_in(scene: &Scene, command: impl Fn(&Place, &str) -> Cmd) -> String {
     // given a strict manager and an agent that captures its name and addresses
     let manager = scene.strict_manager();
-    let agent = scene.agent();
     let pod = scene.pod();
-
-    // when the program runs in the pod, and beside it
-    let inside = command(&pod, "/hello?token=inside").run().ok();
+    // and, as the control, what the program gets there without one
     let outside = command(pod.outside_cgroup(), "/hello?token=outside").run();
+    let agent = scene.agent();
+
+    // when the program runs in the pod
+    let inside = command(&pod, "/hello?token=inside").run().ok();
 
     // then the one got its answer over mutual TLS, with our certificate and the upstream's name
     assert!(inside.contains("HTTP/1.1 200"), "{inside}");
@@ -138,7 +139,7 @@ fn carried_in(scene: &Scene, command: impl Fn(&Place, &str) -> Cmd) -> String {
     );
     assert_eq!((seen.host(), seen.target.as_str()), ("manager.hnp.test:80", "/hello?token=inside"));
 
-    // and the other one reached the same port and was refused there
+    // where the control reached the same port and was refused there
     assert!(outside.text().contains("HTTP/1.1 400"), "{outside}");
     assert!(manager.request("outside").tls.is_none());
 

@@ -15,9 +15,13 @@ const UPSTREAM: &str = "https://manager.hnp.test:9000";
 fn bytes_pass_both_ways_and_each_direction_ends_on_its_own() {
     let scene = Scene::for_test();
     let manager = echo(&scene);
-    let agent = scene.agent_with(Route::opaque("wire", &[DESTINATION], UPSTREAM));
     let pod = scene.pod();
+    // The control: without an agent the same port closes on plaintext without a word.
+    let outside = client::raw(pod.outside_cgroup(), (MANAGER4, PORT), vec![RawCase::new("hello")]).remove(0);
+    assert_eq!(outside.text(), "");
+    manager.forget();
 
+    let agent = scene.agent_with(Route::opaque("wire", &[DESTINATION], UPSTREAM));
     let case = RawCase::in_parts(&[b"\x16\x03\x01 not TLS\x00", b"GET / no HTTP\n", b"\xff"], 50);
     let answer = client::raw(&pod, (MANAGER4, PORT), vec![case.then_half_close()]).remove(0);
     // The greeting came first, and the good-bye after our end of stream.
@@ -29,10 +33,6 @@ fn bytes_pass_both_ways_and_each_direction_ends_on_its_own() {
     assert_eq!(tls.client.expect("our certificate").serial, scene.client_serial);
     let line = agent.access_line_with("ok");
     assert_eq!((&line["mode"], &line["bytes_up"]), (&"opaque".into(), &27.into()), "{line}");
-
-    // The control: outside the pod's cgroup the same port closes on plaintext without a word.
-    let outside = client::raw(pod.outside_cgroup(), (MANAGER4, PORT), vec![RawCase::new("hello")]).remove(0);
-    assert_eq!(outside.text(), "");
 }
 
 #[test]

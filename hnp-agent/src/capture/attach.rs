@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
@@ -19,6 +20,7 @@ use hnp_common::layout::Config;
 use super::cgroups::Cgroup;
 use super::error::CaptureError;
 use super::former::{self, Former};
+use super::guard::{Guard, Tables};
 use super::pins::Lock;
 use super::preflight::Node;
 use super::{Ranges, exempt, foreign, resting, sys};
@@ -37,6 +39,9 @@ pub(super) const PROGRAMS: [(&str, u32); 9] = [
     ("hnp_connect4", 10),
     ("hnp_connect6", 11),
 ];
+
+/// The program that hangs on pods' veths and not on the cgroup.
+const GUARD: &str = "hnp_guard";
 
 /// The object in the kernel, attached to nothing yet. Dropping it unloads it.
 pub(super) struct Loaded {
@@ -96,6 +101,11 @@ impl Loaded {
             };
             loaded.map_err(|error| refused(name, error))?;
         }
+        match ebpf.program_mut(GUARD).ok_or(CaptureError::ObjectLacks(GUARD))? {
+            Program::SchedClassifier(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
+        .map_err(|error| refused(GUARD, error))?;
         let resting = resting::open_or_make(&lock.map(resting::MAP))?;
         let loaded = Self { ebpf, resting, reused, update };
         for (name, map) in loaded.kept_maps() {
@@ -119,6 +129,18 @@ impl Loaded {
         let error = |source| CaptureError::Map { doing: "open", map: name, source };
         let fd = fd.try_clone_to_owned().map_err(|source| error(io_error(source)))?;
         MapData::from_fd(fd).and_then(Map::from_map_data).map_err(error)
+    }
+
+    /// The guard, attached to nothing yet. It has its maps by itself.
+    pub(super) fn guard(&self, dir: &Path) -> Result<Guard, CaptureError> {
+        let program = match self.ebpf.program(GUARD) {
+            Some(Program::SchedClassifier(program)) => program.fd(),
+            Some(_) | None => return Err(CaptureError::ObjectLacks(GUARD)),
+        };
+        let program = program.map_err(|error| refused(GUARD, error))?.as_fd().try_clone_to_owned();
+        let program = program.map_err(|source| refused(GUARD, source.into()))?;
+        let tables = Tables::new(self.map("GUARDED")?, self.map("GUARDED_NETS")?, self.map("GUARD_FILTER")?)?;
+        Guard::start(program, tables, dir)
     }
 
     /// Attaches every program and pins what is new.

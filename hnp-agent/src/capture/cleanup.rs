@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::attach::PROGRAMS;
 use super::error::CaptureError;
-use super::{anyip, cgroups, pins, sys};
+use super::{anyip, cgroups, guard, pins, sys};
 
 /// What a cleanup found, and what it could not remove.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -30,6 +30,7 @@ pub fn clean_up(bpffs: &Path) -> Result<Cleaned, CaptureError> {
     for pin in pins::all(bpffs)? {
         cleaned.removed.push(format!("pin {}", pin.display()));
     }
+    guard::clean_up(&pins::guard_dir(bpffs))?;
     lock.clear()?;
     for range in anyip::remove_all()? {
         cleaned.removed.push(format!("route local {range} dev lo"));

@@ -135,6 +135,27 @@ pub enum CaptureError {
         #[source]
         source: MapError,
     },
+    /// A strict route wants the guard, and the kernel has no way for it.
+    #[error(
+        "a strict route needs the guard, and this kernel has no way to attach it: {why}. Use Linux 6.6 or \
+         newer, or load the modules sch_ingress and cls_bpf; or do without (`capture.guard: off`), and \
+         sockets that pass no connect() under kubepods go direct"
+    )]
+    GuardImpossible {
+        /// What the kernel said to each way.
+        why: String,
+    },
+    /// The guard could not do something.
+    #[error("the guard cannot {doing} {what}")]
+    Guard {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A destination is itself a VIP: what goes there would come back for ever.
     #[error(
         "the destination {0} lies in a VIP range; give hnp other ranges (`capture.vips4`, `capture.vips6`)"

@@ -168,7 +168,8 @@ pub(super) fn shapes(object: &[u8]) -> Result<HashMap<String, Shape>, CaptureErr
 
 /// Whether a map outlives the programs that brought it.
 pub(super) fn is_kept(name: &str) -> bool {
-    !name.starts_with('.') && name != "AYA_LOGS"
+    // The guard has its maps to itself, and fills them anew.
+    !name.starts_with('.') && !name.starts_with("GUARD") && name != "AYA_LOGS"
 }
 
 /// Makes the map that says who pinned.

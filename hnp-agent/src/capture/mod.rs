@@ -19,6 +19,7 @@ mod exempt;
 mod flows;
 mod foreign;
 mod former;
+mod guard;
 mod heartbeat;
 mod kernel_log;
 mod object;
@@ -85,6 +86,8 @@ pub struct Capture {
     plan: plan::Capture,
     destinations: destinations::Destinations,
     observed: observed::Observed,
+    /// `None`: switched off.
+    guard: Option<guard::Guard>,
     counters: counters::Counters,
     flows: Arc<flows::KernelFlows>,
     /// What the last [`Capture::housekeep`] saw closed, with its socket's cookie.
@@ -135,14 +138,16 @@ impl Capture {
     /// From here on what a former agent captured stays captured; new destinations come with
     /// [`Capture::sync`], and nothing is redirected before [`Capture::beat`]. `vips` is published by this
     /// room alone. Must be called in the network namespace the agent listens in.
+    /// `strict`: there is a route that is strict for every pod.
     ///
     /// # Errors
-    /// When the kernel refuses a step. The message says what to do. What a former agent left goes on
+    /// When the kernel refuses a step, or cannot keep what a strict route promises. The message says what to do. What a former agent left goes on
     /// enforcing.
     pub fn start(
         turn: Turn,
         node: &Node,
         plan: &plan::Capture,
+        strict: bool,
         vips: SharedVipTable,
     ) -> Result<Self, CaptureError> {
         let Turn { exemption, lock } = turn;
@@ -160,18 +165,31 @@ impl Capture {
         let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
+        let guard = match plan.guard {
+            plan::Guard::Auto => Some(loaded.guard(&pins::guard_dir(&plan.bpffs))?),
+            plan::Guard::Off => None,
+        };
+        if let (Some(guard), true) = (&guard, strict) {
+            guard.require()?;
+        }
         let hung = ready.attach(&lock)?;
         // Nothing fails from here on, and of a dead agent there is only what is ours now.
         if let Some(exemption) = exemption {
             exemption.keep();
         }
         routes.take_over();
+        if guard.is_none()
+            && let Err(error) = guard::clean_up(&pins::guard_dir(&plan.bpffs))
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a former agent's guard stays");
+        }
         Ok(Self {
             beating: None,
             hung,
             plan: plan.clone(),
             destinations,
             observed,
+            guard,
             counters,
             flows,
             closed_flows: HashMap::new(),
@@ -216,7 +234,13 @@ impl Capture {
     /// that was captured and is still desired stays captured, and the table agrees with the kernel.
     pub fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         self.hung.qos.refresh()?;
-        self.destinations.sync(desired)
+        // What is not captured yet is not guarded yet, and the other way round.
+        let captured = self.destinations.sync(desired);
+        let guarded = match &mut self.guard {
+            Some(guard) => guard.set(&self.destinations.strict_for_all().collect::<Vec<_>>()),
+            None => Ok(()),
+        };
+        captured.and(guarded)
     }
 
     /// Tells the kernel which pods there are, for routes that override their enforcement for some.
@@ -298,6 +322,12 @@ impl Capture {
             Err(error) => unreadable(error),
         }
         out.single(&names::DESTINATIONS, self.destinations.len() as u64);
+        if let Some(guard) = &self.guard {
+            let guard::Status { way, interfaces, failing } = guard.status();
+            let way = way.map_or("unavailable", guard::Way::as_str);
+            out.family(&names::GUARD_INTERFACES, [(&[("way", way)][..], interfaces as u64)]);
+            out.single(&names::GUARD_FAILING, failing as u64);
+        }
     }
 
     /// Ends as an agent does that nobody succeeds yet: strict destinations stay refused; where there are
@@ -342,12 +372,13 @@ impl Capture {
     /// # Errors
     /// The first step that failed; the others were tried all the same.
     pub fn detach(self) -> Result<(), CaptureError> {
-        let Self { beating, hung, routes, lock, .. } = self;
+        let Self { beating, hung, guard, routes, lock, .. } = self;
         drop(beating);
         hung.attachment.detach();
+        let unguarded = guard.map_or(Ok(()), guard::Guard::remove);
         let removed = routes.remove();
         let cleared = lock.clear();
-        removed.and(cleared)
+        unguarded.and(removed).and(cleared)
     }
 }
 

@@ -147,13 +147,10 @@ pub(super) fn maps_dir(dir: &Path) -> PathBuf {
 
 /// All pins in a directory.
 pub(super) fn all(dir: &Path) -> Result<Vec<PathBuf>, CaptureError> {
+    let dirs = STAGED.map(|(staged, settled)| [dir.join(settled), dir.join(staged)]);
     let mut all = Vec::new();
-    for (staged, settled) in STAGED {
-        for dir in [dir.join(settled), dir.join(staged)] {
-            if dir.exists() {
-                all.extend(names_in(&dir)?.into_iter().map(|name| dir.join(name)));
-            }
-        }
+    for dir in dirs.into_iter().flatten().chain([guard_dir(dir)]).filter(|dir| dir.exists()) {
+        all.extend(names_in(&dir)?.into_iter().map(|name| dir.join(name)));
     }
     Ok(all)
 }
@@ -172,6 +169,11 @@ fn names_in(dir: &Path) -> Result<Vec<String>, CaptureError> {
 /// Where the map `name` of an agent with this pin directory is pinned.
 pub(super) fn map_pin(dir: &Path, name: &str) -> PathBuf {
     dir.join("maps").join(name)
+}
+
+/// Where the guard of an agent with this pin directory keeps what it attached.
+pub(super) fn guard_dir(dir: &Path) -> PathBuf {
+    dir.join("guard")
 }
 
 /// Who holds the lock, by /proc/locks: `1: FLOCK  ADVISORY  WRITE 77 00:1c:9 0 EOF`. `None` for a

@@ -225,6 +225,7 @@ mod tests {
             connections_per_pod: 16,
             heartbeat: std::time::Duration::from_secs(2),
             pod_logs: "/var/log/pods".into(),
+            guard: plan::Guard::Auto,
         };
         let message = check(&plan).expect_err("neither exists").to_string();
         assert!(message.contains("/nowhere/kubepods"), "{message}");

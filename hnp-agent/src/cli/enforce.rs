@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> ExitCode {
 fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     let node = wait_for_node(plan, patience)?;
     let turn = Turn::take(&node, &plan.capture)?;
-    let mut capture = Capture::start(turn, &node, &plan.capture, SharedVipTable::default())?;
+    let mut capture = Capture::start(turn, &node, &plan.capture, false, SharedVipTable::default())?;
     let mut destinations = NameTable::new(plan, Instant::now()).desired(Instant::now());
     destinations.retain(|destination| {
         let strictest = |route: &usize| plan.routes[*route].enforcement_for(None) == Enforcement::Strict;

@@ -22,6 +22,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// kubelet makes `<namespace>_<pod>_<uid>` here before it starts a pod's first container.
 pub const POD_LOGS: &str = "/var/log/pods";
 
+/// A strict route's promise is meant for pods that try, too; without strict routes it costs nothing.
+pub const GUARD: super::plan::Guard = super::plan::Guard::Auto;
+
 /// A head comes in one or two packets; ten seconds survive a lossy network and end a slow-loris.
 pub const TIMEOUT_HEAD: Duration = Duration::from_secs(10);
 /// Longer than the 60 s that most HTTP clients keep idle connections, so the client closes first.

@@ -34,7 +34,7 @@ const TOP: &[&str] = &[
     "workers",
 ];
 const CAPTURE: &[&str] =
-    &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod", "heartbeat", "pod_logs"];
+    &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod", "heartbeat", "pod_logs", "guard"];
 const IDENTITY: &[&str] = &["certificate", "key"];
 const TRUST: &[&str] = &["roots"];
 const ROUTE: &[&str] = &[
@@ -139,6 +139,7 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
         },
         heartbeat: heartbeat(r, &s),
         pod_logs: r.or(&s, "pod_logs", defaults::POD_LOGS.into(), values::path),
+        guard: r.or(&s, "guard", defaults::GUARD, values::guard),
     }
 }
 

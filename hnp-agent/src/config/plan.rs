@@ -54,6 +54,17 @@ pub struct Capture {
     pub heartbeat: Duration,
     /// Where the namespace and name of pods are read from: a directory as kubelet's `/var/log/pods`.
     pub pod_logs: PathBuf,
+    /// Whether pods' veths are guarded where strict routes want it.
+    pub guard: Guard,
+}
+
+/// Whether what passes no socket hook is kept from strict destinations.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Guard {
+    /// Where a strict route wants it; a kernel that cannot refuses the start.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// An address range.

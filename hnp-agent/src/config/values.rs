@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Enforcement, LogFormat, Mode, Protocol};
+use super::plan::{Enforcement, Guard, LogFormat, Mode, Protocol};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -159,6 +159,11 @@ pub(super) fn mode(text: &str) -> Value<Mode> {
 pub(super) fn enforcement(text: &str) -> Value<Enforcement> {
     let words = [Enforcement::Observe, Enforcement::Loose, Enforcement::Strict];
     word(text, &words.map(|enforcement| (enforcement.as_str(), enforcement)))
+}
+
+/// `auto` or `off`.
+pub(super) fn guard(text: &str) -> Value<Guard> {
+    word(text, &[("auto", Guard::Auto), ("off", Guard::Off)])
 }
 
 /// `json` or `text`.

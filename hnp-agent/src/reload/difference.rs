@@ -119,7 +119,7 @@ fn note<T: PartialEq>(
 /// What can be taken of a configuration while the agent runs, and the keys that wait for a restart.
 pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str>) {
     // Taken apart, so that a new key cannot be forgotten here.
-    let Capture { cgroup, bpffs, vips4, vips6, port, connections_per_pod, heartbeat, pod_logs } =
+    let Capture { cgroup, bpffs, vips4, vips6, port, connections_per_pod, heartbeat, pod_logs, guard } =
         &running.capture;
     let Limits { connections, head_bytes: _, buffer_bytes: _ } = running.limits;
     let Log { format, level: _, access } = running.log;
@@ -134,6 +134,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("capture.connections_per_pod", capture.connections_per_pod != *connections_per_pod),
         ("capture.heartbeat", capture.heartbeat != *heartbeat),
         ("capture.pod_logs", capture.pod_logs != *pod_logs),
+        ("capture.guard", capture.guard != *guard),
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),

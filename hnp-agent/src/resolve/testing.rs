@@ -269,6 +269,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             connections_per_pod: 100,
             heartbeat: Duration::from_secs(2),
             pod_logs: "/var/log/pods".into(),
+            guard: plan::Guard::Auto,
         },
         routes: routes.collect(),
         identities: Vec::new(),

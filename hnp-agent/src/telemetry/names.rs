@@ -52,6 +52,8 @@ metrics! {
     FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";
     CAPTURED_OPEN = "hnp_captured_connections_open", Gauge, "Captured connections that pods hold open, as the kernel counts them";
     DESTINATIONS = "hnp_destinations", Gauge, "Addresses that are captured now";
+    GUARD_INTERFACES = "hnp_guard_interfaces", Gauge, "Interfaces that the guard is attached to, by the way it is attached";
+    GUARD_FAILING = "hnp_guard_failing", Gauge, "Interfaces that the guard could not be attached to";
     NAMES_PENDING = "hnp_names_pending", Gauge, "Names of destinations that have not resolved yet";
     NAMES_FAILING = "hnp_names_failing", Gauge, "Names of destinations whose last look-up failed";
     IDENTITY_NOT_BEFORE = "hnp_identity_not_before_seconds", Gauge, "First moment the presented certificate is valid, in seconds since 1970";

@@ -167,8 +167,8 @@ fn play(keep: bool) -> Result<()> {
     }
     ensure!(line["reason"] == "ok" && line["pod_uid"] == pod.uid.as_str(), "not the pod's line: {line}");
 
-    story.step("the same request from the same network, outside the pod's cgroup: refused by the same port");
-    story.refused(pod.outside_cgroup(), &manager)?;
+    story.step("the same request by a process that no hook sees, in the pod's network: the guard refuses it");
+    story.kept_away(pod.outside_cgroup(), &manager)?;
 
     if keep {
         return keep_scene(story, scene, (pod, manager, agent));
@@ -260,6 +260,22 @@ impl Story {
         let text = finished.text();
         let (body, status) = text.rsplit_once('\n').context("curl wrote no status")?;
         Ok(Answer { status: status.parse()?, body: body.to_owned() })
+    }
+
+    /// The request does not get as far as the manager.
+    fn kept_away(&self, place: &Place, manager: &hnp_tests::manager::Manager) -> Result<()> {
+        let before = manager.connections().len();
+        let url = format!("http://{MANAGER_NAME}/hello");
+        self.tell("$", format!("curl {url}"));
+        let finished = place.command("curl").args(["-sS", "-m", "10", &url]).run();
+        self.tell("answer", finished.stderr.trim());
+        const COULD_NOT_CONNECT: i32 = 7;
+        ensure!(
+            finished.status.code() == Some(COULD_NOT_CONNECT),
+            "it should not have connected: {finished}"
+        );
+        ensure!(manager.connections().len() == before, "the manager saw it");
+        Ok(())
     }
 
     /// The control: the request reaches the manager's port and is refused there.

@@ -27,6 +27,23 @@ unsafe impl Attr for Create {
     const COMMANDS: &'static [libc::c_int] = &[BPF_LINK_CREATE];
 }
 
+/// `BPF_LINK_CREATE` to an interface (tcx).
+#[repr(C)]
+struct CreateTcx {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+// SAFETY: the layout of linux/bpf.h; no addresses.
+unsafe impl Attr for CreateTcx {
+    const COMMANDS: &'static [libc::c_int] = &[BPF_LINK_CREATE];
+}
+
 /// `BPF_LINK_UPDATE`.
 #[repr(C)]
 struct Update {
@@ -125,7 +142,28 @@ pub(in crate::capture) fn link_to_cgroup(
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Attaches a classifier to what an interface receives, before whatever else is attached there (tcx,
+/// Linux 6.6). `ENODEV`: there is no such interface. `EINVAL`: the kernel has no tcx.
+pub(in crate::capture) fn link_to_ingress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    const BPF_TCX_INGRESS: u32 = 46;
+    // Before a program that is not named: the first.
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    let mut attr = CreateTcx {
+        prog_fd: raw(program),
+        target_ifindex: interface,
+        attach_type: BPF_TCX_INGRESS,
+        flags: BPF_F_BEFORE,
+        relative_fd: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel has just made this descriptor for us, and close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Puts a program in the place of the one that a link attaches. No call in between sees neither.
+/// `ENOLINK`: what it was attached to is gone.
 pub(in crate::capture) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = Update { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
     bpf(BPF_LINK_UPDATE, &mut attr).map(|_| ())

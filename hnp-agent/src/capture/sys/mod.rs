@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub(super) use elements::{Elements, map_delete, map_lookup, map_lookup_and_delete};
 pub(super) use links::{
-    attached_programs, link_detach, link_info, link_to_cgroup, link_update, program_name,
+    attached_programs, link_detach, link_info, link_to_cgroup, link_to_ingress, link_update, program_name,
 };
 pub(super) use maps::{Entries, create_map, open_pin, pin};
 
@@ -66,14 +66,22 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
 
 /// Waits until `fd` can be read, for `timeout` at most; `false`: it cannot.
 pub(super) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    wait_readable_any([fd], timeout).map(|[readable]| readable)
+}
+
+/// Waits until one of `fds` can be read or has no writer any more, for `timeout` at most; which.
+pub(super) fn wait_readable_any<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Duration,
+) -> io::Result<[bool; N]> {
+    let mut poll = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
     let millis = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
-    // SAFETY: one pollfd, valid during the call.
-    match unsafe { libc::poll(&mut poll, 1, millis) } {
+    // SAFETY: `N` pollfds, valid during the call.
+    match unsafe { libc::poll(poll.as_mut_ptr(), N as libc::nfds_t, millis) } {
         -1 => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
             error => Err(error),
         },
-        ready => Ok(ready > 0),
+        _ => Ok(poll.map(|poll| poll.revents != 0)),
     }
 }

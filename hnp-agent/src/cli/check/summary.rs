@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::config::humane;
-use crate::config::plan::{Mode, Plan, Protocol, Route};
+use crate::config::plan::{Guard, Mode, Plan, Protocol, Route};
 
 /// The Plan in words.
 #[derive(Debug, Serialize)]
@@ -106,6 +106,13 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
         ("bpffs", capture.bpffs.display().to_string()),
         ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
         ("per pod", format!("{} connections", capture.connections_per_pod)),
+        (
+            "guard",
+            match capture.guard {
+                Guard::Auto => "on pods' veths, for strict routes".into(),
+                Guard::Off => "off: sockets that pass no connect() under kubepods go direct".into(),
+            },
+        ),
         (
             "limits",
             format!(

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::parse_with_warnings;
+use crate::config::plan::Guard;
 
 const FULL: &str = r#"
-capture: {cgroup: /sys/fs/cgroup/kubepods, bpffs: /sys/fs/bpf/hnp, vips4: 169.254.78.0/24, vips6: fd00:78::/64, port: 15002, connections_per_pod: 100}
+capture: {cgroup: /sys/fs/cgroup/kubepods, bpffs: /sys/fs/bpf/hnp, vips4: 169.254.78.0/24, vips6: fd00:78::/64, port: 15002, connections_per_pod: 100, guard: off}
 identities:
   manager-client: {certificate: /etc/mtls/client.crt, key: /etc/mtls/client.key}
 trusts:
@@ -71,6 +72,7 @@ fn every_key_is_read() {
     assert_eq!(plan.capture.vips4.to_string(), "169.254.78.0/24");
     assert_eq!(plan.capture.vips6.to_string(), "fd00:78::/64");
     assert_eq!((plan.capture.port, plan.capture.connections_per_pod), (15_002, 100));
+    assert_eq!(plan.capture.guard, Guard::Off);
     let route = &plan.routes[0];
     assert_eq!(&*route.name, "manager");
     let shown: Vec<String> = route.destinations.iter().map(ToString::to_string).collect();
