@@ -15,14 +15,14 @@ use crate::{caller, maps};
 
 #[inline(always)]
 pub(crate) fn v4(ctx: &SockAddrContext) -> i32 {
-    let dialled = ctx::endpoint4(ctx);
+    let dialled = ctx::meant(ctx, ctx::endpoint4(ctx));
     conclude(ctx, dialled, decide(ctx, dialled), ctx::set_endpoint4)
 }
 
 #[inline(always)]
 pub(crate) fn v6(ctx: &SockAddrContext) -> i32 {
     // A v4-mapped address is the key of the IPv4 destination, and its VIP is v4-mapped in turn.
-    let dialled = ctx::endpoint6(ctx);
+    let dialled = ctx::meant(ctx, ctx::endpoint6(ctx));
     conclude(ctx, dialled, decide(ctx, dialled), ctx::set_endpoint6)
 }
 

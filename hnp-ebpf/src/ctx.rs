@@ -121,6 +121,22 @@ pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     read!(ctx.sock_addr, __bindgen_anon_1.sk)
 }
 
+/// The IPv4 address that the socket is bound to; 0 where it is to none.
+#[inline(always)]
+fn bound4(ctx: &SockAddrContext) -> u32 {
+    read!(socket(ctx), src_ip4)
+}
+
+/// Where the kernel goes for whoever dials 0.0.0.0: to the address the socket is bound to, which another
+/// process may be listening on (`ip_route_output_key` of net/ipv4/route.c).
+#[inline(always)]
+pub(crate) fn meant(ctx: &SockAddrContext, dialled: Endpoint) -> Endpoint {
+    if dialled.address == Address::v4(0) {
+        return Endpoint { address: Address::v4(bound4(ctx)), port: dialled.port };
+    }
+    dialled
+}
+
 /// A number that names the socket while the kernel runs.
 #[inline(always)]
 pub(crate) fn cookie(ctx: &SockAddrContext) -> u64 {

@@ -279,6 +279,9 @@ fn it_holds_without_an_agent_and_through_the_next_ones_start() {
 
     let ended = second.stop(END);
     assert!(ended.status.success(), "{ended}");
+    assert_eq!(pins(&scene), held, "a stop leaves it, too");
+    let cleaned = Agent::clean_up(&scene);
+    assert!(cleaned.status.success(), "{cleaned}");
     assert!(!scene.bpffs().exists(), "nothing is left");
     let qdiscs = scene.node().command("tc").args(["qdisc", "show", "dev", "pod1"]).run().ok();
     assert!(!qdiscs.contains("clsact"), "{qdiscs}");
@@ -314,6 +317,7 @@ fn somebody_elses_classifier_stays_and_is_asked_after_the_guard() {
     ends_in(MANAGER4.into(), "81", "ETIMEDOUT");
     ends_in(MANAGER6.into(), "81", "ECONNREFUSED");
     assert!(agent.stop(END).status.success());
+    assert!(Agent::clean_up(&scene).status.success());
     assert!(foreign(), "it is there when the guard is gone");
     ends_in(MANAGER4.into(), "80", "ETIMEDOUT");
     assert_eq!(dial(pod.outside_cgroup(), MANAGER6), "connected");

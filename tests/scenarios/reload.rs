@@ -217,9 +217,11 @@ fn a_destination_that_comes_and_goes_at_load_fails_nobody() {
     let scene = Scene::for_test();
     // Loose: it serves who comes by himself as well, so that every request must go well either way.
     let manager = scene.loose_manager("manager", 80);
-    let (agent, pod) = (scene.agent(), scene.pod());
-    let without = Route::strict("manager", &["198.18.0.10:80"], UPSTREAM).with(IDENTITY, TRUST);
-    let (with, without) = (scene.config().route(scene.route()), scene.config().route(without));
+    // And so is the route: a strict one has the guard reset what was direct a moment ago.
+    let route = |all: &[&str]| Route::loose("manager", all, UPSTREAM).with(IDENTITY, TRUST);
+    let (with, without) =
+        (scene.config().route(route(DESTINATIONS)), scene.config().route(route(&["198.18.0.10:80"])));
+    let (agent, pod) = (Agent::start(&scene, &with), scene.pod());
     let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
     let total = 4000;
     let mut load = client::load(&pod, &Job::Short { targets: vec![target], total, concurrency: 16 }).spawn();
