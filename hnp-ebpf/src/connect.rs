@@ -26,11 +26,10 @@ pub(crate) fn v6(ctx: &SockAddrContext) -> i32 {
     conclude(ctx, dialled, decide(ctx, dialled), ctx::set_endpoint6)
 }
 
-enum Way {
-    /// As dialled.
-    Untouched(Verdict),
-    /// To the VIP instead.
-    To(Endpoint),
+/// Where the call goes, and what that counts as.
+struct Way {
+    verdict: Verdict,
+    to: Endpoint,
 }
 
 #[inline(always)]
@@ -40,39 +39,41 @@ fn conclude(
     way: Result<Way, Verdict>,
     rewrite: impl FnOnce(&SockAddrContext, Endpoint),
 ) -> i32 {
-    match way {
-        Ok(Way::Untouched(verdict)) => ctx::allow(verdict),
-        Ok(Way::To(vip)) => {
-            rewrite(ctx, vip);
-            ctx::allow(Verdict::Redirected)
-        }
-        Err(verdict) if config!(has_set_retval) == 0 => {
-            // Where refusals carry no errno (< 5.18) a closed port gives the same one: on the caller's own
-            // loopback, where nothing of it leaves the pod.
-            rewrite(ctx, dialled.nowhere());
-            ctx::allow(verdict)
-        }
-        Err(verdict) => ctx::refuse(ctx, verdict, ECONNREFUSED),
+    // Every way has an endpoint, refused or not. Without CAP_PERFMON, Linux before 6.17 also follows the
+    // branches that are never taken (a processor might, for a moment), and there a value that belongs
+    // to another way was never written ("R4 !read_ok").
+    let (refused, Way { verdict, to }) = match way {
+        Ok(way) => (false, way),
+        // Where refusals carry no errno (< 5.18) a closed port gives the same one: on the caller's own
+        // loopback, where nothing of it leaves the pod.
+        Err(verdict) => (true, Way { verdict, to: dialled.nowhere() }),
+    };
+    if refused && config!(has_set_retval) != 0 {
+        return ctx::refuse(ctx, verdict, ECONNREFUSED);
     }
+    if to != dialled {
+        rewrite(ctx, to);
+    }
+    ctx::allow(verdict)
 }
 
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
     if let Some(destination) = maps::destination(dialled) {
         if caller::is_agent() {
-            return Ok(Way::Untouched(Verdict::Exempt));
+            return Ok(Way { verdict: Verdict::Exempt, to: dialled });
         }
         return to_destination(ctx, dialled, destination);
     }
     if maps::is_vip(dialled) {
         if caller::is_agent() {
-            return Ok(Way::Untouched(Verdict::Exempt));
+            return Ok(Way { verdict: Verdict::Exempt, to: dialled });
         }
         return to_vip(ctx, dialled);
     }
     // This socket may have gone to a destination before.
     maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
-    Ok(Way::Untouched(Verdict::Missed))
+    Ok(Way { verdict: Verdict::Missed, to: dialled })
 }
 
 /// A destination was dialled: what holds for this pod, and whether an agent serves, decide.
@@ -89,12 +90,12 @@ fn to_destination(
         if stream_only(ctx).is_ok() {
             maps::observe(destination, &caller);
         }
-        return Ok(Way::Untouched(Verdict::Observed));
+        return Ok(Way { verdict: Verdict::Observed, to: dialled });
     }
     if !maps::is_beating() {
         if enforcement == enforcement::LOOSE {
             maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
-            return Ok(Way::Untouched(Verdict::LooseDirect));
+            return Ok(Way { verdict: Verdict::LooseDirect, to: dialled });
         }
         return Err(Verdict::RefusedStale);
     }
@@ -102,7 +103,7 @@ fn to_destination(
     let vip = Endpoint { address: destination.vip, port: config!(agent_port) };
     let flags = if enforcement == enforcement::STRICT { SocketState::STRICT } else { 0 };
     remember(ctx, &caller, dialled, vip, destination.id, flags)?;
-    Ok(Way::To(vip))
+    Ok(Way { verdict: Verdict::Redirected, to: vip })
 }
 
 /// A VIP was dialled, by the pod itself as far as this instance of the programs can tell.
@@ -118,14 +119,14 @@ fn to_vip(ctx: &SockAddrContext, dialled: Endpoint) -> Result<Way, Verdict> {
         && state.agent_port == dialled.port
         && state.flags & (SocketState::STARTED | SocketState::DIRECT) == 0
     {
-        return Ok(Way::Untouched(Verdict::AlreadyDone));
+        return Ok(Way { verdict: Verdict::AlreadyDone, to: dialled });
     }
     if dialled.port != config!(agent_port) {
         return Err(Verdict::RefusedVipPort);
     }
     // Never what an earlier connect() left: the pod goes where it says now.
     remember(ctx, &caller::current(), dialled, dialled, 0, SocketState::DIRECT)?;
-    Ok(Way::Untouched(Verdict::Direct))
+    Ok(Way { verdict: Verdict::Direct, to: dialled })
 }
 
 /// Only TCP is carried; anything else to a destination is refused, so that clients fall back to it.

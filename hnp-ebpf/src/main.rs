@@ -19,6 +19,7 @@ mod packet;
 mod reset;
 mod sendmsg;
 mod sockops;
+mod stack;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};

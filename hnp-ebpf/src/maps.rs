@@ -6,7 +6,9 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
@@ -20,6 +22,7 @@ use hnp_common::layout::{
 
 use crate::caller::Caller;
 use crate::ctx::Endpoint;
+use crate::stack::{Words, pair};
 
 /// Set by the agent before loading; read-only and frozen, so the verifier prunes by it.
 #[unsafe(no_mangle)]
@@ -107,16 +110,35 @@ pub(crate) use config;
 /// The destination that a pod dials, if it is one.
 #[inline(always)]
 pub(crate) fn destination(dialled: Endpoint) -> Option<&'static Destination> {
-    let key = DestinationKey { address: dialled.address, port: dialled.port, protocol: TCP, pad: 0 };
-    // SAFETY: entries are written whole by the agent and reused only after a grace period; an entry
-    // that is deleted meanwhile still reads as one of the destinations there were.
-    if let Some(found) = unsafe { DESTINATIONS.get(key) } {
+    let [a, b, c, d] = dialled.address.0;
+    let port_and_protocol = u32::from(dialled.port) | u32::from(TCP) << 16;
+    let key = Words::new([pair(a, b), pair(c, d), port_and_protocol.into()]);
+    // SAFETY: these are the fields of a key in their order. Entries are written whole by the agent and
+    // reused only after a grace period; one that is deleted meanwhile still reads as one of the
+    // destinations there were.
+    if let Some(found) = unsafe { DESTINATIONS.get(key.as_ref::<DestinationKey>()) } {
         return Some(found);
     }
-    if SETTINGS.get(0).is_none_or(|settings| settings.networks == 0) {
+    let settings = settings()?;
+    // SAFETY: a map value, valid while the program runs.
+    if unsafe { (&raw const (*settings).networks).read_volatile() } == 0 {
         return None;
     }
     within(&NETWORKS, dialled)
+}
+
+/// A value of an array map. Raw, because the map's own method would put an index of four bytes on the stack.
+#[inline(always)]
+fn value_at<T>(map: *const c_void, index: u32) -> Option<*mut T> {
+    let index = Words::new([index.into()]);
+    // SAFETY: a map and a key of its size.
+    let value = unsafe { bpf_map_lookup_elem(map.cast_mut(), (&raw const *index.as_ref::<u32>()).cast()) };
+    if value.is_null() { None } else { Some(value.cast()) }
+}
+
+#[inline(always)]
+fn settings() -> Option<*mut Settings> {
+    value_at((&raw const SETTINGS).cast(), 0)
 }
 
 /// The narrowest range that holds an endpoint.
@@ -126,19 +148,18 @@ fn within<V>(ranges: &'static LpmTrie<NetworkKey, V>, endpoint: Endpoint) -> Opt
     // accepts from CAP_PERFMON only.
     let [a, b, c, d] = endpoint.address.0;
     let protocol = u32::from(TCP) << 16 | u32::from(endpoint.port);
-    let key: [u32; 6] = [NetworkKey::BITS, protocol, a, b, c, d];
-    const _: () = assert!(size_of::<[u32; 6]>() == size_of::<Key<NetworkKey>>());
+    let key = Words::new([pair(NetworkKey::BITS, protocol), pair(a, b), pair(c, d)]);
     // SAFETY: the same bytes (this target is little-endian), and no alignment is asked for.
-    ranges.get(unsafe { &*(&raw const key).cast::<Key<NetworkKey>>() })
+    ranges.get(unsafe { key.as_ref::<Key<NetworkKey>>() })
 }
 
 /// What holds for a pod that dials the destination.
 #[inline(always)]
 pub(crate) fn enforcement(destination: &Destination, pod_id: u64) -> u8 {
     if destination.overridden != 0 {
-        let key = PodDestination { pod_id, destination: destination.id, pad: 0 };
-        // SAFETY: read-only; one word.
-        if let Some(own) = unsafe { OVERRIDES.get(key) } {
+        let key = Words::new([pod_id, destination.id.into()]);
+        // SAFETY: these are the fields of a key in their order; the value is read-only, one word.
+        if let Some(own) = unsafe { OVERRIDES.get(key.as_ref::<PodDestination>()) } {
             return *own as u8;
         }
     }
@@ -148,7 +169,7 @@ pub(crate) fn enforcement(destination: &Destination, pod_id: u64) -> u8 {
 /// Whether the agent serves: every worker answered not long ago.
 #[inline(always)]
 pub(crate) fn is_beating() -> bool {
-    let Some(heartbeat) = HEARTBEAT.get_ptr(0) else { return false };
+    let Some(heartbeat) = value_at::<Heartbeat>((&raw const HEARTBEAT).cast(), 0) else { return false };
     // SAFETY: a map value, valid while the program runs; each word is written at once.
     let (stamp, limit) = unsafe {
         (
@@ -170,7 +191,9 @@ fn now_ns() -> u64 {
 /// Counts a workload's dial to an observed destination.
 #[inline(always)]
 pub(crate) fn observe(destination: &Destination, caller: &Caller) {
-    let key = PodDestination { pod_id: caller.pod_id, destination: destination.id, pad: 0 };
+    let key = Words::new([caller.pod_id, destination.id.into()]);
+    // SAFETY: these are the fields of a key in their order.
+    let key = unsafe { key.as_ref::<PodDestination>() };
     if let Some(seen) = OBSERVED.get_ptr_mut(key) {
         // SAFETY: a map value, valid while the program runs; two writers at a time leave the one's or
         // the other's caller, and both are callers of this pod.
@@ -182,14 +205,11 @@ pub(crate) fn observe(destination: &Destination, caller: &Caller) {
         }
         return;
     }
-    let first = Observed {
-        count: 1,
-        last_ns: now_ns(),
-        cgroup_id: caller.cgroup_id,
-        ancestor_ids: caller.ancestor_ids,
-    };
+    let [first, second] = caller.ancestor_ids;
+    let seen = Words::new([1, now_ns(), caller.cgroup_id, first, second]);
     // A count is lost if another CPU was quicker.
-    let _ = OBSERVED.insert(key, first, BPF_NOEXIST.into());
+    // SAFETY: these are the fields of a value in their order.
+    let _ = OBSERVED.insert(key, unsafe { seen.as_ref::<Observed>() }, BPF_NOEXIST.into());
 }
 
 /// Whether the dialled address is a VIP, in use or not.
@@ -249,7 +269,7 @@ pub(crate) fn release(state: &mut SocketState, established: bool, cookie: impl F
         uncount_connection(state.pod_id);
     }
     if state.flags & SocketState::FLOW != 0
-        && let Some(flow) = FLOWS.get_ptr_mut(state.flow)
+        && let Some(flow) = FLOWS.get_ptr_mut(&state.flow)
         // SAFETY: a map value, valid while the program runs; the worst a reused entry can do is to
         // have another cookie.
         && unsafe { (*flow).cookie } == cookie()
@@ -257,7 +277,7 @@ pub(crate) fn release(state: &mut SocketState, established: bool, cookie: impl F
         if established {
             // SAFETY: as above.
             unsafe { (*flow).flags |= FlowValue::CLOSED };
-        } else if FLOWS.remove(state.flow).is_ok() {
+        } else if FLOWS.remove(&state.flow).is_ok() {
             count(Verdict::FlowDropped);
         }
     }
@@ -317,20 +337,26 @@ pub(crate) fn is_exempt(cgroup_id: u64) -> bool {
 #[inline(always)]
 pub(crate) fn may_be_guarded(address: Address) -> bool {
     let bit = address.filter_bit();
-    GUARD_FILTER.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    let word = value_at::<u64>((&raw const GUARD_FILTER).cast(), bit / 64);
+    // SAFETY: a map value, valid while the program runs.
+    word.is_some_and(|word| unsafe { word.read_volatile() } >> (bit % 64) & 1 != 0)
 }
 
 /// Whether the guard keeps pods from this address and port (network order).
 #[inline(always)]
 pub(crate) fn is_guarded(address: Address, port: u16) -> bool {
-    GUARDED.get_ptr(DestinationKey { address, port, protocol: TCP, pad: 0 }).is_some()
+    let [a, b, c, d] = address.0;
+    let port_and_protocol = u32::from(port) | u32::from(TCP) << 16;
+    let key = Words::new([pair(a, b), pair(c, d), port_and_protocol.into()]);
+    // SAFETY: these are the fields of a key in their order.
+    GUARDED.get_ptr(unsafe { key.as_ref::<DestinationKey>() }).is_some()
         || within(&GUARDED_NETS, Endpoint { address, port }).is_some()
 }
 
 /// Counts a verdict.
 #[inline(always)]
 pub(crate) fn count(verdict: Verdict) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(verdict.index()) {
+    if let Some(counter) = value_at::<u64>((&raw const COUNTERS).cast(), verdict.index()) {
         // SAFETY: this CPU's own slot; programs of this kind do not interrupt each other on one CPU
         // except from softirq, where a lost count is the price of not paying for an atomic.
         unsafe { *counter += 1 };

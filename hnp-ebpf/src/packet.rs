@@ -3,6 +3,7 @@
 //! Through helpers and not by packet pointers: they read what lies in fragments of the buffer, too, and
 //! the verifier takes them from a loader without CAP_PERFMON.
 
+use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::read_volatile;
 
@@ -12,6 +13,8 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::TcContext;
 
+use crate::stack::Words;
+
 /// Not decided here: whatever comes next on this interface has its say.
 pub(crate) const NEXT: i32 = -1;
 /// The packet ends here.
@@ -20,9 +23,12 @@ pub(crate) const DROP: i32 = 2;
 /// A frame that comes out of a pod.
 pub(crate) struct Packet {
     skb: *mut __sk_buff,
+    /// Where bytes are read into. One place for all, and not one each: the compiler would give it to other
+    /// variables, too, and the helper's writing is the narrow store of which `stack.rs` tells.
+    read: UnsafeCell<MaybeUninit<[u64; 5]>>,
 }
 
-/// What may be read from a packet and written to it: any bytes are one.
+/// What may be read from a packet: any bytes are one.
 ///
 /// # Safety
 /// Integers without padding only.
@@ -47,7 +53,7 @@ macro_rules! read {
 impl Packet {
     #[inline(always)]
     pub(crate) fn of(ctx: &TcContext) -> Self {
-        Self { skb: ctx.skb.skb }
+        Self { skb: ctx.skb.skb, read: UnsafeCell::new(MaybeUninit::uninit()) }
     }
 
     /// What the frame carries (an EtherType, network order), behind a tag that the kernel took off.
@@ -65,23 +71,27 @@ impl Packet {
     /// Reads from `offset` on; `None`: the packet is too short.
     #[inline(always)]
     pub(crate) fn load<T: Bytes>(&self, offset: u32) -> Option<T> {
-        // Not zeroed first: for arrays that is a loop which the verifier accepts from CAP_PERFMON only.
-        let mut bytes = MaybeUninit::<T>::uninit();
-        // SAFETY: room for the bytes that are asked for; any bytes are a `T`, and they are there if the
-        // helper says so.
+        const { assert!(size_of::<T>() <= 40 && align_of::<T>() <= 8) };
+        let bytes = self.read.get().cast::<T>();
+        // SAFETY: room for the bytes that are asked for, and nobody else has them at the time; any bytes
+        // are a `T`, and they are there if the helper says so.
         unsafe {
-            let len = size_of::<T>() as u32;
-            let loaded = bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), len);
-            (loaded == 0).then(|| bytes.assume_init())
+            let loaded = bpf_skb_load_bytes(self.skb.cast(), offset, bytes.cast(), size_of::<T>() as u32);
+            (loaded == 0).then(|| bytes.read())
         }
     }
 
-    /// Writes at `offset`; `false`: the packet is too short, or there is no memory to make it ours.
+    /// Writes the first `LEN` bytes of these words at `offset`; `false`: the packet is too short, or there
+    /// is no memory to make it ours.
     #[inline(always)]
-    pub(crate) fn store<T: Bytes>(&self, offset: u32, from: &T) -> bool {
-        let from: *const T = from;
+    pub(crate) fn store<const LEN: u32, const N: usize>(&self, offset: u32, from: [u64; N]) -> bool {
+        const { assert!(LEN as usize <= 8 * N) };
+        let words = Words::new(from);
         // SAFETY: as many bytes as it has.
-        unsafe { bpf_skb_store_bytes(self.skb, offset, from.cast(), size_of::<T>() as u32, 0) == 0 }
+        unsafe {
+            let from = (&raw const *words.as_ref::<[u64; N]>()).cast();
+            bpf_skb_store_bytes(self.skb, offset, from, LEN, 0) == 0
+        }
     }
 
     /// Makes the packet `len` bytes long; the segments of a large one become this one.

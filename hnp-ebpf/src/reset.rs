@@ -2,6 +2,7 @@
 
 use crate::guard::Way;
 use crate::packet::Packet;
+use crate::stack::pair;
 
 /// Where the headers of a segment begin. Options of IP are none: the answer has none either, and the
 /// checksum is counted from where it was.
@@ -27,16 +28,13 @@ pub(crate) fn v4(packet: &Packet, segment: &Segment) -> Way {
     let Some([from, to]) = packet.load::<[u32; 2]>(segment.ip + 12) else {
         return Way::Dropped;
     };
-    let mut ip = [
-        (0x4500_0000 | LEN).to_be(),
-        DONT_FRAGMENT.to_be(),
-        (TTL << 24 | PROTOCOL_TCP << 16).to_be(),
-        to,
-        from,
-    ];
-    let sum = sum2(ip[0], ip[1]) + sum2(ip[2], ip[3]) + sum(ip[4]);
-    ip[2] |= u32::from(!fold(sum)) << 16;
-    answer(packet, segment, pseudo(sum2(from, to)), |packet| packet.store(segment.ip, &ip))
+    let (first, second) = ((0x4500_0000 | LEN).to_be(), DONT_FRAGMENT.to_be());
+    let third = (TTL << 24 | PROTOCOL_TCP << 16).to_be();
+    let addresses = sum2(from, to);
+    let checksum = u32::from(!fold(sum2(first, second) + sum(third) + addresses)) << 16;
+    answer(packet, segment, pseudo(addresses), |packet| {
+        packet.store::<20, 3>(segment.ip, [pair(first, second), pair(third | checksum, to), from.into()])
+    })
 }
 
 #[inline(always)]
@@ -45,16 +43,18 @@ pub(crate) fn v6(packet: &Packet, segment: &Segment) -> Way {
         return Way::Dropped;
     };
     let addresses = sum2(f0, f1) + sum2(f2, f3) + sum2(t0, t1) + sum2(t2, t3);
-    let start = [0x6000_0000_u32.to_be(), (TCP_LEN << 16 | PROTOCOL_TCP << 8 | TTL).to_be()];
+    let (first, second) = (0x6000_0000_u32.to_be(), (TCP_LEN << 16 | PROTOCOL_TCP << 8 | TTL).to_be());
     answer(packet, segment, pseudo(addresses), |packet| {
-        packet.store(segment.ip, &start) && packet.store(segment.ip + 8, &[t0, t1, t2, t3, f0, f1, f2, f3])
+        packet.store::<8, 1>(segment.ip, [pair(first, second)])
+            && packet.store::<16, 2>(segment.ip + 8, [pair(t0, t1), pair(t2, t3)])
+            && packet.store::<16, 2>(segment.ip + 24, [pair(f0, f1), pair(f2, f3)])
     })
 }
 
 /// Makes the segment its own answer; `pseudo` is the pseudo header's sum.
 #[inline(always)]
 fn answer(packet: &Packet, segment: &Segment, pseudo: u32, write_ip: impl FnOnce(&Packet) -> bool) -> Way {
-    let Some(mut tcp) = packet.load::<[u32; 5]>(segment.tcp) else {
+    let Some(tcp) = packet.load::<[u32; 4]>(segment.tcp) else {
         return Way::Dropped;
     };
     let flags = u32::from_be(tcp[3]) >> 16;
@@ -68,26 +68,25 @@ fn answer(packet: &Packet, segment: &Segment, pseudo: u32, write_ip: impl FnOnce
         return Way::Dropped;
     };
     // Ports are two halves of one word.
-    tcp[0] = tcp[0].rotate_left(16);
-    tcp[1] = seq;
-    tcp[2] = ack;
-    tcp[3] = (5 << 28 | flags << 16).to_be();
+    let ports = tcp[0].rotate_left(16);
+    let flags = (5 << 28 | flags << 16).to_be();
     let device = fold(pseudo);
-    tcp[4] = u32::from(device);
-    let Some(macs) = packet.load::<[u16; 6]>(0) else {
+    // Two hardware addresses in three words: destination, source.
+    let Some([a, b, c]) = packet.load::<[u32; 3]>(0) else {
         return Way::Dropped;
     };
+    let macs = [pair(b >> 16 | c << 16, c >> 16 | a << 16), (a >> 16 | b << 16).into()];
     let written = packet.resize(segment.tcp + TCP_LEN)
-        && packet.store(0, &[macs[3], macs[4], macs[5], macs[0], macs[1], macs[2]])
+        && packet.store::<12, 2>(0, macs)
         && write_ip(packet)
-        && packet.store(segment.tcp, &tcp);
+        && packet.store::<20, 3>(segment.tcp, [pair(ports, seq), pair(ack, flags), device.into()]);
     if !written {
         return Way::Dropped;
     }
     let checksum = segment.tcp + CHECKSUM;
     if !packet.leaves_checksum_to_device(checksum, device) {
-        let sum = pseudo + sum2(tcp[0], tcp[1]) + sum2(tcp[2], tcp[3]);
-        if !packet.store(checksum, &!fold(sum)) {
+        let sum = pseudo + sum2(ports, seq) + sum2(ack, flags);
+        if !packet.store::<2, 1>(checksum, [(!fold(sum)).into()]) {
             return Way::Dropped;
         }
     }

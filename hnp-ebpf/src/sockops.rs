@@ -6,10 +6,11 @@
 
 use aya_ebpf::programs::SockOpsContext;
 use hnp_common::Verdict;
-use hnp_common::layout::{FlowKey, FlowValue, SocketState};
+use hnp_common::layout::{FlowValue, SocketState};
 
 use crate::ctx::{self, Event};
 use crate::maps;
+use crate::stack::{Words, pair};
 
 #[inline(always)]
 pub(crate) fn event(ctx: &SockOpsContext) {
@@ -45,22 +46,26 @@ fn connecting(ctx: &SockOpsContext, state: &mut SocketState) {
     state.flags |= SocketState::COUNTED;
 
     let client = ctx::local(ctx);
-    let key = FlowKey { client: client.address, vip: state.vip, client_port: client.port, pad: 0 };
-    let flow = FlowValue {
-        orig_address: state.orig_address,
-        orig_port: state.orig_port,
-        pad: 0,
-        flags: state.flags & (SocketState::DIRECT | SocketState::STRICT),
-        cgroup_id: state.cgroup_id,
-        ancestor_ids: state.ancestor_ids,
-        cookie: ctx::event_cookie(ctx),
-        destination: state.destination,
-        pad2: 0,
-        // Zeroes, from where they are known to be: a run of constant ones is set by a loop (see above).
-        reserved: state.reserved,
-    };
-    if maps::offer_flow(&key, &flow) {
-        state.flow = key;
+    // In its place with the socket, from where the map takes it, too. No flag says yet that it is there.
+    state.flow.client = client.address;
+    state.flow.vip = state.vip;
+    state.flow.client_port = client.port;
+    state.flow.pad = 0;
+    let [a, b, c, d] = state.orig_address.0;
+    let flow = Words::new([
+        pair(a, b),
+        pair(c, d),
+        pair(state.orig_port.into(), state.flags & (SocketState::DIRECT | SocketState::STRICT)),
+        state.cgroup_id,
+        state.ancestor_ids[0],
+        state.ancestor_ids[1],
+        ctx::event_cookie(ctx),
+        pair(state.destination, 0),
+        0,
+        0,
+    ]);
+    // SAFETY: these are the fields of a flow in their order.
+    if maps::offer_flow(&state.flow, unsafe { flow.as_ref::<FlowValue>() }) {
         state.flags |= SocketState::FLOW;
         maps::count(Verdict::FlowStored);
     } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hnp_tests::agent::{Agent, CAPABILITIES};
 use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Target};
+use hnp_tests::kernel::{self, Feature};
 use hnp_tests::poll::until;
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
@@ -63,14 +64,15 @@ fn another_port_of_a_vip_is_refused_at_connect() {
     let (scene, agent, pod) = started();
     let vip = vip_of_manager(&scene, &pod);
     let answer = dial(&pod, (vip, 22));
-    assert!(matches!(&answer.end, End::NotConnected(why) if why.contains("refused")), "{:?}", answer.end);
+    let words = kernel::refusal("refused");
+    assert!(matches!(&answer.end, End::NotConnected(why) if why.contains(words)), "{:?}", answer.end);
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "vip_port")]), 1.0);
     assert_still_serves(&pod);
 }
 
 #[test]
 fn the_agents_port_is_kept_from_others_under_kubepods() {
-    let (scene, agent, _pod) = started();
+    let (scene, agent, pod) = started();
     // A pod with hostNetwork shares the node's netns; SO_REUSEPORT would give it a share of ours.
     let thief = scene.host_network_pod();
     let bind = |place: &Place, port: u16| {
@@ -78,10 +80,13 @@ fn the_agents_port_is_kept_from_others_under_kubepods() {
     };
     let refused = bind(&thief, PORT);
     assert_eq!(refused.failed, 1, "{refused:?}");
-    assert!(refused.failures[0].contains("in use"), "an errno that programs know: {refused:?}");
+    let words = kernel::refusal("in use");
+    assert!(refused.failures[0].contains(words), "an errno that programs know: {refused:?}");
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "bind_refused")]), 1.0);
     // The controls: another port there, and the same port outside kubepods.
     assert_eq!(bind(&thief, PORT + 1).ok, 1);
+    let own = bind(&pod, PORT);
+    assert_eq!(own.ok == 1, kernel::has(Feature::NetnsCookie), "a pod with a namespace of its own: {own:?}");
     assert_eq!(bind(&scene.node(), PORT).ok, 1, "the operator's own processes are not hnp's business");
 }
 
@@ -92,6 +97,7 @@ fn datagrams_to_a_destination_are_refused_and_others_are_not() {
         |place: &Place, addr: (Ipv4Addr, u16)| client::run(place, &Job::Datagram { addr: addr.into() });
     let refused = send(&pod, (MANAGER4, 80));
     assert_eq!(refused.failed, 1, "{refused:?}");
+    assert!(refused.failures[0].contains(kernel::refusal("refused")), "{refused:?}");
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "udp_refused")]), 1.0);
     assert_eq!(send(&pod, (MANAGER4, 81)).ok, 1, "another port");
     assert_eq!(send(&pod, (OTHER4, 80)).ok, 1, "another address");

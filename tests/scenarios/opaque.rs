@@ -40,7 +40,7 @@ fn the_greeting_comes_without_a_byte_from_the_pod() {
     let scene = Scene::for_test();
     let _manager = echo(&scene);
     let _agent = scene.agent_with(Route::opaque("wire", &[DESTINATION], UPSTREAM));
-    let silent = RawCase { quiet_ms: 500, ..RawCase::new("") };
+    let silent = RawCase::new("");
     let answer = client::raw(&scene.pod(), (MANAGER4, PORT), vec![silent]).remove(0);
     assert_eq!((answer.text().as_str(), answer.end), ("220 ready\r\n", End::Quiet));
 }

@@ -97,11 +97,30 @@ pub fn remove_tree(root: &Path) -> Result<()> {
         if !root.exists() {
             return Ok(());
         }
-        let _ = fs::write(root.join("cgroup.kill"), "1");
+        if fs::write(root.join("cgroup.kill"), "1").is_err() {
+            // Before Linux 5.14 there is no such file.
+            kill_below(root);
+        }
         remove_empty(root);
         std::thread::sleep(Duration::from_millis(2));
     }
     if root.exists() { bail!("cgroup {} is still in use", root.display()) } else { Ok(()) }
+}
+
+/// Kills every process in a tree, by its id.
+fn kill_below(dir: &Path) {
+    for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+        // 0 is a process of another pid namespace; one that has ended in between needs no signal.
+        if let Some(pid) = pid.parse().ok().filter(|pid| *pid > 0) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_below(&entry.path());
+        }
+    }
 }
 
 /// Deepest first; directories that are still in use are left for the next round.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::poll::patience;
 use crate::process::{Cmd, Place};
 use crate::tools;
 
@@ -130,7 +131,7 @@ pub struct RawCase {
     pub pause_ms: u64,
     /// Whether the sending direction is closed after the last part.
     pub half_close: bool,
-    /// Reading ends after this many milliseconds without a byte.
+    /// Reading ends after this many milliseconds without a byte; [`patience`] is added when it is sent.
     pub quiet_ms: u64,
 }
 
@@ -264,7 +265,14 @@ impl Report {
 
 /// The load client with a job, ready to run in a place.
 pub fn load(place: &Place, job: &Job) -> Cmd {
-    let text = serde_json::to_vec(job).expect("jobs are plain data");
+    let mut job = job.clone();
+    if let Job::Raw { cases, .. } = &mut job {
+        for case in cases {
+            let quiet = patience(Duration::from_millis(case.quiet_ms));
+            case.quiet_ms = u64::try_from(quiet.as_millis()).expect("no test waits for ages");
+        }
+    }
+    let text = serde_json::to_vec(&job).expect("jobs are plain data");
     place.command(tools::sibling("hnp-test-load")).stdin(text).deadline(Duration::from_secs(120))
 }
 

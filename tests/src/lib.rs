@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod client;
 pub mod dns;
 pub mod evasion;
+pub mod kernel;
 pub mod manager;
 pub mod netns;
 pub mod nginx;

@@ -3,6 +3,7 @@
 //! One file per command; a step that fails prints the line to paste. `cargo build` and `cargo test`
 //! need none of this as long as the BPF programs are not touched.
 
+mod apt;
 mod binaries;
 mod bpf_linker;
 mod build_ebpf;
@@ -15,6 +16,7 @@ mod setup;
 mod shell;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -123,7 +123,8 @@ fn start_failed(command: &Command) -> String {
     )
 }
 
-fn quote(word: &str) -> String {
+/// A word as a shell reads it.
+pub(crate) fn quote(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./=:,+@%^".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         word.to_owned()

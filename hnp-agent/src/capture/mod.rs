@@ -107,13 +107,35 @@ struct Hung {
 
 impl Hung {
     fn load(node: &Node, plan: &plan::Capture, lock: &pins::Lock) -> Result<NotYetHung, CaptureError> {
-        let object = object::embedded().ok_or(CaptureError::NotBuiltIn)?;
-        let mut loaded = attach::Loaded::load(object, node, plan, Ranges::of(plan), lock)?;
+        let mut loaded = first_accepted(node, plan, lock)?;
         let log = kernel_log::Reader::start(&mut loaded.ebpf);
         let mut qos = cgroups::QosCgroups::new(&node.cgroup.path, loaded.map("QOS_CGROUPS")?)?;
         qos.refresh()?;
         Ok(NotYetHung { loaded, log, qos, cgroup: node.cgroup.try_clone()? })
     }
+}
+
+/// Loads the first object that this kernel accepts. One that logs asks more of the verifier than one
+/// that does not: without CAP_PERFMON, few kernels accept it.
+fn first_accepted(
+    node: &Node,
+    plan: &plan::Capture,
+    lock: &pins::Lock,
+) -> Result<attach::Loaded, CaptureError> {
+    let mut refusal = CaptureError::NotBuiltIn;
+    for object in object::embedded() {
+        let object = object::for_kernel(object, node.has_set_retval);
+        match attach::Loaded::load(&object, node, plan, Ranges::of(plan), lock) {
+            Ok(loaded) => {
+                if let CaptureError::Verify { program, .. } = refusal {
+                    tracing::info!(program, "this kernel refuses the programs that log: they do not log");
+                }
+                return Ok(loaded);
+            }
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
 }
 
 /// Loaded and fed, and not attached.

@@ -35,7 +35,7 @@ impl Node {
     /// # Errors
     /// All that is missing, each with why it matters and what to do.
     pub fn check(plan: &plan::Capture) -> Result<Self, CaptureError> {
-        if super::object::embedded().is_none() {
+        if super::object::embedded().is_empty() {
             return Err(CaptureError::NotBuiltIn);
         }
         check(plan)

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::pki::Files;
+use crate::poll::patience;
 use crate::topology::World;
 
 /// A configuration under construction. The fields are what scenarios change.
@@ -105,6 +107,13 @@ impl Config {
         writeln!(text, "routes:")?;
         for route in &self.routes {
             text.push_str(&route.yaml);
+            // Handshakes that take seconds on an emulated processor are not what scenarios are about.
+            let usual = Duration::from_secs(5);
+            let allowed = patience(usual);
+            if allowed > usual && !route.yaml.contains("    timeouts: ") {
+                let seconds = allowed.as_secs();
+                writeln!(text, "    timeouts: {{connect: {seconds}s, tls: {seconds}s}}")?;
+            }
         }
         if !self.limits.is_empty() {
             writeln!(text, "limits: {{{}}}", self.limits)?;

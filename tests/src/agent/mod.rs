@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -20,7 +20,7 @@ use serde_json::Value;
 pub use self::config::{Config, Route};
 pub use self::metrics::Metrics;
 
-use crate::poll::{eventually, until};
+use crate::poll::{eventually, patience, until};
 use crate::process::{Finished, Place, Running, tail};
 use crate::tools;
 use crate::topology::{Topology, World};
@@ -157,7 +157,8 @@ impl Agent {
     #[track_caller]
     pub fn wait_until_ready(&mut self) {
         let mut last = String::new();
-        for _ in 0..START.as_millis() / 10 {
+        let until = Instant::now() + patience(START);
+        while Instant::now() < until {
             assert!(self.running.is_alive(), "the agent ended:\n{}", tail(&self.log()));
             match self.get("/readyz") {
                 Ok((200, _)) => return,
@@ -166,7 +167,7 @@ impl Agent {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("the agent is not ready within {START:?}: {last}\n{}", tail(&self.log()));
+        panic!("the agent is not ready within {:?}: {last}\n{}", patience(START), tail(&self.log()));
     }
 
     /// Asks the admin port, from the node: status and body.
@@ -177,7 +178,7 @@ impl Agent {
         let admin = self.admin;
         let answer = self.place.netns().run(|| -> std::io::Result<String> {
             let mut stream = TcpStream::connect(admin)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(patience(Duration::from_secs(5))))?;
             write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
@@ -212,7 +213,8 @@ impl Agent {
     #[track_caller]
     pub fn access_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut seen = Vec::new();
-        for _ in 0..500 {
+        let until = Instant::now() + patience(Duration::from_secs(5));
+        while Instant::now() < until {
             seen = self.access_lines();
             if let Some(line) = seen.iter().find(|line| wanted(line)) {
                 return line.clone();
@@ -308,6 +310,7 @@ impl Agent {
     /// When it does not end within `deadline`.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> Finished {
+        let deadline = patience(deadline);
         match self.running.wait_up_to(deadline) {
             Some(finished) => finished,
             None => panic!("the agent did not end within {deadline:?}:\n{}", tail(&self.log())),

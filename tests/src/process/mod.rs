@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result};
 
 use self::move_in::MoveIn;
 use crate::netns::Netns;
+use crate::poll::patience;
 use crate::topology::World;
 
 /// Long enough for anything that is not meant to take long.
@@ -220,9 +221,11 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Panics
-    /// When it runs for longer than `deadline` from now; it is killed then.
+    /// When it runs for longer than `deadline` from now ([`patience`] allows for slow machines); it is
+    /// killed then.
     #[track_caller]
     pub fn wait(mut self, deadline: Duration) -> Finished {
+        let deadline = patience(deadline);
         match self.wait_up_to(deadline) {
             Some(finished) => finished,
             None => panic!(

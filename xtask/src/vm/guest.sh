@@ -1,0 +1,43 @@
+#!/bin/sh
+# Runs in a guest as its first process, in the machine's own user land: makes a plain node of it (one
+# cgroup2 hierarchy, a bpffs), runs the scenarios and turns the guest off. Results go to /run/vm.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+say() { echo "hnp-vm: $*"; }
+uptime() { read -r up _ </proc/uptime && echo "$up"; }
+finish() {
+    echo "$1" >/run/vm/status
+    read -r _ user _ sys idle _ </proc/stat && say "processor: user $user, system $sys, idle $idle (1/100 s)"
+    say "status $1 at $(uptime) s"
+    sync
+    echo o >/proc/sysrq-trigger
+    # The kernel turns the machine off in a moment; the first process must not end before.
+    while :; do sleep 1; done
+}
+need() { "$@" || { say "failed: $*"; finish "set-up"; }; }
+
+# What the worlds need of a node. Linux 5.10 charges BPF maps to the locked memory of processes.
+ulimit -l unlimited
+ulimit -n 1048576
+need mkdir -p /dev/shm /dev/pts /run/netns /run/tmp
+need mount -t tmpfs shm /dev/shm
+need mount -t devpts pts /dev/pts
+need mount -t cgroup2 cgroup /sys/fs/cgroup
+need mount -t bpf bpf /sys/fs/bpf
+need mkdir /sys/fs/cgroup/init.scope
+echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
+need ip link set lo up
+
+# PATH, HOME, CRATE, and run() with the scenarios' arguments.
+. /run/vm/job.sh
+
+# Into memory: a page of a program that comes through a file system of the machine's costs more than all
+# the rest. From the folder whose reads are not cached: Linux 5.10 fills its cache in pieces of 4 KiB.
+need mkdir -p /run/hnp/deps
+need cp /run/vm/programs/hnp-agent /run/vm/programs/hnp-test-load /run/hnp/
+need cp /run/vm/programs/scenarios /run/hnp/deps/scenarios
+: >/run/hnp/CACHEDIR.TAG
+need cd "$CRATE"
+export TMPDIR=/run/tmp HNP_AGENT_BIN=/run/hnp/hnp-agent HNP_TEST_PATIENCE=10 HNP_TEST_VM=1 HNP_TEST_LACKS=/run/vm/lacks
+say "user land at $(uptime) s, $(uname -r)"
+run /run/hnp/deps/scenarios >/run/vm/scenarios.log 2>&1
+finish $?

@@ -1,0 +1,109 @@
+//! The scenarios on other kernels: each is booted under QEMU, without KVM, with this machine's own user
+//! land, and the same scenarios run against the same agent in it.
+//!
+//! Emulated, because a CI machine is a guest itself, most often. The guest's root is this machine's,
+//! read-only, with a file system in memory over it: nothing is installed into an image, and nothing the
+//! guest does reaches this machine but the results.
+
+mod boot;
+mod initramfs;
+mod kernels;
+mod modules;
+mod packages;
+mod report;
+mod scenarios;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use self::boot::Job;
+use self::kernels::Archive;
+use self::packages::{Prepared, Tools};
+use self::report::Report;
+use crate::apt::Debian;
+use crate::binaries;
+use crate::shell::{note, step};
+use crate::toolchain::Workspace;
+
+/// How many guests run at a time, by what was quicker on two processors.
+const AT_A_TIME: usize = 2;
+
+/// Runs the scenarios on the kernels that `words` name, all that the archive has without one.
+///
+/// # Errors
+/// When something is missing (the message says what), or a scenario does not hold on a kernel.
+pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String]) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the vm tier runs on x86-64 machines: its guests use this machine's user land");
+    }
+    let dir = workspace.target.join("vm");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let debian = Debian::of_this_machine()
+        .context("the vm tier takes its kernels from Debian's archive, with the machine's own apt")?;
+    // What is cheap first: nobody waits for a build to learn that a kernel's name is wrong.
+    let archive = Archive::ask(&debian, &dir.join("apt"))?;
+    let chosen = archive.resolve(words)?;
+    let tools = Tools::ensure(&debian, &dir)?;
+    let prepared = chosen
+        .into_iter()
+        .map(|kernel| packages::kernel(&archive, kernel, &dir))
+        .collect::<Result<Vec<_>>>()?;
+
+    let agent = binaries::agent(workspace)?;
+    let executable = binaries::tests_of(workspace, "hnp-tests")?
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("scenarios-")))
+        .context("hnp-tests has no test named scenarios")?;
+    let job = Job {
+        agent,
+        load: workspace.debug_bin("hnp-test-load"),
+        arguments: scenarios::arguments(&executable, arguments)?,
+        scenarios: executable,
+        tests_crate: workspace.root.join("tests"),
+    };
+    let reports = boot_all(&tools, &prepared, &job, &dir)?;
+
+    for report in &reports {
+        println!("{}", report.line());
+        print!("{}", report.table());
+    }
+    let bad: Vec<&Report> = reports.iter().filter(|report| !report.is_good()).collect();
+    for report in &bad {
+        eprintln!("{}", report.failures());
+    }
+    if bad.is_empty() { Ok(()) } else { bail!("the scenarios do not hold on {} of the kernels", bad.len()) }
+}
+
+/// Boots the kernels, some at a time; the reports come in the kernels' order.
+fn boot_all(tools: &Tools, kernels: &[Prepared], job: &Job, dir: &Path) -> Result<Vec<Report>> {
+    let names: Vec<String> = kernels.iter().map(|prepared| prepared.kernel.version()).collect();
+    step(&format!("scenarios on Linux {}, emulated", names.join(", ")));
+    let waiting = Mutex::new(kernels.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME.min(kernels.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
+                    let Some((index, prepared)) = next else { return };
+                    let version = prepared.kernel.version();
+                    let ended = boot::run(tools, prepared, job, &dir.join(format!("run-{version}")));
+                    let report = ended.map(|ended| Report::read(&version, &ended));
+                    if let Ok(report) = &report {
+                        note(&report.line());
+                    }
+                    if let Ok(mut done) = done.lock() {
+                        done.push((index, report));
+                    }
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().map_err(|_| anyhow!("a guest's thread panicked"))?;
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, report)| report).collect()
+}

@@ -1,0 +1,41 @@
+//! Which scenarios run in guests: all but those named here, each with its reason.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::shell::{self, note};
+
+/// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
+/// about and takes forever for.
+const HOST_ONLY: [(&str, &str); 4] = [
+    ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
+    ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
+    ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
+    ("bad_responses::sixty_four_pods_never_see_each_others_bytes", "load of 64 pods at a time"),
+];
+
+/// How many scenarios run at a time in a guest: most of them wait, most of the time.
+const THREADS: &str = "--test-threads=4";
+
+/// The arguments for the scenarios' executable: the user's own, and what leaves the exceptions out.
+///
+/// # Errors
+/// When an exception names a scenario that does not exist.
+pub(super) fn arguments(executable: &Path, own: &[String]) -> Result<Vec<String>> {
+    let list = shell::output(Command::new(executable).args(["--list", "--format=terse"]))?;
+    let mut arguments = own.to_vec();
+    note("these stay on the host tier:");
+    for (name, why) in HOST_ONLY {
+        if !list.lines().any(|line| line.strip_suffix(": test") == Some(name)) {
+            bail!("xtask/src/vm/scenarios.rs names {name}, and there is no such scenario");
+        }
+        note(&format!("  {name} ({why})"));
+        arguments.extend(["--skip".to_owned(), name.to_owned()]);
+    }
+    if !own.iter().any(|argument| argument.starts_with("--test-threads")) {
+        arguments.push(THREADS.to_owned());
+    }
+    Ok(arguments)
+}
