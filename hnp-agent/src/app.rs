@@ -1,37 +1,44 @@
 //! Wires the rooms together, and owns the order in which they start and the one drain.
 //!
-//! Start: look at what the node has (nothing is touched before that), take the turn from whoever was
-//! here before, take the port, load identities and trusts, attach, serve, then capture destinations as they are known. So no connection is ever
-//! redirected to a port that nobody answers yet. Stop: readiness falls, listeners close, what runs may
-//! finish until the deadline. What is strict stays refused; else the kernel is left as it was found.
+//! Start: look at what the node has (nothing is touched before that), take the turn and the port, or ask the
+//! running agent for them, load identities and trusts, have the programs verified, attach, serve, then
+//! capture destinations as they are known. So no connection is ever redirected to a port that nobody answers
+//! yet. Stop: readiness falls, listeners close, what runs may finish until the deadline. What is strict stays
+//! refused, else the kernel is left as it was found; after a hand-over, as the successor has it.
+
+mod begin;
+mod drain;
+mod signals;
+mod standing;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch::Receiver;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch::{self, Receiver};
 
+use self::begin::{Begun, STARTING};
+use self::drain::Workers;
+use self::signals::Signals;
+use self::standing::Standing;
 use crate::admin;
-use crate::capture::{Capture, CaptureError, Node, Turn};
+use crate::capture::{Capture, Node, Prepared};
 use crate::config::plan::{Enforcement, Plan};
 use crate::generation::Generation;
+use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
 use crate::proxy::flow::SharedVipTable;
-use crate::proxy::listener;
 use crate::proxy::pulse::Pulse;
 use crate::proxy::thread::{self, Parts};
 use crate::proxy::worker::Surroundings;
 use crate::reload::{ConfigFile, Reloader};
 use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
 use crate::tasks::Tasks;
-use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
-use crate::telemetry::readiness::{Pending, Readiness};
+use crate::telemetry::readiness::Readiness;
+use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
 use crate::{kubernetes, observed};
@@ -39,25 +46,26 @@ use crate::{kubernetes, observed};
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-type WorkerThread = JoinHandle<std::io::Result<usize>>;
+/// How agents follow each other on a node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Succession {
+    /// Take over from an agent that runs already; where none does, this is an ordinary start.
+    pub take_over: bool,
+    /// After a hand-over do not end before being told to, or before the successor has.
+    pub stay: bool,
+}
 
-/// Runs the agent until SIGTERM or SIGINT, then drains.
+/// Runs the agent until SIGTERM or SIGINT, or until a successor took over, then drains.
 ///
 /// # Errors
 /// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
-pub fn run(plan: Plan, file: &ConfigFile, diagnostics: Diagnostics) -> Result<()> {
-    accept_signals()?;
+pub fn run(plan: Plan, file: &ConfigFile, diagnostics: Diagnostics, succession: Succession) -> Result<()> {
+    signals::accept()?;
     let node = Node::check(&plan.capture)?;
     raise_file_limit();
-    let port = plan.capture.port;
-    // Before the port: a dead agent's programs still keep it for that agent's cgroup.
-    let turn = Turn::take(&node, &plan.capture)?;
-    let listeners = listener::open(port, plan.workers).with_context(|| {
-        format!("cannot listen on port {port}: if something else uses it, set `capture.port` to a free port")
-    })?;
     // The control plane's own thread: names, files, admin. Load on the workers cannot starve it.
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(serve(plan, file, diagnostics, node, turn, listeners))
+    control.block_on(serve(plan, file, diagnostics, node, succession))
 }
 
 async fn serve(
@@ -65,87 +73,119 @@ async fn serve(
     file: &ConfigFile,
     diagnostics: Diagnostics,
     node: Node,
-    turn: Turn,
-    listeners: Vec<listener::Listeners>,
+    succession: Succession,
 ) -> Result<()> {
     // Before anything is touched, so that a signal during the start is not lost.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
     let tasks = Tasks::default();
     let telemetry = Telemetry::new(&plan);
     let readiness = Readiness::new();
-    let starting = readiness.pending("start", "the agent is starting");
-
+    let starting = readiness.pending(STARTING, "the agent is starting");
+    let Begun { turn, listeners, admin, mut before } = tokio::select! {
+        begun = begin::begin(&plan, &node, succession.take_over) => begun?,
+        why = signals.next() => bail!("{why} during the start"),
+    };
+    let former = before.as_ref().map(|before| before.offer().exempt.clone()).unwrap_or_default();
     let reloader = Reloader::start(file, plan, diagnostics, &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();
-    let admin = match plan.admin.listen {
-        Some(addr) => Some(admin::bind(addr).await?),
-        None => None,
-    };
+    let captured = SharedCapture::new(starting);
+    let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
+    let standing =
+        Standing::new(&plan, &node, sockets, (&captured, &readiness), (&former, before.is_none()))?;
+    tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
 
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
         Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
-    let resolver = Resolver::new(&plan.resolver)?;
-    let strict = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
-    let capture = Capture::start(turn, &node, &plan.capture, strict, vips.clone())?;
-    let flows = capture.flow_source();
-    let capture = SharedCapture::new(capture);
-    let counters = capture.clone();
-    telemetry.register(move |out| {
-        if let Some(capture) = &*counters.lock() {
-            capture.write_metrics(out);
+    let prepared = Prepared::load(&turn, &node, &plan.capture)?;
+    if let Some(before) = &mut before {
+        tokio::select! {
+            ready = begin::until_as_ready_as(before, &readiness) => ready?,
+            why = signals.next() => bail!("{why} before the take-over; the running agent goes on"),
         }
-    });
-    let observed = observed::Table::default();
-    if let Some(listener) = admin {
-        let observed = observed.clone();
-        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), observed, tasks.token()));
+        before.pause().await.context("cannot take over from the running agent")?;
     }
+    let strict = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
+    let mut capture = Capture::start(turn, prepared, &plan.capture, strict, vips.clone())?;
+    let flows = capture.flow_source();
+    let mut failed: Option<anyhow::Error> = None;
 
     let pulses = vec![Pulse::default(); plan.workers];
-    let stop = CancellationToken::new();
-    let kill = CancellationToken::new();
-    let mut workers = Vec::with_capacity(plan.workers);
-    let mut failed: Option<anyhow::Error> = None;
-    for (index, listeners) in listeners.into_iter().enumerate() {
+    let mut workers = Workers::default();
+    for (index, (listeners, gate)) in listeners.into_iter().zip(&standing.gates).enumerate() {
+        let (stop, kill) = workers.tokens();
         let around = Surroundings {
             flows: flows.clone(),
             vips: vips.clone(),
             workloads: workloads.clone(),
             counters: telemetry.worker(index),
-            // A child of its own: nothing on the data path locks what another worker locks.
-            stop: stop.child_token(),
-            kill: kill.child_token(),
+            stop,
+            kill,
             first_flow_id: (index as u64) << 48 | 1,
         };
-        let parts =
-            Parts { index, generation: first.clone(), listeners, pulse: pulses[index].clone(), around };
+        let (generation, pulse, gate) = (first.clone(), pulses[index].clone(), gate.clone());
+        let parts = Parts { index, generation, listeners, gate, pulse, around };
         match thread::spawn(parts) {
-            Ok(worker) => workers.push(worker),
+            Ok(worker) => workers.add(worker),
             Err(error) => failed = Some(error.into()),
         }
     }
-
-    let mut why = "the start failed";
+    let mut pause = Duration::ZERO;
+    if let Some(before) = before {
+        let taken = match failed.take() {
+            None => before.take().await.map_err(anyhow::Error::from),
+            Some(error) => Err(error),
+        };
+        pause = match taken {
+            Ok(pause) => pause,
+            Err(error) => {
+                // What is in the kernel and in the queues is the running agent's.
+                capture.hand_over();
+                return Err(error.context("cannot take over; the running agent goes on"));
+            }
+        };
+        tasks.spawn(see_off(before, pause, former, node.own_cgroup(), captured.clone(), &tasks));
+    }
+    // Only now is anything of the running agent's changed but its programs.
+    let beating = readiness.pending("heartbeat", "the workers have not answered yet");
     if failed.is_none() {
-        tasks.spawn(follow_names(&generations, resolver, &readiness, starting, &telemetry, &capture, &tasks));
+        failed = capture.beat(pulses).err().map(anyhow::Error::from);
+    }
+    captured.put(capture);
+    if let Err(error) = captured.catch_up() {
+        tracing::warn!(%error, "cannot capture all destinations yet; trying again");
+        tasks.spawn(upkeep::catch_up(captured.clone(), tasks.token()));
+    }
+    standing.accept();
+    telemetry.register(move |out| out.single(&names::TAKE_OVER_PAUSE, pause.as_secs_f64()));
+    let counters = captured.clone();
+    telemetry.register(move |out| counters.write_metrics(out));
+    let observed = observed::Table::default();
+    if let Some(listener) = admin {
+        let (observed, cancel) = (observed.clone(), standing.admin.clone());
+        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), observed, cancel));
+    }
+
+    let (mut end, mut door) = (End::Failed, None);
+    if failed.is_none() {
         tasks.spawn(reloader.watch(hangup, tasks.token()));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
         let follow =
-            upkeep::Follow { capture: capture.clone(), pods, workloads: workloads.clone(), observed };
+            upkeep::Follow { capture: captured.clone(), pods, workloads: workloads.clone(), observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
-        tasks.spawn(upkeep::keep_house(capture.clone(), tasks.token()));
-        tasks.spawn(upkeep::stay_attached(capture.clone(), readiness.clone(), tasks.token()));
+        tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
+        tasks.spawn(upkeep::stay_attached(captured.clone(), readiness.clone(), tasks.token()));
         look_after_the_startup_taint(&plan, &readiness, &telemetry, &tasks);
-        if let Some(capture) = &mut *capture.lock() {
-            capture.beat(pulses)?;
-        }
-        let beating = readiness.pending("heartbeat", "the workers have not answered yet");
-        tasks.spawn(upkeep::until_serving(capture.clone(), beating));
+        tasks.spawn(upkeep::until_serving(captured.clone(), beating));
+        door = open_door(&plan);
+        let failures = Failures::default();
+        let counted = failures.clone();
+        telemetry.register(move |out| counted.write(out));
+        let busy = watch::Sender::new(false);
+        let mut giving = Box::pin(give(door.as_ref(), &standing, &busy, &failures));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             cgroup = %node.cgroup().display(),
@@ -154,23 +194,48 @@ async fn serve(
             routes = plan.routes.len(),
             "capturing"
         );
-        // All branches are cancel-safe, and none is polled twice.
-        why = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            () = any_ended(&workers) => "a worker ended",
+        // All branches are cancel-safe, or not polled again.
+        end = tokio::select! {
+            why = signals.next() => End::Asked(why),
+            () = workers.any_ended() => End::WorkerEnded,
+            to = &mut giving => End::HandedOver(to),
         };
+        if let End::Asked(why) = end
+            && *busy.borrow()
+        {
+            tracing::info!(why, "a successor is taking over; that comes first");
+            // Of the time for the drain, because whoever asks kills when that is over.
+            tokio::select! {
+                to = &mut giving => end = End::HandedOver(to),
+                () = until_idle(&busy) => {}
+                () = tokio::time::sleep(plan.drain_deadline / 2) => {}
+            }
+        }
+        drop(giving);
     }
+    let why = end.why();
     let draining = readiness.pending("drain", format!("draining: {why}"));
-    // From here on nobody is redirected: strict destinations are refused, loose ones direct.
-    if let Some(capture) = &mut *capture.lock() {
-        capture.stop_beating();
+    // From here on nobody is redirected: strict destinations are refused, loose ones direct. A successor's
+    // heartbeat is not this agent's to stop.
+    captured.with(Capture::stop_beating);
+    // The duplicates of the sockets must not outlive the workers' own: the kernel would go on taking
+    // connections that nobody accepts.
+    drop(standing);
+    if let End::HandedOver(_) = &end
+        && let Some(door) = door.take()
+    {
+        door.leave();
     }
     let deadline = generations.borrow().plan.drain_deadline;
-    let drained = drain(deadline, why, workers, &stop, &kill).await;
-    failed = failed.or(drained.map(anyhow::Error::from));
+    let mut turned_away = handover::TurnedAway::default();
+    let drained = tokio::select! {
+        drained = workers.drain(&why, deadline) => drained,
+        never = handover::turn_away(door.as_ref(), &mut turned_away) => match never {},
+    };
     tasks.end().await;
-    if let Some(capture) = capture.take()
+    // Before the lock goes with the capture.
+    drop(door);
+    if let Some(capture) = captured.take()
         && capture.stop().context("cannot take the programs off again")?
     {
         tracing::info!(
@@ -180,32 +245,133 @@ async fn serve(
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
     }
-    drop(draining);
-    failed.map_or(Ok(()), |error| Err(error.context(why)))
+    drop((draining, turned_away));
+    if let End::HandedOver(to) = &end
+        && succession.stay
+    {
+        stay(to, &mut signals).await;
+    }
+    failed.or(drained.err().map(anyhow::Error::from)).map_or(Ok(()), |error| Err(error.context(why)))
 }
 
-/// Names as they resolve, and with them what the kernel captures. Whoever waits for `starting` waits until
-/// the first destinations were applied: names that are still missing hold readiness down by themselves.
-fn follow_names(
-    generations: &Receiver<Arc<Generation>>,
-    resolver: Resolver,
-    readiness: &Readiness,
-    starting: Pending,
-    telemetry: &Arc<Telemetry>,
-    capture: &SharedCapture,
+/// Why the agent ends.
+enum End {
+    /// It has not even begun.
+    Failed,
+    /// By a signal.
+    Asked(&'static str),
+    /// Which none does by itself.
+    WorkerEnded,
+    /// A successor goes on.
+    HandedOver(HandedOver),
+}
+
+impl End {
+    fn why(&self) -> String {
+        match self {
+            Self::Failed => "the start failed".into(),
+            Self::Asked(signal) => (*signal).into(),
+            Self::WorkerEnded => "a worker ended".into(),
+            Self::HandedOver(HandedOver { to, agent, pause, .. }) => {
+                let to = handover::process(to.pid);
+                format!("handed over to {to} (hnp-agent {agent}) with a pause of {} ms", pause.as_millis())
+            }
+        }
+    }
+}
+
+/// Whoever restarts what ends would have this agent take over again. So it waits for being told, or for the end
+/// of its successor: then it is indeed to be restarted.
+async fn stay(to: &HandedOver, signals: &mut Signals) {
+    tracing::info!(successor = to.to.pid, "handed over and drained; waiting to be stopped");
+    let why = tokio::select! {
+        why = signals.next() => why,
+        () = to.successor_ended() => "the successor has ended",
+    };
+    tracing::info!(why, "ending");
+}
+
+/// An agent that nobody can ask to hand over serves all the same.
+fn open_door(plan: &Plan) -> Option<Door> {
+    Door::open(&plan.run_dir)
+        .inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(
+                error,
+                "no successor can take over from this agent; upgrades have to stop it first"
+            );
+        })
+        .ok()
+}
+
+async fn give(
+    door: Option<&Door>,
+    standing: &Standing,
+    busy: &watch::Sender<bool>,
+    failures: &Failures,
+) -> HandedOver {
+    match door {
+        Some(door) => handover::give(door, standing, busy, failures).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until_idle(busy: &watch::Sender<bool>) {
+    // An error would mean that the sender is gone, and it is here.
+    let _ = busy.subscribe().wait_for(|busy| !*busy).await;
+}
+
+/// Says that this agent took over, and looks after what its predecessor needs until that has ended.
+fn see_off(
+    before: Predecessor,
+    pause: Duration,
+    mut former: Vec<u64>,
+    own: Option<u64>,
+    captured: SharedCapture,
     tasks: &Tasks,
 ) -> impl Future<Output = ()> + Send + use<> {
+    let pid = before.peer().pid;
+    let offer = before.offer();
+    tracing::info!(
+        predecessor = pid,
+        version = offer.agent,
+        listeners = offer.listeners,
+        pause_ms = pause.as_millis() as u64,
+        "took over"
+    );
+    former.retain(|cgroup| Some(*cgroup) != own);
+    let cancel = tasks.token();
+    async move {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = before.ended() => tracing::info!(predecessor = pid, "the agent before this one has ended"),
+        }
+        if let Some(Err(error)) = captured.with(|capture| capture.capture_again(&former)) {
+            tracing::warn!(%error, "the agent before this one stays exempt from capture");
+        }
+    }
+}
+
+/// Names as they resolve, and with them what the kernel captures.
+fn follow_names(
+    generations: &Receiver<Arc<Generation>>,
+    readiness: &Readiness,
+    telemetry: &Arc<Telemetry>,
+    captured: &SharedCapture,
+    tasks: &Tasks,
+) -> Result<impl Future<Output = ()> + Send + use<>> {
+    let resolver = Resolver::new(&generations.borrow().plan.resolver)?;
     let status = Arc::new(NameStatus::default());
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
-    let capture = capture.clone();
-    let mut starting = Some(starting);
+    let captured = captured.clone();
+    // Until the task has run, no name is pending: a successor must not take that for being ready.
+    let mut unseen = Some(readiness.pending("names", "not looked at yet"));
     let apply = move |desired: Desired| {
-        capture.lock().as_mut().map_or(Ok(()), |capture| capture.sync(&desired))?;
-        drop(starting.take());
-        Ok::<_, CaptureError>(())
+        drop(unseen.take());
+        captured.apply(desired)
     };
-    keep_in_step(generations.clone(), resolver, readiness.clone(), status, apply, tasks.token())
+    Ok(keep_in_step(generations.clone(), resolver, readiness.clone(), status, apply, tasks.token()))
 }
 
 /// The node's startup taint, where the Plan names one.
@@ -222,62 +388,6 @@ fn look_after_the_startup_taint(
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
     tasks.spawn(kubernetes::take_off(cluster, readiness.clone(), status, tasks.token()));
-}
-
-/// Stops accepting, waits until the last connection ended or the deadline passed, cuts what is left.
-async fn drain(
-    deadline: Duration,
-    why: &str,
-    workers: Vec<WorkerThread>,
-    stop: &CancellationToken,
-    kill: &CancellationToken,
-) -> Option<std::io::Error> {
-    tracing::info!(why, ?deadline, "draining");
-    stop.cancel();
-    if tokio::time::timeout(deadline, all_ended(&workers)).await.is_err() {
-        kill.cancel();
-        all_ended(&workers).await;
-    }
-    let mut cut = 0;
-    let mut failed = None;
-    for worker in workers {
-        match worker.join() {
-            Ok(Ok(n)) => cut += n,
-            Ok(Err(error)) => failed = Some(error),
-            Err(_) => failed = Some(std::io::Error::other("a worker panicked; see stderr")),
-        }
-    }
-    if cut > 0 {
-        tracing::warn!(cut, ?deadline, "connections were still open at the drain's deadline and were cut");
-    } else {
-        tracing::info!("drained: no connection was cut");
-    }
-    failed
-}
-
-/// Threads have no future to wait on, and this happens once in a process's life.
-const JOIN_POLL: Duration = Duration::from_millis(20);
-
-async fn all_ended(workers: &[WorkerThread]) {
-    while !workers.iter().all(JoinHandle::is_finished) {
-        tokio::time::sleep(JOIN_POLL).await;
-    }
-}
-
-async fn any_ended(workers: &[WorkerThread]) {
-    while !workers.iter().any(JoinHandle::is_finished) {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// A parent that blocks signals hands that down; an agent that cannot be told to stop would be killed
-/// without a drain, and one that hears no SIGHUP would not reload. Before any thread is made, so that all have it.
-fn accept_signals() -> Result<()> {
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGTERM);
-    stop.add(Signal::SIGINT);
-    stop.add(Signal::SIGHUP);
-    stop.thread_unblock().context("cannot unblock SIGTERM, SIGINT and SIGHUP")
 }
 
 /// Two descriptors per connection: the soft limit is raised to the hard one.

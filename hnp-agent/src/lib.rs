@@ -11,6 +11,7 @@ pub mod config;
 pub mod crypto;
 pub mod files;
 pub mod generation;
+pub mod handover;
 pub mod identity;
 pub mod kubernetes;
 pub mod observed;

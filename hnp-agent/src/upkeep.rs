@@ -1,5 +1,7 @@
 //! What capture needs while it runs: attached where the pods are, swept, and told which pods there are.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,36 +13,154 @@ use crate::capture::{Capture, CaptureError, PodFacts};
 use crate::config::plan::Enforcement;
 use crate::generation::Generation;
 use crate::observed;
+use crate::resolve::Desired;
+use crate::telemetry::metrics::Exposition;
 use crate::telemetry::readiness::{Pending, Readiness};
 use crate::workload::{PodCgroup, Pods, WorkloadSource};
 
-/// The running capture, shared by what looks after it; `None` once it has ended.
-#[derive(Clone)]
-pub struct SharedCapture(Arc<Mutex<Option<Capture>>>);
+/// The running capture, shared by what looks after it.
+///
+/// Names may be known before there is a capture: a successor resolves them while its predecessor still
+/// serves. What they resolve to is kept, and applied when the capture is there.
+#[derive(Clone, Default)]
+pub struct SharedCapture(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// `None`: not yet, or no more.
+    capture: Option<Capture>,
+    /// What came before the capture was there.
+    desired: Option<Desired>,
+    /// A successor may be changing it: nobody else does.
+    held: bool,
+    /// Dropped when the first destinations are applied.
+    starting: Option<Pending>,
+}
+
+impl State {
+    fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
+        if let Some(capture) = &mut self.capture {
+            capture.sync(desired)?;
+            self.starting = None;
+        }
+        Ok(())
+    }
+}
 
 impl SharedCapture {
-    /// Shares it.
-    pub fn new(capture: Capture) -> Self {
-        Self(Arc::new(Mutex::new(Some(capture))))
+    /// None yet. `starting` ends when the first destinations are applied.
+    pub fn new(starting: Pending) -> Self {
+        Self(Arc::new(Mutex::new(State { starting: Some(starting), ..State::default() })))
     }
 
-    /// Has it, for a few system calls.
-    pub fn lock(&self) -> MutexGuard<'_, Option<Capture>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes it out for its end.
+    /// Works on it, for a few system calls; `None`: there is none, or a successor may be changing it.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Capture) -> T) -> Option<T> {
+        let mut state = self.state();
+        if state.held { None } else { state.capture.as_mut().map(work) }
+    }
+
+    /// The capture is there.
+    pub fn put(&self, capture: Capture) {
+        self.state().capture = Some(capture);
+    }
+
+    /// Applies what came before the capture was there.
+    ///
+    /// # Errors
+    /// As [`Capture::sync`]; to be tried again.
+    pub fn catch_up(&self) -> Result<(), CaptureError> {
+        let mut state = self.state();
+        if let Some(desired) = state.desired.clone() {
+            state.sync(&desired)?;
+            state.desired = None;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel capture exactly this, now or as soon as there is a capture.
+    ///
+    /// # Errors
+    /// As [`Capture::sync`]; to be tried again.
+    pub fn apply(&self, desired: Desired) -> Result<(), CaptureError> {
+        let mut state = self.state();
+        if state.held {
+            return Err(CaptureError::HandingOver);
+        }
+        if state.capture.is_some() {
+            state.desired = None;
+            return state.sync(&desired);
+        }
+        state.desired = Some(desired);
+        Ok(())
+    }
+
+    /// Nothing is changed in the kernel until [`Self::release`].
+    pub fn hold(&self) {
+        self.state().held = true;
+    }
+
+    /// Goes on, with this agent's own programs where they were.
+    pub fn release(&self) {
+        let mut state = self.state();
+        state.held = false;
+        if let Some(Err(error)) = state.capture.as_ref().map(Capture::put_back) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "a successor's programs stay in place");
+        }
+    }
+
+    /// It is another agent's from now on: nothing is touched any more.
+    pub fn hand_over(&self) {
+        if let Some(capture) = self.take() {
+            capture.hand_over();
+        }
+    }
+
+    /// A duplicate of the lock's descriptor.
+    ///
+    /// # Errors
+    /// When there is no capture, or descriptors run out.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.state().capture.as_ref().ok_or(io::ErrorKind::NotFound)?.lock()
+    }
+
+    /// Writes what the kernel counts; for [`crate::telemetry::Telemetry::register`].
+    pub fn write_metrics(&self, out: &mut Exposition<'_, '_>) {
+        if let Some(capture) = &self.state().capture {
+            capture.write_metrics(out);
+        }
+    }
+
+    /// Takes it out for its end; `None`: there is none, or it is a successor's.
     pub fn take(&self) -> Option<Capture> {
-        self.lock().take()
+        self.state().capture.take()
     }
 }
 
 /// Holds readiness down until the kernel knows that the agent serves: nothing is redirected before.
 pub async fn until_serving(capture: SharedCapture, starting: Pending) {
-    while capture.lock().as_ref().is_some_and(|capture| !capture.is_beating()) {
+    while capture.with(|capture| capture.is_beating()) == Some(false) {
         sleep(Duration::from_millis(5)).await;
     }
     drop(starting);
+}
+
+/// Before what could not be applied is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Applies what came before the capture was there, if that failed, until it is or `cancel`.
+pub async fn catch_up(capture: SharedCapture, cancel: CancellationToken) {
+    let mut tick = interval(RETRY);
+    while let Some(()) = next(&mut tick, &cancel).await {
+        match capture.catch_up() {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "cannot capture all destinations; trying again"),
+        }
+    }
 }
 
 /// How often capture looks after itself: kubelet's cgroups, flows that nobody took.
@@ -50,9 +170,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 pub async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
     let mut tick = interval(HOUSEKEEPING);
     while let Some(()) = next(&mut tick, &cancel).await {
-        if let Some(capture) = &mut *capture.lock()
-            && let Err(error) = capture.housekeep()
-        {
+        if let Some(Err(error)) = capture.with(Capture::housekeep) {
             tracing::warn!(%error, "capture could not look after itself; trying again");
         }
     }
@@ -101,19 +219,20 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
                 continue;
             }
         };
-        let mut capture = follow.capture.lock();
-        let Some(capture) = &mut *capture else { return };
         if observing {
-            match capture.observations() {
-                Ok(seen) => follow.observed.take(seen, plan, &pods.1, &*follow.workloads),
+            match follow.capture.with(|capture| capture.observations()).transpose() {
+                Ok(None) => {}
+                Ok(Some(seen)) => follow.observed.take(seen, plan, &pods.1, &*follow.workloads),
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
         if overridden && told.as_ref() != Some(&pods) {
             let facts =
                 |pod: &PodCgroup| PodFacts { cgroup_id: pod.cgroup_id, namespace: pod.namespace.clone() };
-            match capture.set_pods(plan, pods.1.iter().map(facts).collect()) {
-                Ok(()) => told = Some(pods),
+            let tell = |capture: &mut Capture| capture.set_pods(plan, pods.1.iter().map(facts).collect());
+            match follow.capture.with(tell).transpose() {
+                Ok(None) => {}
+                Ok(Some(())) => told = Some(pods),
                 Err(error) => {
                     tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again");
                 }
@@ -132,9 +251,7 @@ pub async fn stay_attached(capture: SharedCapture, readiness: Readiness, cancel:
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lost: Option<Pending> = None;
     while let Some(()) = next(&mut tick, &cancel).await {
-        if let Some(capture) = &mut *capture.lock() {
-            look(capture, &mut lost, &readiness);
-        }
+        capture.with(|capture| look(capture, &mut lost, &readiness));
     }
 }
 

@@ -13,6 +13,7 @@ mod drain;
 mod enforcement;
 mod evasion;
 mod guard;
+mod handover;
 mod http_semantics;
 mod logs_and_metrics;
 mod main_job;

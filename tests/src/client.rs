@@ -46,7 +46,7 @@ impl Target {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "job", rename_all = "snake_case")]
 pub enum Job {
-    /// Connections with one request each.
+    /// Connections with one request each; SIGTERM ends it early, with a report.
     Short {
         /// Taken in turn.
         targets: Vec<Target>,
@@ -194,12 +194,14 @@ pub enum End {
 pub struct Report {
     /// Requests answered as expected.
     pub ok: u64,
-    /// Requests or connections that failed, misrouted and mixed-up ones included.
+    /// Requests or connections that failed, misrouted, mixed-up and unmasked ones included.
     pub failed: u64,
     /// Answers by another manager than expected.
     pub misrouted: u64,
     /// Answers that carried another request's token.
     pub mixed_up: u64,
+    /// Connections whose getpeername showed something else than was dialled; failed ones, too.
+    pub unmasked: u64,
     /// The first failures, in words.
     pub failures: Vec<String>,
     /// How long it took.

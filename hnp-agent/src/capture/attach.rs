@@ -67,6 +67,10 @@ impl Loaded {
         let former = Former::open(&plan.bpffs)?;
         let shapes = former::shapes(object)?;
         let update = former.can_be_updated(&shapes);
+        // The running agent could not go on with its own, should this one fail.
+        if lock.is_lent() && !update {
+            return Err(CaptureError::OtherSchema { version: former.version().to_owned() });
+        }
         let reused = if update { former.usable(&shapes) } else { HashSet::new() };
         if !former.is_empty() {
             tracing::info!(
@@ -114,7 +118,7 @@ impl Loaded {
             }
         }
         if let Some(cgroup) = node.own_cgroup {
-            exempt::insert(loaded.map(exempt::MAP)?, cgroup)?;
+            exempt::Exempt::new(loaded.map(exempt::MAP)?)?.insert(cgroup)?;
         }
         Ok(loaded)
     }

@@ -19,13 +19,36 @@ pub enum CaptureError {
     #[error("this node lacks what capture needs:{}", List(.0))]
     Preflight(Vec<Missing>),
     /// Another agent uses the same pins.
-    #[error("another agent is running on this node: {} holds {}. Stop it first", Holder(*.pid), dir.display())]
+    #[error(
+        "another agent is running on this node: {} holds {}. Stop it first, or have this one take over \
+         (--take-over)",
+        Holder(*.pid),
+        dir.display()
+    )]
     Locked {
         /// The directory that is locked.
         dir: PathBuf,
         /// Who holds it, where that can be seen from here.
         pid: Option<u32>,
     },
+    /// The running agent's lock is on another directory.
+    #[error("the running agent's pins are not in {}: `capture.bpffs` must be the same for both", dir.display())]
+    OtherPins {
+        /// The directory of this agent's configuration.
+        dir: PathBuf,
+    },
+    /// The running agent's programs and these cannot work on the same sockets.
+    #[error(
+        "the programs of the running agent (hnp-agent {version}) cannot be replaced in place by those of this \
+         version: stop the running agent, then start this one"
+    )]
+    OtherSchema {
+        /// The version of the running agent.
+        version: String,
+    },
+    /// A successor is taking over: what the kernel captures is not to be changed.
+    #[error("a successor is taking over; trying again if it does not")]
+    HandingOver,
     /// The cgroup was removed, with every link to it, and perhaps made again.
     #[error(
         "the cgroup {} was replaced: nothing is captured; the agent ends, and the next start attaches to \

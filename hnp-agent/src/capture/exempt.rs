@@ -14,8 +14,7 @@ use super::pins;
 /// The map's name in the object and below the pins.
 pub(super) const MAP: &str = "EXEMPT";
 
-/// What a dead agent's programs were told. Dropping it takes it back, which matters only if they still
-/// enforce then.
+/// What a former agent's programs were told. Dropping it takes it back.
 pub(super) struct Exemption {
     map: HashMap<MapData, u64, u8>,
     cgroup: u64,
@@ -59,11 +58,24 @@ impl Drop for Exemption {
     }
 }
 
-/// Exempts the cgroup in a map of this agent.
-pub(super) fn insert(map: Map, cgroup: u64) -> Result<(), CaptureError> {
-    let mut map: HashMap<MapData, u64, u8> =
-        HashMap::try_from(map).map_err(|source| error("open", source))?;
-    map.insert(cgroup, 1, 0).map_err(|source| error("insert into", source))
+/// Who is exempt by this agent's programs.
+pub(super) struct Exempt(HashMap<MapData, u64, u8>);
+
+impl Exempt {
+    pub(super) fn new(map: Map) -> Result<Self, CaptureError> {
+        HashMap::try_from(map).map(Self).map_err(|source| error("open", source))
+    }
+
+    pub(super) fn insert(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        self.0.insert(cgroup, 1, 0).map_err(|source| error("insert into", source))
+    }
+
+    pub(super) fn remove(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        match self.0.remove(&cgroup) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(source) => Err(error("remove from", source)),
+        }
+    }
 }
 
 /// The conversion checks that keys and values are of the sizes meant here.

@@ -32,6 +32,8 @@ mod sys;
 mod vips;
 
 use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,6 +76,36 @@ impl Turn {
         };
         Ok(Self { exemption, lock })
     }
+
+    /// Takes part in a running agent's turn, by a descriptor from [`Capture::lock`]. Dropping it before a
+    /// start leaves everything to that agent.
+    ///
+    /// # Errors
+    /// When that agent has other pins, or its map cannot be written.
+    pub fn inherit(node: &Node, plan: &plan::Capture, lock: OwnedFd) -> Result<Self, CaptureError> {
+        let lock = pins::Lock::from_inherited(&plan.bpffs, lock)?;
+        let exemption = match node.own_cgroup {
+            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, cgroup)?,
+            None => None,
+        };
+        Ok(Self { exemption, lock })
+    }
+}
+
+/// The programs in the kernel, seen by the verifier and attached to nothing. They work on the maps that a
+/// former agent pinned, so that one may still be running.
+pub struct Prepared {
+    ready: NotYetHung,
+}
+
+impl Prepared {
+    /// Loads the programs.
+    ///
+    /// # Errors
+    /// When the kernel refuses them, or a running agent's cannot be replaced in place.
+    pub fn load(turn: &Turn, node: &Node, plan: &plan::Capture) -> Result<Self, CaptureError> {
+        Ok(Self { ready: Hung::load(node, plan, &turn.lock)? })
+    }
 }
 
 /// The running capture. Dropping it leaves what is attached, without a heartbeat;
@@ -86,6 +118,7 @@ pub struct Capture {
     plan: plan::Capture,
     destinations: destinations::Destinations,
     observed: observed::Observed,
+    exempt: exempt::Exempt,
     /// `None`: switched off.
     guard: Option<guard::Guard>,
     counters: counters::Counters,
@@ -155,7 +188,7 @@ impl NotYetHung {
 }
 
 impl Capture {
-    /// Makes the VIP ranges local, loads the programs and attaches them.
+    /// Makes the VIP ranges local and attaches the programs.
     ///
     /// From here on what a former agent captured stays captured; new destinations come with
     /// [`Capture::sync`], and nothing is redirected before [`Capture::beat`]. `vips` is published by this
@@ -167,14 +200,14 @@ impl Capture {
     /// enforcing.
     pub fn start(
         turn: Turn,
-        node: &Node,
+        prepared: Prepared,
         plan: &plan::Capture,
         strict: bool,
         vips: SharedVipTable,
     ) -> Result<Self, CaptureError> {
-        let Turn { exemption, lock } = turn;
+        let Turn { exemption, mut lock } = turn;
         let mut routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
-        let ready = Hung::load(node, plan, &lock)?;
+        let Prepared { ready } = prepared;
         let loaded = &ready.loaded;
         let maps = destinations::KernelMaps {
             hosts: loaded.map("DESTINATIONS")?,
@@ -185,6 +218,7 @@ impl Capture {
         };
         let destinations = destinations::Destinations::new(maps, plan, vips)?;
         let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
+        let exempt = exempt::Exempt::new(loaded.map(exempt::MAP)?)?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
         let guard = match plan.guard {
@@ -195,6 +229,7 @@ impl Capture {
             guard.require()?;
         }
         let hung = ready.attach(&lock)?;
+        lock.own();
         // Nothing fails from here on, and of a dead agent there is only what is ours now.
         if let Some(exemption) = exemption {
             exemption.keep();
@@ -211,6 +246,7 @@ impl Capture {
             plan: plan.clone(),
             destinations,
             observed,
+            exempt,
             guard,
             counters,
             flows,
@@ -374,11 +410,28 @@ impl Capture {
 
     /// Ends in favour of an agent that has taken over: nothing is touched any more, not even the heartbeat.
     pub fn hand_over(self) {
-        let Self { beating, routes, .. } = self;
+        let Self { beating, routes, lock, .. } = self;
         if let Some(beating) = beating {
             beating.hand_over();
         }
         routes.keep();
+        lock.give_up();
+    }
+
+    /// A duplicate of the lock's descriptor, for [`Turn::inherit`].
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.lock.duplicate()
+    }
+
+    /// No longer exempts the cgroups of former agents; those that drained there have ended.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn capture_again(&mut self, cgroups: &[u64]) -> Result<(), CaptureError> {
+        cgroups.iter().try_for_each(|cgroup| self.exempt.remove(*cgroup))
     }
 
     /// Puts this agent's programs back, after another one that wanted to take over had changed them.

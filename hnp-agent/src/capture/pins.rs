@@ -1,15 +1,15 @@
 //! Pins below `capture.bpffs`: `links/` keep the programs attached, `maps/` keep what they know.
 //!
 //! What is pinned here outlives the agent: when it dies, strict destinations stay refused rather than
-//! open. One lock on the directory says that an agent is alive; pins without a lock are a former one's.
+//! open. One lock on the directory says that an agent is alive; pins without a lock are a former one's. The
+//! lock belongs to the open directory (flock(2)), so a successor that is given a duplicate of the descriptor
+//! holds it too, and alone once its predecessor has closed its own.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use super::error::CaptureError;
 
@@ -23,8 +23,10 @@ const STAGED: [(&str, &str); 2] = [("links-new", LINKS), ("maps-new", MAPS)];
 #[derive(Debug)]
 pub(super) struct Lock {
     dir: PathBuf,
-    // Released last.
-    _flock: Flock<File>,
+    /// The directory is another agent's: a predecessor's until its pins are replaced, or a successor's.
+    lent: bool,
+    /// Released last, and by closing it: unlocking would take it from whoever has a duplicate.
+    file: Option<File>,
 }
 
 impl Lock {
@@ -33,16 +35,46 @@ impl Lock {
         loop {
             fs::create_dir_all(dir).map_err(|source| file("make", dir, source))?;
             let open = File::open(dir).map_err(|source| file("open", dir, source))?;
-            let flock =
-                Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                    Errno::EWOULDBLOCK => CaptureError::Locked { dir: dir.to_owned(), pid: holder(dir) },
-                    errno => file("lock", dir, errno.into()),
-                })?;
+            open.try_lock().map_err(|error| match error {
+                TryLockError::WouldBlock => CaptureError::Locked { dir: dir.to_owned(), pid: holder(dir) },
+                TryLockError::Error(source) => file("lock", dir, source),
+            })?;
             // An agent that was just leaving may have removed the directory under the lock.
-            if same_directory(&flock, dir) {
-                return Ok(Self { dir: dir.to_owned(), _flock: flock });
+            if same_directory(&open, dir) {
+                return Ok(Self { dir: dir.to_owned(), lent: false, file: Some(open) });
             }
         }
+    }
+
+    /// Takes part in the lock of a running agent, by a duplicate of its descriptor. Dropping it gives
+    /// nothing up but that: the lock stays the other's until it leaves.
+    pub(super) fn from_inherited(dir: &Path, descriptor: OwnedFd) -> Result<Self, CaptureError> {
+        let open = File::from(descriptor);
+        if !same_directory(&open, dir) {
+            return Err(CaptureError::OtherPins { dir: dir.to_owned() });
+        }
+        Ok(Self { dir: dir.to_owned(), lent: true, file: Some(open) })
+    }
+
+    /// A duplicate of the descriptor, for [`Lock::from_inherited`].
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.as_fd().try_clone_to_owned()
+    }
+
+    /// Whether the pins are a running agent's.
+    pub(super) fn is_lent(&self) -> bool {
+        self.lent
+    }
+
+    /// The pins are this agent's alone from now on.
+    pub(super) fn own(&mut self) {
+        self.lent = false;
+    }
+
+    /// The pins and the lock are another agent's: forgets them.
+    pub(super) fn give_up(mut self) {
+        self.lent = true;
+        self.file = None;
     }
 
     /// Where the link of `program` is pinned.
@@ -134,6 +166,9 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        if self.lent {
+            return;
+        }
         if let Err(error) = self.leave() {
             tracing::warn!(error = &error as &dyn std::error::Error, "pins are left behind");
         }
@@ -230,6 +265,32 @@ mod tests {
         drop(first);
         assert!(!dir.exists(), "nothing is left");
         Lock::take(&dir).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_that_is_handed_over_is_never_free_in_between() {
+        let parent = tempfile::tempdir().expect("temp dir");
+        let dir = parent.path().join("hnp");
+        let first = Lock::take(&dir).expect("free");
+        let duplicate = first.duplicate().expect("descriptors are left");
+        drop(Lock::from_inherited(&dir, duplicate).expect("the same directory"));
+        Lock::take(&dir).expect_err("a successor that gave up has unlocked nothing");
+
+        let duplicate = first.duplicate().expect("descriptors are left");
+        let mut second = Lock::from_inherited(&dir, duplicate).expect("the same directory");
+        second.make_room().expect("made");
+        first.give_up();
+        Lock::take(&dir).expect_err("the second one holds it");
+        assert!(dir.join("links-new").exists(), "what is the second one's stays");
+        second.own();
+        drop(second);
+        assert!(!dir.exists(), "nothing is left");
+        drop(Lock::take(&dir).expect("free"));
+
+        let other = parent.path().join("other");
+        let elsewhere = Lock::take(&other).expect("free").duplicate().expect("descriptors are left");
+        fs::create_dir_all(&dir).expect("made");
+        Lock::from_inherited(&dir, elsewhere).expect_err("another directory");
     }
 
     #[test]

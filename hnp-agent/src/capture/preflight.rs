@@ -46,6 +46,16 @@ impl Node {
         cgroups::mounts().into_iter().find(|mount| self.cgroup.path.starts_with(mount)).unwrap_or_default()
     }
 
+    /// The id of the cgroup that capture attaches to.
+    pub fn cgroup_id(&self) -> u64 {
+        self.cgroup.id
+    }
+
+    /// The agent's own cgroup, by id, when it lies below that.
+    pub fn own_cgroup(&self) -> Option<u64> {
+        self.own_cgroup
+    }
+
     /// The directory of the cgroup that capture attaches to.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup.path

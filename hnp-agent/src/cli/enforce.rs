@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::capture::{Capture, CaptureError, Node, Turn};
+use crate::capture::{Capture, CaptureError, Node, Prepared, Turn};
 use crate::config;
 use crate::config::plan::{Enforcement, Plan, Target};
 use crate::generation::Generation;
@@ -60,7 +60,8 @@ pub fn run(args: &Args) -> ExitCode {
 fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     let node = wait_for_node(plan, patience)?;
     let turn = Turn::take(&node, &plan.capture)?;
-    let mut capture = Capture::start(turn, &node, &plan.capture, false, SharedVipTable::default())?;
+    let prepared = Prepared::load(&turn, &node, &plan.capture)?;
+    let mut capture = Capture::start(turn, prepared, &plan.capture, false, SharedVipTable::default())?;
     let mut destinations = NameTable::new(plan, Instant::now()).desired(Instant::now());
     destinations.retain(|destination| {
         let strictest = |route: &usize| plan.routes[*route].enforcement_for(None) == Enforcement::Strict;

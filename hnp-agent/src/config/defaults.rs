@@ -70,6 +70,8 @@ pub const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALH
 pub const LOG_FORMAT: super::plan::LogFormat = super::plan::LogFormat::Json;
 /// Start, stop, reloads and failures; nothing per connection.
 pub const LOG_LEVEL: &str = "info";
+/// Gone after a boot, like the agent that could be asked there.
+pub const RUN_DIR: &str = "/run/hnp";
 /// Kubernetes kills a pod 30 s after SIGTERM unless told otherwise; leave time to report.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(25);
 

@@ -30,6 +30,7 @@ const TOP: &[&str] = &[
     "kubernetes",
     "admin",
     "log",
+    "run_dir",
     "drain",
     "workers",
 ];
@@ -79,7 +80,7 @@ fn all_keys() -> Vec<String> {
         below("admin", &["listen"]),
         below("log", &["format", "level", "access"]),
         below("drain", &["deadline"]),
-        vec!["workers".into()],
+        vec!["run_dir".into(), "workers".into()],
     ]
     .concat()
 }
@@ -111,6 +112,7 @@ pub(super) fn plan(
         kubernetes: kubernetes(&mut r, &top, around),
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
+        run_dir: r.or(&top, "run_dir", defaults::RUN_DIR.into(), values::path),
         drain_deadline: {
             let section = r.section(&top, "drain", &["deadline"]);
             r.or(&section, "deadline", defaults::DRAIN_DEADLINE, values::duration)

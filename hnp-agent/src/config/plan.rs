@@ -29,6 +29,8 @@ pub struct Plan {
     pub admin: Admin,
     /// Diagnostics and the access log.
     pub log: Log,
+    /// Where the running agent can be asked to hand over; it makes the directory if it is missing.
+    pub run_dir: PathBuf,
     /// How long a drain may take, from SIGTERM to the last connection.
     pub drain_deadline: Duration,
     /// Number of worker threads.

@@ -3,20 +3,26 @@
 //!
 //! A permit is taken before accept: a full agent leaves connections in the kernel's queue instead of
 //! accepting what it cannot serve. A failed accept never ends a listener.
+//!
+//! Listeners outlive an agent that hands over: a queue belongs to its socket, so whoever closes an inherited
+//! one resets the connections that wait in it. With fewer workers than before, each serves several.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::gate::{Entrance, Gate, Inside};
 use super::worker::Lanes;
 
 /// The kernel's queue of connections not yet accepted; it caps this at `net.core.somaxconn`.
@@ -25,10 +31,30 @@ const BACKLOG: i32 = 4096;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// One worker's listening sockets, not yet bound to a runtime.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listeners {
-    v4: std::net::TcpListener,
-    v6: Option<std::net::TcpListener>,
+    sockets: Vec<std::net::TcpListener>,
+}
+
+impl Listeners {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether there is none: a worker without work.
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// Descriptors of the same sockets, for a successor. While one is open, the kernel goes on taking
+    /// connections.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        self.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+    }
 }
 
 /// Opens one set of listeners per worker.
@@ -37,8 +63,7 @@ pub struct Listeners {
 /// `AddrInUse` when anybody else listens on the port already, even with SO_REUSEPORT: sharing it
 /// would hand him a part of the connections.
 pub fn open(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
-    let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-    let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    let (v4, v6) = wildcards(port);
     drop(listen(v4, false)?);
     let has_v6 = match listen(v6, false) {
         Ok(_) => true,
@@ -47,12 +72,65 @@ pub fn open(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
     };
     (0..workers)
         .map(|_| {
-            Ok(Listeners { v4: listen(v4, true)?, v6: if has_v6 { Some(listen(v6, true)?) } else { None } })
+            let mut sockets = vec![listen(v4, true)?];
+            if has_v6 {
+                sockets.push(listen(v6, true)?);
+            }
+            Ok(Listeners { sockets })
         })
         .collect()
 }
 
+/// Shares out the listeners of a former agent. Where it had fewer than there are workers, sockets are
+/// added; these are bound and do not listen before they are served, so giving up loses no connection.
+///
+/// # Errors
+/// When a descriptor is no listener on this port, or no socket can be added.
+pub fn inherit(descriptors: Vec<OwnedFd>, port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for descriptor in descriptors {
+        let socket = Socket::from(descriptor);
+        let listens = socket.is_listener()?;
+        let addr = socket.local_addr()?.as_socket();
+        let family = match addr {
+            Some(SocketAddr::V4(_)) => &mut v4,
+            Some(SocketAddr::V6(_)) | None => &mut v6,
+        };
+        if !listens || addr.is_none_or(|addr| addr.port() != port || !addr.ip().is_unspecified()) {
+            let what = format!("one of the sockets handed over is no listener on port {port}: {addr:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        socket.set_nonblocking(true)?;
+        family.push(std::net::TcpListener::from(socket));
+    }
+    let (any4, any6) = wildcards(port);
+    for (family, any) in [(&mut v4, any4), (&mut v6, any6)] {
+        // A node without IPv6 does without.
+        while !family.is_empty() && family.len() < workers {
+            family.push(bind(any, true)?.into());
+        }
+    }
+    let mut all: Vec<_> = (0..workers).map(|_| Listeners::default()).collect();
+    for family in [v4, v6] {
+        for (number, socket) in family.into_iter().enumerate() {
+            all[number % workers].sockets.push(socket);
+        }
+    }
+    Ok(all)
+}
+
+fn wildcards(port: u16) -> (SocketAddr, SocketAddr) {
+    let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    (v4, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))
+}
+
 fn listen(addr: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
+    let socket = bind(addr, share)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind(addr: SocketAddr, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -62,42 +140,90 @@ fn listen(addr: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_port(share)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
-/// Accepts until the worker is told to stop, then takes what the kernel has accepted already, and
-/// closes. `permits` bounds the connections of this worker; `tasks` owns them.
+/// Accepts while the gate is open, until the worker is told to stop, then takes what the kernel has
+/// accepted already, and closes. Stopped behind a closed gate, it takes nothing: the queues are another
+/// process's. `permits` bounds the connections of this worker; `tasks` owns them.
 ///
 /// # Errors
 /// The sockets cannot be registered with this thread's runtime.
 pub async fn serve(
     lanes: Rc<Lanes>,
     listeners: Listeners,
+    gate: Gate,
     permits: usize,
     tasks: TaskTracker,
 ) -> io::Result<()> {
-    let permits = Arc::new(Semaphore::new(permits));
-    let v4 = TcpListener::from_std(listeners.v4)?;
-    let v6 = listeners.v6.map(TcpListener::from_std).transpose()?;
-    let on_v4 = accept(&lanes, v4, &permits, &tasks);
-    match v6 {
-        Some(v6) => {
-            tokio::join!(on_v4, accept(&lanes, v6, &permits, &tasks));
-        }
-        None => on_v4.await,
+    // Each loop holds one while it waits.
+    let permits = Arc::new(Semaphore::new(permits.max(listeners.len())));
+    let mut loops = JoinSet::new();
+    for socket in listeners.sockets {
+        let entrance = gate.entrance();
+        loops.spawn_local(accept(lanes.clone(), socket, entrance, permits.clone(), tasks.clone()));
+    }
+    while let Some(ended) = loops.join_next().await {
+        ended.map_err(io::Error::other)??;
     }
     Ok(())
 }
 
-async fn accept(lanes: &Rc<Lanes>, listener: TcpListener, permits: &Arc<Semaphore>, tasks: &TaskTracker) {
+async fn accept(
+    lanes: Rc<Lanes>,
+    socket: std::net::TcpListener,
+    mut entrance: Entrance,
+    permits: Arc<Semaphore>,
+    tasks: TaskTracker,
+) -> io::Result<()> {
+    let Some(mut inside) = enter(&lanes, &mut entrance).await else { return Ok(()) };
+    // Not before the worker may accept: connections would be promised what a start that fails takes back.
+    // Of a socket that listens already this sets the length of the queue.
+    SockRef::from(&socket).listen(BACKLOG)?;
+    let listener = TcpListener::from_std(socket)?;
+    while let Left::Closed = accept_while_open(&lanes, &listener, inside, &permits, &tasks).await {
+        inside = match enter(&lanes, &mut entrance).await {
+            Some(inside) => inside,
+            None => return Ok(()),
+        };
+    }
+    take_the_rest(&lanes, &listener, &permits, &tasks).await;
+    Ok(())
+}
+
+/// Waits for the gate; `None`: stopped behind a closed one.
+async fn enter(lanes: &Lanes, entrance: &mut Entrance) -> Option<Inside> {
+    // Both are cancel-safe. The gate first: behind an open one the queue is this worker's to the end.
+    tokio::select! {
+        biased;
+        inside = entrance.opened() => Some(inside),
+        () = lanes.around.stop.cancelled() => None,
+    }
+}
+
+/// Why accepting ended.
+enum Left {
+    /// The gate closed, and may open again.
+    Closed,
+    /// The worker is to stop.
+    Stopped,
+}
+
+async fn accept_while_open(
+    lanes: &Rc<Lanes>,
+    listener: &TcpListener,
+    mut inside: Inside,
+    permits: &Arc<Semaphore>,
+    tasks: &TaskTracker,
+) -> Left {
     let mut pause = BACKOFF.0;
     loop {
-        // Acquire and accept are cancel-safe: neither has taken anything when it is dropped.
+        // All are cancel-safe: none has taken anything when it is dropped.
         let accepted = tokio::select! {
             biased;
-            () = lanes.around.stop.cancelled() => break,
-            accepted = next(&listener, permits) => accepted,
+            () = inside.closed() => return Left::Closed,
+            () = lanes.around.stop.cancelled() => return Left::Stopped,
+            accepted = next(listener, permits) => accepted,
         };
         match accepted {
             Ok((stream, peer, permit)) => {
@@ -112,7 +238,15 @@ async fn accept(lanes: &Rc<Lanes>, listener: TcpListener, permits: &Arc<Semaphor
             }
         }
     }
-    // Whoever the kernel has told "connected" is served, not reset.
+}
+
+/// Whoever the kernel has told "connected" is served, not reset.
+async fn take_the_rest(
+    lanes: &Rc<Lanes>,
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+    tasks: &TaskTracker,
+) {
     while let Ok(permit) = permits.clone().try_acquire_owned() {
         let accepted = tokio::select! {
             biased;
@@ -173,5 +307,33 @@ mod tests {
         assert_eq!(open(port, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(other);
         assert_eq!(open(port, 2).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn inherited_sockets_are_shared_out_over_more_and_over_fewer_workers() {
+        let four = open(free_port(), 4).unwrap();
+        let families = four[0].len();
+        let port = four[0].sockets[0].local_addr().unwrap().port();
+        let duplicates = |all: &[Listeners]| all.iter().flat_map(|l| l.duplicates().unwrap()).collect();
+        let one = inherit(duplicates(&four), port, 1).unwrap();
+        assert_eq!(one[0].len(), 4 * families);
+        let three = inherit(duplicates(&one), port, 3).unwrap();
+        assert!(three.iter().all(|listeners| !listeners.is_empty()));
+        assert_eq!(three.iter().map(Listeners::len).sum::<usize>(), 4 * families);
+        drop((four, one));
+        let six = inherit(duplicates(&three), port, 6).unwrap();
+        assert!(six.iter().all(|listeners| listeners.len() == families));
+        // Those that were added take no connection before they are served.
+        let listening =
+            six.iter().flat_map(|l| &l.sockets).filter(|s| SockRef::from(s).is_listener().unwrap());
+        assert_eq!(listening.count(), 4 * families);
+
+        let other = inherit(duplicates(&six), port ^ 1, 2).unwrap_err();
+        assert!(other.to_string().contains("no listener on port"), "{other}");
+    }
+
+    fn free_port() -> u16 {
+        let any = listen(SocketAddr::from(([0, 0, 0, 0], 0)), false).unwrap();
+        any.local_addr().unwrap().port()
     }
 }

@@ -9,6 +9,7 @@ pub mod authority;
 pub mod buffer;
 pub mod connection;
 pub mod flow;
+pub mod gate;
 mod hello;
 pub mod http1;
 pub mod listener;

@@ -13,6 +13,7 @@ use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
+use super::gate::Gate;
 use super::listener::{self, Listeners};
 use super::pulse::Pulse;
 use super::worker::{Lanes, Surroundings};
@@ -31,6 +32,8 @@ pub struct Parts {
     pub generation: Arc<Generation>,
     /// Its listening sockets.
     pub listeners: Listeners,
+    /// Whether it accepts; its own.
+    pub gate: Gate,
     /// Says that it answers.
     pub pulse: Pulse,
     /// What does not depend on the configuration.
@@ -49,12 +52,11 @@ pub fn spawn(parts: Parts) -> io::Result<JoinHandle<io::Result<usize>>> {
 }
 
 async fn run(parts: Parts) -> io::Result<usize> {
-    // Each family's listener holds one while it waits.
     let plan = &parts.generation.plan;
-    let permits = (plan.limits.connections / plan.workers).max(2);
+    let permits = plan.limits.connections / plan.workers;
     let lanes = Rc::new(Lanes::new(parts.generation, parts.around).map_err(io::Error::other)?);
     let connections = TaskTracker::new();
-    let serve = listener::serve(lanes.clone(), parts.listeners, permits, connections.clone());
+    let serve = listener::serve(lanes.clone(), parts.listeners, parts.gate, permits, connections.clone());
     let until_done = async {
         serve.await?;
         connections.close();

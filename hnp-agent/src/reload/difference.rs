@@ -140,6 +140,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("admin.listen", written.admin.listen != listen),
         ("log.format", written.log.format != format),
         ("log.access", written.log.access != access),
+        ("run_dir", written.run_dir != running.run_dir),
         ("workers", written.workers != running.workers),
     ];
     let waiting = waiting.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
@@ -149,6 +150,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         log: Log { format, access, ..written.log },
         admin: running.admin.clone(),
         kubernetes: running.kubernetes.clone(),
+        run_dir: running.run_dir.clone(),
         workers: running.workers,
         ..written
     };

@@ -285,6 +285,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
         kubernetes: None,
         admin: Admin { listen: None },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },
+        run_dir: "/nowhere".into(),
         drain_deadline: Duration::from_secs(1),
         workers: 1,
     }

@@ -65,6 +65,8 @@ metrics! {
     TRUST_ROOTS = "hnp_trust_roots", Gauge, "Roots of the trust in use";
     TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots that were refused";
     TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
+    TAKE_OVER_PAUSE = "hnp_take_over_pause_seconds", Gauge, "How long no connection was accepted while this agent took over from the one before; 0 when it did not";
+    HANDOVERS_FAILED = "hnp_handovers_failed", Counter, "Successors that asked to take over and did not: this agent went on";
     STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";

@@ -16,6 +16,8 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// `capture.bpffs`
     pub bpffs: PathBuf,
+    /// `run_dir`
+    pub run_dir: PathBuf,
     /// `admin.listen`
     pub admin: SocketAddr,
     /// `drain.deadline`
@@ -44,6 +46,7 @@ impl Config {
         Self {
             cgroup: world.kubepods(),
             bpffs: world.bpffs(),
+            run_dir: world.run_dir(),
             admin: SocketAddr::from(([127, 0, 0, 1], 15090)),
             drain: "10s".to_owned(),
             workers: 2,
@@ -90,7 +93,7 @@ impl Config {
 
     fn write(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        let Self { cgroup, bpffs, admin, drain, workers, resolver, .. } = self;
+        let Self { cgroup, bpffs, run_dir, admin, drain, workers, resolver, .. } = self;
         writeln!(text, "capture:\n  cgroup: {}\n  bpffs: {}", cgroup.display(), bpffs.display())?;
         for setting in self.capture.split(", ").filter(|setting| !setting.is_empty()) {
             writeln!(text, "  {setting}")?;
@@ -124,6 +127,7 @@ impl Config {
         }
         writeln!(text, "admin: {{listen: \"{admin}\"}}")?;
         writeln!(text, "log: {{format: json, level: info, access: true}}")?;
+        writeln!(text, "run_dir: {}", run_dir.display())?;
         writeln!(text, "drain: {{deadline: {drain}}}\nworkers: {workers}")?;
         Ok(text)
     }

@@ -113,6 +113,35 @@ impl Agent {
         self.running.signal(Signal::SIGHUP);
     }
 
+    /// Starts a successor of the agent that runs, with `--take-over`, and does not wait.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn take_over(place: Place, config: &Config) -> Self {
+        Self::spawn_with(place, config, &["--take-over"])
+    }
+
+    /// Starts the agent as a DaemonSet does, with `--take-over` and `--stay`, and does not wait.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn take_over_and_stay(place: Place, config: &Config) -> Self {
+        Self::spawn_with(place, config, &["--take-over", "--stay"])
+    }
+
+    #[track_caller]
+    fn spawn_with(place: Place, config: &Config, flags: &[&str]) -> Self {
+        let path = write_config(&place.world, config);
+        let mut command = command(&place, "run", &path).args(flags).capabilities(CAPABILITIES);
+        for (key, value) in &config.env {
+            command = command.env(key, value);
+        }
+        let running = command.spawn();
+        Self { running, place, admin: config.admin, config: path }
+    }
+
     /// Runs `hnp-agent check` on a configuration.
     ///
     /// # Panics
@@ -355,10 +384,11 @@ impl Drop for Agent {
     }
 }
 
-/// What the agent leaves behind on a node: pins, and routes of the VIP ranges.
+/// What the agent leaves behind on a node: pins, its socket, and routes of the VIP ranges.
 pub fn remains(world: &World) -> Vec<String> {
     let mut found = Vec::new();
-    pins_below(&world.bpffs(), &mut found);
+    files_below("pin", &world.bpffs(), &mut found);
+    files_below("socket", &world.run_dir(), &mut found);
     for family in ["-4", "-6"] {
         let output = world.node_netns().run(|| {
             std::process::Command::new("ip").args([family, "route", "show", "table", "all"]).output()
@@ -371,13 +401,13 @@ pub fn remains(world: &World) -> Vec<String> {
     found
 }
 
-fn pins_below(dir: &Path, found: &mut Vec<String>) {
+fn files_below(kind: &str, dir: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            pins_below(&path, found);
+            files_below(kind, &path, found);
         } else {
-            found.push(format!("pin {}", path.display()));
+            found.push(format!("{kind} {}", path.display()));
         }
     }
 }

@@ -14,6 +14,7 @@ use hnp_tests::wire::{Framing, Wire};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant as TokioInstant, sleep, sleep_until, timeout};
 
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
 
 async fn perform(job: Job) -> Result<Report> {
     match job {
-        Job::Short { targets, total, concurrency } => Ok(short(targets, total, concurrency).await),
+        Job::Short { targets, total, concurrency } => short(targets, total, concurrency).await,
         Job::Held { targets, connections } => Ok(held(targets, connections).await),
         Job::Steady { target, rate, connections, seconds } => {
             Ok(steady(target, rate, connections, Duration::from_secs_f64(seconds)).await)
@@ -110,6 +111,7 @@ impl Tally {
         match error.downcast_ref::<Wrong>() {
             Some(Wrong::Manager(..)) => report.misrouted += 1,
             Some(Wrong::Token(..)) => report.mixed_up += 1,
+            Some(Wrong::Peer(..)) => report.unmasked += 1,
             None => {}
         }
         if report.failures.len() < WORDS {
@@ -122,17 +124,19 @@ impl Tally {
     }
 }
 
-/// An answer that belongs to somebody else.
+/// An answer that belongs to somebody else, or an address that does.
 #[derive(Debug)]
 enum Wrong {
     Manager(String, String),
     Token(String, String),
+    Peer(SocketAddr, SocketAddr),
 }
 
 impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Manager(expected, got) => write!(f, "answered by {got:?}, expected {expected:?}"),
+            Self::Peer(dialled, got) => write!(f, "dialled {dialled}, getpeername says {got}"),
             Self::Token(expected, got) => write!(f, "token {got:?} in the answer to {expected:?}"),
         }
     }
@@ -140,7 +144,7 @@ impl std::fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-async fn short(targets: Vec<Target>, total: u64, concurrency: u64) -> Report {
+async fn short(targets: Vec<Target>, total: u64, concurrency: u64) -> Result<Report> {
     let (tally, next) = (Arc::new(Tally::default()), Arc::new(AtomicU64::new(0)));
     let targets = Arc::new(targets);
     let mut workers = JoinSet::new();
@@ -162,8 +166,15 @@ async fn short(targets: Vec<Target>, total: u64, concurrency: u64) -> Report {
             }
         });
     }
-    while workers.join_next().await.is_some() {}
-    tally.into_report()
+    // SIGTERM: what has begun is finished, and reported.
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            joined = workers.join_next() => if joined.is_none() { break },
+            _ = terminate.recv() => next.store(total, Ordering::Relaxed),
+        }
+    }
+    Ok(tally.into_report())
 }
 
 async fn held(targets: Vec<Target>, connections: u64) -> Report {
@@ -278,7 +289,7 @@ async fn dial(target: &Target) -> Result<Wire> {
     let stream = TcpStream::connect(target.addr).await.with_context(|| format!("connect {}", target.addr))?;
     stream.set_nodelay(true)?;
     let peer = stream.peer_addr()?;
-    ensure!(peer == target.addr, "dialled {}, getpeername says {peer}", target.addr);
+    ensure!(peer == target.addr, Wrong::Peer(target.addr, peer));
     Ok(Wire::new(Box::new(stream), Arc::default()))
 }
 

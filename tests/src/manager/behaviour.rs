@@ -4,7 +4,7 @@
 //! | path | answer |
 //! |---|---|
 //! | anything else | JSON of what the manager saw, the body's length and hash included |
-//! | `/bytes/N?seed=S` | N bytes of a [`Pattern`]; `&chunked` for chunked transfer coding |
+//! | `/bytes/N?seed=S` | N bytes of a [`Pattern`]; `&chunked` for chunked transfer coding, `&ms=M` for M ms between blocks |
 //! | `/echo` | the request's body |
 //! | `/slow?ms=N` | as anything else, N ms later |
 //! | `/drip?parts=N&ms=M` | N chunks of the token, M ms apart |
@@ -199,12 +199,16 @@ impl Exchange<'_> {
         if self.request.method == "HEAD" {
             return Ok(());
         }
+        let slow = query_value(&self.request.target, "ms").is_some();
         let mut pattern = Pattern::new(seed, length);
         while let Some(block) = pattern.next_block() {
             if chunked {
                 self.chunk(block).await?;
             } else {
                 self.wire.write(block).await?;
+            }
+            if slow {
+                tokio::time::sleep(self.pause()).await;
             }
         }
         if chunked { self.wire.write(b"0\r\n\r\n").await } else { Ok(()) }

@@ -57,6 +57,11 @@ impl World {
         self.dir.join("bpffs/hnp")
     }
 
+    /// The agent's `run_dir` on this node.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
     /// The node's namespace.
     pub fn node_netns(&self) -> &Netns {
         &self.node

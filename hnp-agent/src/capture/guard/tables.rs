@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(ones(&[]), 0);
         let two = [guarded("10.0.0.1", 32, 80), guarded("fd00::1", 128, 80)];
         assert_eq!(ones(&two), 2);
-        let bit = Address::from(two[1].range.addr).filter_bit();
+        let bit = Address::from(two[1].net.addr).filter_bit();
         assert_ne!(filter_of(&two)[bit as usize / 64] >> (bit % 64) & 1, 0);
         assert_eq!(ones(&[two[0], guarded("10.0.0.0", 8, 80)]), 1 << 16);
     }

@@ -152,6 +152,7 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
             )
             .to_lowercase(),
         ),
+        ("run_dir", plan.run_dir.display().to_string()),
         ("drain", humane(plan.drain_deadline)),
         ("workers", plan.workers.to_string()),
     ]

@@ -31,6 +31,7 @@ resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait}
 admin: {listen: "0.0.0.0:9090"}
 log: {format: text, level: debug, access: false}
+run_dir: /run/other
 drain: {deadline: 7s}
 workers: 3
 "#;
@@ -108,6 +109,7 @@ fn every_key_is_read() {
     assert_eq!(plan.admin.listen, Some("0.0.0.0:9090".parse().unwrap()));
     assert_eq!((plan.log.level.as_str(), plan.log.access), ("debug", false));
     assert_eq!((plan.drain_deadline, plan.workers), (seconds(7), 3));
+    assert_eq!(plan.run_dir, Path::new("/run/other"));
 }
 
 #[test]
@@ -122,6 +124,7 @@ fn a_small_configuration_gets_the_defaults() {
     assert_eq!(plan.trusts[route.trust].roots, Roots::System);
     assert_eq!(plan.admin.listen, Some(defaults::ADMIN_LISTEN));
     assert_eq!(plan.workers, 5);
+    assert_eq!(plan.run_dir, Path::new("/run/hnp"));
     assert_eq!(plan.kubernetes, None);
 }
 
