@@ -73,10 +73,10 @@ pub fn examine(plan: &plan::Capture) -> Vec<Finding> {
         }
     };
     findings.extend(kernel());
-    if let Some(node) = &node {
-        if let Err(error) = foreign::check(&node.cgroup, PROGRAMS.map(|(_, attach_type)| attach_type)) {
-            findings.push(Finding::new("node", "other programs", State::Bad, error.to_string()));
-        }
+    if let Some(node) = &node
+        && let Err(error) = foreign::check(&node.cgroup, PROGRAMS.map(|(_, attach_type)| attach_type))
+    {
+        findings.push(Finding::new("node", "other programs", State::Bad, error.to_string()));
     }
     findings.extend(programs(plan, node.as_ref()));
     findings.extend(agent(&plan.bpffs));

@@ -114,8 +114,8 @@ impl Former {
 
     /// Whether its programs and this build's can work side by side, on the same sockets.
     pub(super) fn can_be_updated(&self, object: &HashMap<String, Shape>) -> bool {
-        let same = |name: &&str| self.maps.get(*name).map(|(shape, _)| shape) == object.get(*name);
-        self.schema == Some(Meta::SCHEMA) && SHARED_STATE.iter().all(|name| same(&name))
+        let same = |name: &str| self.maps.get(name).map(|(shape, _)| shape) == object.get(name);
+        self.schema == Some(Meta::SCHEMA) && SHARED_STATE.iter().all(|name| same(name))
     }
 
     /// The maps that this build can use as they are.

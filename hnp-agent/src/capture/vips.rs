@@ -107,9 +107,11 @@ impl VipPool {
     }
 
     fn longest_rested(&mut self, now_ns: u64) -> Option<IpAddr> {
-        let rested =
-            |(_, _, since): &(IpAddr, AddrRange, u64)| now_ns.saturating_sub(*since) >= QUARANTINE_NS;
-        self.resting.pop_front_if(|resting| rested(resting)).map(|(vip, _, _)| vip)
+        let (_, _, since) = self.resting.front()?;
+        if now_ns.saturating_sub(*since) < QUARANTINE_NS {
+            return None;
+        }
+        self.resting.pop_front().map(|(vip, _, _)| vip)
     }
 
     fn at(&self, offset: u128) -> IpAddr {
