@@ -264,6 +264,10 @@ pub(crate) fn forget(sk: *mut bpf_sock, cookie: impl FnOnce() -> u64) {
 /// and a client may well have sent all it had to say and be gone by then: that flow is marked, and
 /// the agent sweeps it out if it never comes to accept it.
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, the key would be copied to the stack"
+)]
 pub(crate) fn release(state: &mut SocketState, established: bool, cookie: impl FnOnce() -> u64) {
     if state.flags & SocketState::COUNTED != 0 {
         uncount_connection(state.pod_id);
