@@ -296,7 +296,7 @@ mod tests {
             &plan(&[(&["c.test:80"], Enforcement::Loose), (&["a.test:81"], Enforcement::Strict)]),
             now,
         );
-        assert_eq!(shown(&table, now), ["10.0.0.1:81 [1] strict"]);
+        assert_eq!(shown(&table, now), ["10.0.0.1:81 [1]"]);
         assert_eq!(table.take_due(now), [Arc::from("c.test")], "what is known is not asked for again");
         table.resolved("b.test", &[ip("10.0.0.2")], now + secs(60), now);
         assert_eq!(shown(&table, now).len(), 1, "a look-up that ends too late adds nothing");
