@@ -161,6 +161,8 @@ fn certificate(reason: &str, issue: impl Fn(&Scene) -> hnp_tests::pki::Leaf) {
     assert_eq!(impostor.payload_received(), 0, "not one byte of the request");
     assert!(impostor.request_count() == 0 && !impostor.connections().is_empty(), "it was dialled");
     drop(impostor);
+    // Strict destinations stay refused without an agent.
+    assert!(Agent::clean_up(&scene).status.success());
     let genuine = tls("genuine", 80, &scene.server);
     let answer = client::raw(&scene.pod(), (MANAGER4, 80), vec![RawCase::new(get("/x"))]).remove(0);
     assert_eq!(genuine.request_count(), 1, "the control, without the agent: {}", answer.text());

@@ -23,8 +23,12 @@ fn the_recipe_word_for_word() {
     let (agent, answer, seen) = presented(&scene, &files, &dir.join("ca.crt"));
     assert!(answer.starts_with("SUCCESS|") && answer.contains("CN=Client"), "{answer}");
     assert!(seen[0].to_ascii_lowercase().contains(&pki::serial_of(&files.certificate)), "{seen:?}");
-    let warnings: Vec<String> =
-        agent.log().lines().filter(|line| line.contains("\"WARN\"")).map(str::to_owned).collect();
+    let warnings: Vec<String> = agent
+        .log()
+        .lines()
+        .filter(|line| line.contains("\"WARN\"") && line.contains("hnp_agent::identity"))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(warnings.len(), 1, "one warning: {warnings:?}");
     assert!(warnings[0].contains("version 1") || warnings[0].contains("v1"), "{warnings:?}");
 }
