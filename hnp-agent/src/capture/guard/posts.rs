@@ -90,7 +90,8 @@ impl Posts {
         let wanted: Vec<_> = veths.iter().filter(|veth| !self.uplinks.contains(&veth.index)).collect();
         if wanted.is_empty() && !veths.is_empty() && !self.said_nothing_to_guard {
             self.said_nothing_to_guard = true;
-            tracing::warn!(
+            // On a node that is itself a container and has no pod yet that is as it should be.
+            tracing::info!(
                 "no interface to guard: the only veth is this network namespace's own uplink. If pods' veths \
                  end elsewhere, the guard cannot hold: run the agent in the node's network namespace"
             );
