@@ -11,6 +11,7 @@ use hnp_common::layout::{Destination, SocketState, enforcement};
 use crate::caller::Caller;
 use crate::ctx::{self, ECONNREFUSED, Endpoint};
 use crate::maps::config;
+use crate::stack::read_address;
 use crate::{caller, maps};
 
 #[inline(always)]
@@ -100,7 +101,7 @@ fn to_destination(
         return Err(Verdict::RefusedStale);
     }
     stream_only(ctx)?;
-    let vip = Endpoint { address: destination.vip, port: config!(agent_port) };
+    let vip = Endpoint { address: read_address(&destination.vip), port: config!(agent_port) };
     let flags = if enforcement == enforcement::STRICT { SocketState::STRICT } else { 0 };
     remember(ctx, &caller, dialled, vip, destination.id, flags)?;
     Ok(Way { verdict: Verdict::Redirected, to: vip })

@@ -5,6 +5,7 @@ use hnp_common::Verdict;
 
 use crate::ctx::{self, ALLOW, Endpoint};
 use crate::maps;
+use crate::stack::read_address;
 
 #[inline(always)]
 pub(crate) fn v4(ctx: &SockAddrContext) -> i32 {
@@ -33,5 +34,5 @@ fn dialled(ctx: &SockAddrContext, peer: Endpoint) -> Option<Endpoint> {
         return None;
     }
     maps::count(Verdict::PeerRestored);
-    Some(Endpoint { address: state.orig_address, port: state.orig_port })
+    Some(Endpoint { address: read_address(&state.orig_address), port: state.orig_port })
 }

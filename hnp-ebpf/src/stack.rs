@@ -6,7 +6,9 @@
 //! variables, knows nothing of it. A store of eight bytes is always right.
 
 use core::mem::MaybeUninit;
-use core::ptr::write_volatile;
+use core::ptr::{read_volatile, write_volatile};
+
+use hnp_common::layout::Address;
 
 /// `N` words on the stack, for a helper to read.
 pub(crate) struct Words<const N: usize>(MaybeUninit<[u64; N]>);
@@ -39,4 +41,14 @@ impl<const N: usize> Words<N> {
 #[inline(always)]
 pub(crate) fn pair(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
+}
+
+/// An address out of a map's value, read word by word. Copied as a whole it would be put on the stack in
+/// pieces of four bytes.
+#[inline(always)]
+pub(crate) fn read_address(from: &Address) -> Address {
+    let [a, b, c, d] = &from.0;
+    // SAFETY: references can be read. Volatile, so that the compiler does not make a copy of it.
+    let read = |word: &u32| unsafe { read_volatile(word) };
+    Address([read(a), read(b), read(c), read(d)])
 }
