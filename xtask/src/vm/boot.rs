@@ -161,13 +161,20 @@ pub(super) fn run(tools: &Tools, prepared: &Prepared, job: &Job, dir: &Path) -> 
     })
 }
 
+/// So many failures are named while a guest runs: where nearly all fail, it is for one reason.
+const MANY: usize = 20;
+
 /// Says which scenarios failed since the last look; returns how many have failed.
 fn tell_failures(log: &Path, told: usize, version: &str) -> usize {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let failed: Vec<&str> =
         text.lines().filter(|line| line.starts_with("test ") && line.ends_with("... FAILED")).collect();
-    for line in failed.iter().skip(told) {
-        note(&format!("Linux {version}: {line}"));
+    for (number, line) in failed.iter().enumerate().skip(told) {
+        match number {
+            0..MANY => note(&format!("Linux {version}: {line}")),
+            MANY => note(&format!("Linux {version}: many more; they are in {}", log.display())),
+            _ => {}
+        }
     }
     failed.len().max(told)
 }

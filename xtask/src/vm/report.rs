@@ -92,7 +92,14 @@ impl Report {
     pub(super) fn failures(&self) -> String {
         let mut text = format!("---- Linux {}; all of it is in {}\n", self.version, self.dir);
         match self.status {
-            Status::Exit(_) => text.push_str(&self.details),
+            Status::Exit(_) => {
+                const ENOUGH: usize = 60_000;
+                let cut = self.details.floor_char_boundary(ENOUGH);
+                text.push_str(&self.details[..cut]);
+                if cut < self.details.len() {
+                    text.push_str("\n... and so on, in run/scenarios.log there\n");
+                }
+            }
             Status::Died | Status::TimedOut => {
                 let lines: Vec<&str> = self.console.lines().collect();
                 text.push_str("the console's last lines:\n");

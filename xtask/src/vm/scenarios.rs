@@ -9,10 +9,13 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 4] = [
+const HOST_ONLY: [(&str, &str); 7] = [
     ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
     ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
     ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
+    ("churn::every_connection_is_the_right_pods_and_nothing_is_left", "count: pods that come and go"),
+    ("crash::loose_goes_direct_while_nobody_answers_and_is_captured_again", "rate"),
+    ("crash::strict_refuses_at_once_and_lets_nothing_by", "rate"),
     ("bad_responses::sixty_four_pods_never_see_each_others_bytes", "load of 64 pods at a time"),
 ];
 
