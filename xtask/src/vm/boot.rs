@@ -32,10 +32,8 @@ const MEMORY: &str = "3072";
 
 /// What the scenarios in a guest are run from.
 pub(super) struct Job {
-    /// The agent.
-    pub(super) agent: PathBuf,
-    /// The kit's load generator.
-    pub(super) load: PathBuf,
+    /// The agent, and what the kit runs beside it.
+    pub(super) programs: Vec<PathBuf>,
     /// The scenarios' executable.
     pub(super) scenarios: PathBuf,
     /// The directory of the tests' crate.
@@ -65,12 +63,14 @@ impl Job {
         fs::write(share.join("guest.sh"), GUEST)?;
         fs::write(share.join("job.sh"), self.script())?;
         fs::create_dir(share.join("programs"))?;
-        for (program, name) in
-            [(&self.agent, "hnp-agent"), (&self.load, "hnp-test-load"), (&self.scenarios, "scenarios")]
-        {
+        let copy = |program: &Path, name: &std::ffi::OsStr| {
             let to = share.join("programs").join(name);
-            fs::copy(program, &to).with_context(|| format!("cannot copy {}", program.display()))?;
+            fs::copy(program, to).with_context(|| format!("cannot copy {}", program.display()))
+        };
+        for program in &self.programs {
+            copy(program, program.file_name().context("a program has a name")?)?;
         }
+        copy(&self.scenarios, "scenarios".as_ref())?;
         Ok(())
     }
 }
@@ -146,7 +146,7 @@ pub(super) fn run(tools: &Tools, prepared: &Prepared, job: &Job, dir: &Path) -> 
         thread::sleep(Duration::from_millis(200));
     };
     drop(guest);
-    // 80 MB that are the same for every kernel, and lie elsewhere.
+    // 100 MB that are the same for every kernel, and lie elsewhere.
     fs::remove_dir_all(share.join("programs")).context("cannot remove the guest's programs")?;
     tell_failures(&share.join("scenarios.log"), told, &version);
     let status = fs::read_to_string(share.join("status")).ok().and_then(|text| text.trim().parse().ok());

@@ -33,8 +33,8 @@ need ip link set lo up
 # Into memory: a page of a program that comes through a file system of the machine's costs more than all
 # the rest. From the folder whose reads are not cached: Linux 5.10 fills its cache in pieces of 4 KiB.
 need mkdir -p /run/hnp/deps
-need cp /run/vm/programs/hnp-agent /run/vm/programs/hnp-test-load /run/hnp/
-need cp /run/vm/programs/scenarios /run/hnp/deps/scenarios
+need cp /run/vm/programs/* /run/hnp/
+need mv /run/hnp/scenarios /run/hnp/deps/scenarios
 : >/run/hnp/CACHEDIR.TAG
 need cd "$CRATE"
 export TMPDIR=/run/tmp HNP_AGENT_BIN=/run/hnp/hnp-agent HNP_TEST_PATIENCE=10 HNP_TEST_VM=1 HNP_TEST_LACKS=/run/vm/lacks

@@ -14,7 +14,7 @@ mod report;
 mod scenarios;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
@@ -59,8 +59,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("scenarios-")))
         .context("hnp-tests has no test named scenarios")?;
     let job = Job {
-        agent,
-        load: workspace.debug_bin("hnp-test-load"),
+        programs: programs_beside(&agent)?,
         arguments: scenarios::arguments(&executable, arguments)?,
         scenarios: executable,
         tests_crate: workspace.root.join("tests"),
@@ -76,6 +75,20 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
         eprintln!("{}", report.failures());
     }
     if bad.is_empty() { Ok(()) } else { bail!("the scenarios do not hold on {} of the kernels", bad.len()) }
+}
+
+/// The test kit's programs: cargo puts them where the agent is.
+fn programs_beside(agent: &Path) -> Result<Vec<PathBuf>> {
+    let dir = agent.parent().context("the agent lies in a folder")?;
+    let mut programs = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("hnp-") && path.extension().is_none() && path.is_file() {
+            programs.push(path);
+        }
+    }
+    Ok(programs)
 }
 
 /// Boots the kernels, some at a time; the reports come in the kernels' order.
