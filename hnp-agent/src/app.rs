@@ -173,8 +173,9 @@ async fn serve(
     if failed.is_none() {
         tasks.spawn(reloader.watch(hangup, tasks.token()));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
-        let follow =
-            upkeep::Follow { capture: captured.clone(), pods, workloads: workloads.clone(), observed };
+        let labels = follow_labels(&plan, &generations, &telemetry, &tasks);
+        let (capture, workloads) = (captured.clone(), workloads.clone());
+        let follow = upkeep::Follow { capture, pods, labels, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(captured.clone(), readiness.clone(), tasks.token()));
@@ -388,6 +389,29 @@ fn look_after_the_startup_taint(
     let gauges = status.clone();
     telemetry.register(move |out| gauges.write(out));
     tasks.spawn(kubernetes::take_off(cluster, readiness.clone(), status, tasks.token()));
+}
+
+/// The labels of the node's pods, from when a route selects by them.
+fn follow_labels(
+    plan: &Plan,
+    generations: &Receiver<Arc<Generation>>,
+    telemetry: &Arc<Telemetry>,
+    tasks: &Tasks,
+) -> kubernetes::PodLabels {
+    let labels = kubernetes::PodLabels::default();
+    let Some(cluster) = plan.kubernetes.clone() else { return labels };
+    let (followed, shown, telemetry) = (labels.clone(), labels.clone(), telemetry.clone());
+    let mut generations = generations.clone();
+    let wanted = async move {
+        let selects =
+            |generation: &Arc<Generation>| generation.plan.routes.iter().any(|route| route.selects());
+        if generations.wait_for(selects).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        telemetry.register(move |out| shown.write(out));
+    };
+    tasks.spawn(kubernetes::follow(cluster, wanted, followed, tasks.token()));
+    labels
 }
 
 /// Two descriptors per connection: the soft limit is raised to the hard one.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::{Capture, CaptureError, PodFacts};
 use crate::config::plan::Enforcement;
 use crate::generation::Generation;
+use crate::kubernetes::PodLabels;
 use crate::observed;
 use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
@@ -182,6 +183,8 @@ pub struct Follow {
     pub capture: SharedCapture,
     /// Where pods are looked for.
     pub pods: Pods,
+    /// Their labels.
+    pub labels: PodLabels,
     /// Who a cgroup is.
     pub workloads: Arc<dyn WorkloadSource>,
     /// Where observations go.
@@ -197,7 +200,7 @@ const LOOK_FOR_PODS: Duration = Duration::from_millis(200);
 pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow, cancel: CancellationToken) {
     let mut tick = interval(LOOK_FOR_PODS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told: Option<(u64, Vec<PodCgroup>)> = None;
+    let mut told: Option<(u64, Vec<PodFacts>)> = None;
     let mut failed = false;
     while next(&mut tick, &cancel).await.is_some() {
         let generation = generations.borrow().clone();
@@ -208,7 +211,7 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
             continue;
         }
         let pods = match follow.pods.list() {
-            Ok(pods) => (generation.number, pods),
+            Ok(pods) => pods,
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!(
@@ -222,20 +225,27 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         if observing {
             match follow.capture.with(|capture| capture.observations()).transpose() {
                 Ok(None) => {}
-                Ok(Some(seen)) => follow.observed.take(seen, plan, &pods.1, &*follow.workloads),
+                Ok(Some(seen)) => follow.observed.take(seen, plan, &pods, &*follow.workloads),
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
-        if overridden && told.as_ref() != Some(&pods) {
-            let facts =
-                |pod: &PodCgroup| PodFacts { cgroup_id: pod.cgroup_id, namespace: pod.namespace.clone() };
-            let tell = |capture: &mut Capture| capture.set_pods(plan, pods.1.iter().map(facts).collect());
-            match follow.capture.with(tell).transpose() {
-                Ok(None) => {}
-                Ok(Some(())) => told = Some(pods),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again");
-                }
+        if !overridden {
+            continue;
+        }
+        let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {
+            cgroup_id: pod.cgroup_id,
+            labels: follow.labels.of(&pod.uid),
+            namespace: pod.namespace,
+        });
+        let facts = (generation.number, facts.collect::<Vec<_>>());
+        if told.as_ref() == Some(&facts) {
+            continue;
+        }
+        match follow.capture.with(|capture| capture.set_pods(plan, facts.1.clone())).transpose() {
+            Ok(None) => {}
+            Ok(Some(())) => told = Some(facts),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell the kernel which pods there are; trying again");
             }
         }
     }

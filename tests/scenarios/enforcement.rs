@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::api_server::Cluster;
 use hnp_tests::client::{self, End, RawAnswer, RawCase};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, MANAGER6, OTHER4, Pod};
+use serde_json::json;
 
 /// Ten times the heartbeat's limit.
 const STALE: Duration = Duration::from_secs(20);
@@ -154,6 +156,70 @@ fn a_namespace_may_have_another_enforcement_and_unknown_pods_get_the_strictest()
     eventually(STALE, "loose for other namespaces", || {
         (dial(&strict), dial(&unknown)) == (Met::Refused, Met::Manager)
     });
+}
+
+#[test]
+fn pods_are_selected_by_their_labels_and_what_is_known_outlasts_the_api_server() {
+    const SOON: Duration = Duration::from_secs(20);
+    let scene = Scene::for_test();
+    let _manager = scene.loose_manager("manager", 80);
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([]));
+    let (trusted, prod, plain, unknown) = (scene.pod(), scene.pod(), scene.pod(), scene.pod());
+    for (pod, letter) in [(&trusted, "a"), (&prod, "b"), (&plain, "c"), (&unknown, "d")] {
+        name(&scene, pod, "default", letter);
+    }
+    api.apply_pod(&trusted.uid, json!({"role": "trusted"}));
+    api.apply_pod(&prod.uid, json!({"tier": "prod"}));
+    api.apply_pod(&plain.uid, json!({}));
+    // The control for the watch being this node's alone.
+    api.apply_pod_elsewhere(&unknown.uid, json!({"role": "trusted"}));
+    let route = Route::loose("manager", DESTINATIONS, UPSTREAM).set(
+        "overrides",
+        "[{selector: role=trusted, enforcement: observe}, {selector: 'tier in (prod)', enforcement: strict}]",
+    );
+    let config = cluster.config(config(&scene, route));
+    let agent = Agent::start(&scene, &config);
+    let (a_moment, met) = (Duration::from_secs(10), |pods: [&Pod; 4]| pods.map(|pod| dial(pod)));
+    let all = [&trusted, &prod, &plain, &unknown];
+    eventually(a_moment, "labels are known", || dial(&trusted) == Met::Manager);
+    assert_eq!(met(all), [Met::Manager, Met::Agent, Met::Agent, Met::Agent]);
+
+    // Labels change, and a server that has forgotten what came since is asked for all of it.
+    api.apply_pod(&plain.uid, json!({"role": "trusted"}));
+    eventually(SOON, "a label more", || dial(&plain) == Met::Manager);
+    api.forget();
+    api.apply_pod(&plain.uid, json!({"role": "other"}));
+    eventually(SOON, "a label less", || dial(&plain) == Met::Agent);
+
+    // Nobody tells labels any more, and then nobody answers.
+    drop(api);
+    let behind = || agent.metrics().sum("hnp_pod_labels_in_step", &[]) == 0.0;
+    eventually(SOON, "the agent knows that it is behind", behind);
+    assert_eq!(met(all), [Met::Manager, Met::Agent, Met::Agent, Met::Agent]);
+    agent.kill();
+    let left = [Met::Manager, Met::Refused, Met::Manager, Met::Refused];
+    eventually(STALE, "the kernel decides by pod", || met(all) == left);
+
+    // A new agent does not know what the one before it knew, and leaves it as it is.
+    let agent = Agent::start(&scene, &config);
+    let said = agent.log_line("cannot follow pods' labels");
+    assert!(said.contains("unreachable"), "{said}");
+    assert_eq!(met(all), [Met::Manager, Met::Agent, Met::Agent, Met::Agent]);
+    agent.kill();
+    eventually(STALE, "the same as before", || met(all) == left);
+
+    // The control: once it is told otherwise, it is otherwise.
+    let api = cluster.start(json!([]));
+    for pod in all {
+        api.apply_pod(&pod.uid, json!({"tier": "prod"}));
+    }
+    let agent = Agent::start(&scene, &config);
+    eventually(SOON, "nobody is let off", || dial(&trusted) == Met::Agent);
+    api.delete_pod(&plain.uid);
+    agent.kill();
+    eventually(STALE, "strict for all", || met(all).iter().all(|met| *met == Met::Refused));
+    drop(api);
 }
 
 #[test]

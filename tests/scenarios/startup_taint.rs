@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, CAPABILITIES, Config, Route};
-use hnp_tests::api_server::{ApiServer, Behaviour, ServiceAccount};
+use hnp_tests::agent::{Agent, CAPABILITIES, Route};
+use hnp_tests::api_server::{Behaviour, Cluster, NODE};
 use hnp_tests::client::{self, Job, Target};
 use hnp_tests::dns::Dns;
 use hnp_tests::pki::Ca;
@@ -12,9 +12,8 @@ use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
-use serde_json::{Value, json};
+use serde_json::json;
 
-const NODE: &str = "worker-1";
 const TAINT: &str = "hnp.dev/agent-not-ready";
 const NAME: &str = "late.hnp.test";
 /// Pauses between attempts, and a loaded machine.
@@ -160,39 +159,6 @@ fn a_server_that_the_clusters_ca_does_not_know_never_sees_the_token() {
     cluster.ca = genuine;
     let api = cluster.start(taints);
     eventually(SOON, "the taint goes", || api.taints() == json!([]));
-}
-
-/// What an agent needs to know of the cluster.
-struct Cluster<'a> {
-    scene: &'a Scene,
-    ca: Ca,
-    account: ServiceAccount,
-}
-
-impl<'a> Cluster<'a> {
-    fn new(scene: &'a Scene) -> Self {
-        let ca = Ca::new("hnp test cluster");
-        let account = ServiceAccount::create(scene, &ca);
-        Self { scene, ca, account }
-    }
-
-    #[track_caller]
-    fn start(&self, taints: Value) -> ApiServer {
-        let server = self.ca.server(&[&ApiServer::address().ip().to_string()]);
-        ApiServer::start(self.scene, &server, &self.account, NODE, taints)
-    }
-
-    /// As in a pod: server and node from the environment, and the service account's files.
-    fn config(&self, mut config: Config) -> Config {
-        let address = ApiServer::address();
-        config.kubernetes = format!("service_account: {}", self.account.dir.display());
-        config.env = vec![
-            ("NODE_NAME", NODE.to_owned()),
-            ("KUBERNETES_SERVICE_HOST", address.ip().to_string()),
-            ("KUBERNETES_SERVICE_PORT", address.port().to_string()),
-        ];
-        config
-    }
 }
 
 #[track_caller]

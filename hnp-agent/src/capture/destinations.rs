@@ -16,7 +16,9 @@ use super::overrides::{self, Overrides, PodFacts};
 use super::resting::RestingVips;
 use super::vips::VipPool;
 use crate::clock::monotonic_ns;
-use crate::config::plan::{self, AddrRange, Cidr, Enforcement, Plan, RouteIndex};
+use crate::config::plan::{
+    self, AddrRange, Cidr, Enforcement, Plan, PodTraits, PossibleEnforcement, RouteIndex,
+};
 use crate::generation::Generation;
 use crate::proxy::flow::{SharedVipTable, VipEntry, VipTable};
 use crate::resolve::{Desired, DesiredDestination};
@@ -209,7 +211,7 @@ impl Destinations {
         let overridden = self.captured.values().filter(|captured| captured.overridden);
         self.overrides.apply(overridden.map(|captured| overrides::Destination {
             id: captured.id,
-            enforcement: Box::new(|namespace| strictest(plan, &captured.routes, Some(namespace))),
+            enforcement: Box::new(|pod| possible(plan, &captured.routes, pod)),
         }))
     }
 
@@ -222,8 +224,8 @@ impl Destinations {
     ) -> Result<bool, CaptureError> {
         let plan = &*generation.plan;
         let routes = || desired.routes.iter().map(|route| &plan.routes[*route]);
-        let enforcement = strictest(plan, &desired.routes, None);
-        let weakest = routes().map(|route| route.weakest_enforcement()).max().unwrap_or(enforcement);
+        let PossibleEnforcement { weakest, strictest: enforcement } =
+            possible(plan, &desired.routes, PodTraits::default());
         let overridden = routes().any(|route| !route.overrides.is_empty());
         if let Some(captured) = self.captured.get_mut(&range) {
             let changed = (captured.enforcement, captured.overridden) != (enforcement, overridden);
@@ -293,10 +295,14 @@ impl Destinations {
     }
 }
 
-/// What holds for a pod where routes share an address: the strictest of them.
-fn strictest(plan: &Plan, routes: &[RouteIndex], namespace: Option<&str>) -> Enforcement {
-    let all = routes.iter().map(|route| plan.routes[*route].enforcement_for(namespace));
-    all.max().unwrap_or(Enforcement::Strict)
+/// What may hold for a pod where routes share an address: the strictest of them.
+fn possible(plan: &Plan, routes: &[RouteIndex], pod: PodTraits<'_>) -> PossibleEnforcement {
+    let all = routes.iter().map(|route| plan.routes[*route].enforcement_for(pod));
+    let stricter = |a: PossibleEnforcement, b: PossibleEnforcement| PossibleEnforcement {
+        weakest: a.weakest.max(b.weakest),
+        strictest: a.strictest.max(b.strictest),
+    };
+    all.reduce(stricter).unwrap_or(PossibleEnforcement::only(Enforcement::Strict))
 }
 
 impl Captured {

@@ -4,12 +4,14 @@
 //! known is listed for every destination with overrides, also where none of them names it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use aya::maps::{HashMap as KernelMap, Map, MapData, MapError};
 use hnp_common::layout::{PodDestination, enforcement};
 
 use super::error::CaptureError;
-use crate::config::plan::Enforcement;
+use crate::config::plan::{Enforcement, PodTraits, PossibleEnforcement};
+use crate::config::selector::Labels;
 
 /// What is known of one pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,15 +19,23 @@ pub struct PodFacts {
     /// The pod's cgroup.
     pub cgroup_id: u64,
     /// Its namespace.
-    pub namespace: std::sync::Arc<str>,
+    pub namespace: Arc<str>,
+    /// Its labels; `None` until somebody who knows them has said so.
+    pub labels: Option<Arc<Labels>>,
+}
+
+impl PodFacts {
+    fn traits(&self) -> PodTraits<'_> {
+        PodTraits { namespace: Some(&self.namespace), labels: self.labels.as_deref() }
+    }
 }
 
 /// A destination for which pods may have an enforcement of their own.
 pub(super) struct Destination<'a> {
     /// Its number.
     pub(super) id: u32,
-    /// What holds for pods of a namespace.
-    pub(super) enforcement: Box<dyn Fn(&str) -> Enforcement + 'a>,
+    /// What may hold for a pod.
+    pub(super) enforcement: Box<dyn Fn(PodTraits<'_>) -> PossibleEnforcement + 'a>,
 }
 
 /// The kernel's `OVERRIDES`.
@@ -59,7 +69,10 @@ impl Overrides {
         for destination in destinations {
             for pod in pods {
                 let key = PodDestination { pod_id: pod.cgroup_id, destination: destination.id, pad: 0 };
-                wanted.insert(key, u32::from(number((destination.enforcement)(&pod.namespace))));
+                let possible = (destination.enforcement)(pod.traits());
+                // An agent that has just begun does not know labels that the one before it knew.
+                let listed = self.listed.get(&key).copied().filter(|listed| possible.includes(*listed));
+                wanted.insert(key, listed.unwrap_or_else(|| u32::from(number(possible.strictest))));
             }
         }
         let mut outcome = Ok(());
@@ -79,6 +92,14 @@ impl Overrides {
             }
         }
         outcome
+    }
+}
+
+impl PossibleEnforcement {
+    /// Whether the kernel's number stands for one of these.
+    fn includes(self, listed: u32) -> bool {
+        let listed = u8::try_from(listed).map_or(Enforcement::Strict, enforcement);
+        (self.weakest..=self.strictest).contains(&listed)
     }
 }
 

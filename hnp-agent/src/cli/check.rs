@@ -220,7 +220,7 @@ fn promise(index: usize, route: &Route) -> Option<Finding> {
         .filter(|destination| matches!(destination.target, Target::Name(_)))
         .map(ToString::to_string)
         .collect();
-    let strict = route.enforcement_for(None) == Enforcement::Strict;
+    let strict = route.strictest_enforcement() == Enforcement::Strict;
     (strict && !names.is_empty()).then(|| {
         let what = format!(
             "route {:?} is strict by name ({}): it promises only the addresses the names have resolved to; a pod \
@@ -235,7 +235,7 @@ fn promise(index: usize, route: &Route) -> Option<Finding> {
 
 /// What a name that a strict route lets through does to its promise.
 fn way_out(index: usize, route: &Route) -> Option<Finding> {
-    let strict = route.enforcement_for(None) == Enforcement::Strict;
+    let strict = route.strictest_enforcement() == Enforcement::Strict;
     (strict && !route.passthrough.is_empty()).then(|| {
         let names: Vec<String> = route.passthrough.iter().map(ToString::to_string).collect();
         let what = format!(

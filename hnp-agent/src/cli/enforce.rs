@@ -64,7 +64,7 @@ fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     let mut capture = Capture::start(turn, prepared, &plan.capture, false, SharedVipTable::default())?;
     let mut destinations = NameTable::new(plan, Instant::now()).desired(Instant::now());
     destinations.retain(|destination| {
-        let strictest = |route: &usize| plan.routes[*route].enforcement_for(None) == Enforcement::Strict;
+        let strictest = |route: &usize| plan.routes[*route].strictest_enforcement() == Enforcement::Strict;
         destination.routes.iter().any(strictest)
     });
     // Not complete: what a former agent left stays.
@@ -93,7 +93,7 @@ fn wait_for_node(plan: &Plan, patience: Duration) -> Result<Node, CaptureError> 
 
 /// Names are not looked up here: there may be no network yet.
 fn say_what_is_open(plan: &Plan) {
-    for route in plan.routes.iter().filter(|route| route.enforcement_for(None) == Enforcement::Strict) {
+    for route in plan.routes.iter().filter(|route| route.strictest_enforcement() == Enforcement::Strict) {
         for destination in &route.destinations {
             if matches!(destination.target, Target::Name(_)) {
                 println!(

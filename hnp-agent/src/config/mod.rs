@@ -7,6 +7,7 @@
 
 pub mod defaults;
 pub mod plan;
+pub mod selector;
 
 mod error;
 mod hosts;

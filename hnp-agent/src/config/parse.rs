@@ -13,6 +13,7 @@ use super::plan::{
     NamePattern, Override, Plan, Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
 };
 use super::read::{Reader, Section};
+use super::selector::Selector;
 use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
 use super::yaml::{self, Mark, Node};
@@ -53,7 +54,7 @@ const ROUTE: &[&str] = &[
     "timeouts",
     "pool_idle",
 ];
-const OVERRIDE: &[&str] = &["namespaces", "enforcement"];
+const OVERRIDE: &[&str] = &["namespaces", "selector", "enforcement"];
 const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -99,7 +100,9 @@ pub(super) fn plan(
     let capture = capture(&mut r, &top);
     let mut identities = identities(&mut r, &top);
     let mut trusts = trusts(&mut r, &top);
-    let routes = routes(&mut r, &top, &capture, &mut identities, &mut trusts);
+    let kubernetes = kubernetes(&mut r, &top, around);
+    let cluster = kubernetes.is_some();
+    let routes = routes(&mut r, &top, &capture, &mut identities, &mut trusts, cluster);
     let limits = limits(&mut r, &top);
     if capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
@@ -109,7 +112,7 @@ pub(super) fn plan(
     let plan = Plan {
         limits,
         resolver: resolver(&mut r, &top),
-        kubernetes: kubernetes(&mut r, &top, around),
+        kubernetes,
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
         run_dir: r.or(&top, "run_dir", defaults::RUN_DIR.into(), values::path),
@@ -257,12 +260,13 @@ fn routes(
     capture: &Capture,
     identities: &mut Named<Identity>,
     trusts: &mut Named<Trust>,
+    cluster: bool,
 ) -> Vec<Arc<Route>> {
     let nodes = r.list(top, "routes");
     if nodes.is_empty() {
         r.mistake(top.mark_of("routes"), "routes", "has no route; allowed: a list with at least one");
     }
-    let mut seen = Seen::default();
+    let mut seen = Seen { cluster, names: HashMap::new(), destinations: HashMap::new() };
     let mut routes = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let section = r.known(node, format!("routes[{index}]"), ROUTE);
@@ -273,9 +277,10 @@ fn routes(
     routes
 }
 
-/// What must not be written twice, over all routes.
-#[derive(Default)]
+/// What routes have in common: what must not be written twice, and where they are.
 struct Seen {
+    /// The API server is known, and with it pods' labels.
+    cluster: bool,
     names: HashMap<Arc<str>, Mark>,
     destinations: HashMap<String, (String, Mark)>,
 }
@@ -310,7 +315,7 @@ fn route(
     let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
     let mode = r.or(s, "mode", Mode::ReverseProxy, values::mode);
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
-    let overrides = overrides(r, s);
+    let overrides = overrides(r, s, seen.cluster);
     let passthrough = passthrough(r, s, protocol, &destinations);
     let timeouts = timeouts(r, s);
     // Everything was read and its mistakes noted; only now may one of them end this.
@@ -329,7 +334,7 @@ fn route(
     })
 }
 
-fn overrides(r: &mut Reader, s: &Section<'_>) -> Vec<Override> {
+fn overrides(r: &mut Reader, s: &Section<'_>, cluster: bool) -> Vec<Override> {
     let mut overrides = Vec::new();
     for (index, node) in r.list(s, "overrides").iter().enumerate() {
         let section = r.known(node, format!("{}[{index}]", s.key("overrides")), OVERRIDE);
@@ -339,11 +344,17 @@ fn overrides(r: &mut Reader, s: &Section<'_>) -> Vec<Override> {
         for (index, node) in r.list(&section, "namespaces").iter().enumerate() {
             namespaces.extend(r.item(node, &format!("{}[{index}]", section.key("namespaces")), values::name));
         }
-        if namespaces.is_empty() {
-            let what = "names no namespace; allowed: a list with at least one";
+        let selector = r.optional(&section, "selector", Selector::read);
+        if selector.is_some() && !cluster {
+            let what = "asks for labels, which only the API server knows; allowed: with kubernetes.api and \
+                        kubernetes.node_name, or the variables KUBERNETES_SERVICE_HOST and NODE_NAME";
+            r.mistake(section.mark_of("selector"), section.key("selector"), what);
+        }
+        if namespaces.is_empty() && section.get("selector").is_none() {
+            let what = "names no pods; allowed: a list of namespaces with at least one, a selector, or both";
             r.mistake(section.mark_of("namespaces"), section.key("namespaces"), what);
         }
-        overrides.extend(enforcement.map(|enforcement| Override { namespaces, enforcement }));
+        overrides.extend(enforcement.map(|enforcement| Override { namespaces, selector, enforcement }));
     }
     overrides
 }

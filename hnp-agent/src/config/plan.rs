@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::selector::{Labels, Selector};
+
 /// The whole configuration, validated.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -189,8 +191,10 @@ pub enum Mode {
 /// Another enforcement for some pods.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Override {
-    /// The pods' namespaces; at least one.
+    /// The pods' namespaces; none: of any. There are some, or a selector.
     pub namespaces: Vec<Arc<str>>,
+    /// The pods' labels.
+    pub selector: Option<Selector>,
     /// What holds for them instead.
     pub enforcement: Enforcement,
 }
@@ -206,6 +210,24 @@ pub enum Enforcement {
     Loose,
     /// Redirected or refused, never direct.
     Strict,
+}
+
+/// What is known of a pod.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodTraits<'a> {
+    /// Its namespace.
+    pub namespace: Option<&'a str>,
+    /// Its labels.
+    pub labels: Option<&'a Labels>,
+}
+
+/// What may hold for a pod: one enforcement where all that matters is known of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PossibleEnforcement {
+    /// The weakest that may be meant.
+    pub weakest: Enforcement,
+    /// The strictest; what holds until more is known.
+    pub strictest: Enforcement,
 }
 
 /// A certificate chain and its private key, and where they come from.
@@ -343,22 +365,65 @@ impl NamePattern {
 }
 
 impl Route {
-    /// The enforcement for a pod of this namespace; `None`: of a pod that nothing is known of, which
-    /// gets the strictest that any pod may get.
-    pub fn enforcement_for(&self, namespace: Option<&str>) -> Enforcement {
-        match namespace {
-            Some(namespace) => self
-                .overrides
-                .iter()
-                .find(|other| other.namespaces.iter().any(|name| **name == *namespace))
-                .map_or(self.enforcement, |other| other.enforcement),
-            None => self.overrides.iter().map(|other| other.enforcement).fold(self.enforcement, Ord::max),
+    /// The enforcement for a pod, as far as what is known of it decides that.
+    pub fn enforcement_for(&self, pod: PodTraits<'_>) -> PossibleEnforcement {
+        let mut possible: Option<PossibleEnforcement> = None;
+        let mut may_be = |enforcement: Enforcement| {
+            let so_far = possible.get_or_insert(PossibleEnforcement::only(enforcement));
+            so_far.weakest = so_far.weakest.min(enforcement);
+            so_far.strictest = so_far.strictest.max(enforcement);
+            *so_far
+        };
+        for other in &self.overrides {
+            match other.matches(pod) {
+                Some(true) => return may_be(other.enforcement),
+                Some(false) => {}
+                None => drop(may_be(other.enforcement)),
+            }
         }
+        may_be(self.enforcement)
+    }
+
+    /// The strictest that any pod may get: what one gets that nothing is known of.
+    pub fn strictest_enforcement(&self) -> Enforcement {
+        self.enforcement_for(PodTraits::default()).strictest
+    }
+
+    /// Whether pods' labels decide anything.
+    pub fn selects(&self) -> bool {
+        self.overrides.iter().any(|other| other.selector.is_some())
     }
 
     /// The weakest that any pod may get: what holds for every packet, whoever sent it.
     pub fn weakest_enforcement(&self) -> Enforcement {
         self.overrides.iter().map(|other| other.enforcement).fold(self.enforcement, Ord::min)
+    }
+}
+
+impl Override {
+    /// Whether a pod is meant; `None`: what is known of it does not say.
+    fn matches(&self, pod: PodTraits<'_>) -> Option<bool> {
+        let namespace = if self.namespaces.is_empty() {
+            Some(true)
+        } else {
+            pod.namespace.map(|namespace| self.namespaces.iter().any(|name| **name == *namespace))
+        };
+        let labels = match &self.selector {
+            None => Some(true),
+            Some(selector) => pod.labels.map(|labels| selector.matches(labels)),
+        };
+        match (namespace, labels) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), Some(true)) => Some(true),
+            (None, _) | (_, None) => None,
+        }
+    }
+}
+
+impl PossibleEnforcement {
+    /// No doubt about it.
+    pub fn only(enforcement: Enforcement) -> Self {
+        Self { weakest: enforcement, strictest: enforcement }
     }
 }
 

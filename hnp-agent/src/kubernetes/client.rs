@@ -1,4 +1,4 @@
-//! The two calls on the agent's own node, and why they fail.
+//! How the API server is reached, the two calls on the agent's own node, and why calls fail.
 //!
 //! kube speaks to the server; token and CA are the service account's files. They are read anew for every
 //! attempt, because Kubernetes replaces both, and attempts are rare.
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::Status;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -120,7 +121,7 @@ impl Cause {
             }
             Self::Timeout => "the API server is slow or something between drops packets",
             Self::Unauthorized => "the service account's token is not accepted: was the account replaced?",
-            Self::Forbidden => "give the service account get and patch on nodes",
+            Self::Forbidden => "give the service account what deploy/daemonset.yaml gives it",
             Self::NoSuchNode => "is kubernetes.node_name the node's name as kubectl get nodes shows it?",
             Self::Conflict => {
                 "nothing, unless it goes on: something else changes this node's taints all the time"
@@ -149,9 +150,7 @@ impl ApiError {
 impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         let error = match error {
-            kube::Error::Api(status) => {
-                return Self::Refused { code: status.code, message: status.message };
-            }
+            kube::Error::Api(status) => return (*status).into(),
             kube::Error::SerdeError(error) => return Self::Unreadable(error),
             other => other,
         };
@@ -169,13 +168,19 @@ impl From<kube::Error> for ApiError {
     }
 }
 
+impl From<Status> for ApiError {
+    fn from(status: Status) -> Self {
+        Self::Refused { code: status.code, message: status.message }
+    }
+}
+
 /// Looks at the agent's node, and takes every taint of `key` off it.
 pub(super) async fn attempt(cluster: &Kubernetes, key: &str) -> Result<Outcome, ApiError> {
     tokio::time::timeout(ATTEMPT, look_and_remove(cluster, key)).await.unwrap_or(Err(ApiError::Timeout))
 }
 
 async fn look_and_remove(cluster: &Kubernetes, key: &str) -> Result<Outcome, ApiError> {
-    let nodes: Api<Node> = Api::all(client(cluster)?);
+    let nodes: Api<Node> = Api::all(client(cluster, ATTEMPT)?);
     let node = nodes.get(&cluster.node_name).await?;
     let Some(operations) = patch::removal(&node, key) else { return Ok(Outcome::Absent) };
     let patch: Patch<()> = Patch::Json(serde_json::from_value(operations).map_err(kube::Error::SerdeError)?);
@@ -184,7 +189,8 @@ async fn look_and_remove(cluster: &Kubernetes, key: &str) -> Result<Outcome, Api
     Ok(Outcome::Removed)
 }
 
-fn client(cluster: &Kubernetes) -> Result<kube::Client, ApiError> {
+/// A client that gives up an answer in which nothing came for so long.
+pub(super) fn client(cluster: &Kubernetes, silence: Duration) -> Result<kube::Client, ApiError> {
     let wrong = |path: &PathBuf, what: String| ApiError::ServiceAccount { path: path.clone(), what };
     let (token, ca) = (cluster.service_account.join("token"), cluster.service_account.join("ca.crt"));
     let pem = crate::files::read(&ca).map_err(|error| wrong(&ca, error.to_string()))?;
@@ -198,7 +204,7 @@ fn client(cluster: &Kubernetes) -> Result<kube::Client, ApiError> {
     let mut config = kube::Config::new(url);
     config.root_cert = Some(roots.iter().map(|der| der.to_vec()).collect());
     config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(ATTEMPT);
+    config.read_timeout = Some(silence);
     config.auth_info.token_file = Some(token.display().to_string());
     // The loop around this has a rhythm of its own.
     config.default_retry = false;

@@ -7,31 +7,28 @@
 //! pauses, and hold nothing up: capture does not depend on any of this.
 
 use std::convert::Infallible;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::client::{self, ApiError, Cause, Outcome};
+use super::client::{self, ApiError, Outcome};
+use super::retry::{Failures, Retry, jittered};
 use crate::config::plan::Kubernetes;
-use crate::telemetry::metrics::{Exposition, Labels};
+use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::Readiness;
 
 /// Between two looks at a node that is without the taint. A thousand nodes ask three times a second.
 const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
-/// Pause after a failure: the first, and the longest. Pods wait for this, and a whole cluster may be
-/// starting at once.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// How the taint is doing, for the metrics.
 #[derive(Debug, Default)]
 pub struct TaintStatus {
     /// True once the API server said that the taint is not there.
     gone: AtomicBool,
-    failures: [AtomicU64; Cause::ALL.len()],
+    failures: Failures,
 }
 
 impl TaintStatus {
@@ -39,13 +36,7 @@ impl TaintStatus {
     /// [`crate::telemetry::Telemetry::register`].
     pub fn write(&self, out: &mut Exposition<'_, '_>) {
         out.single(&names::STARTUP_TAINT, u64::from(!self.gone.load(Relaxed)));
-        let counted: Vec<_> = Cause::ALL
-            .iter()
-            .map(|cause| ([("cause", cause.code())], self.failures[*cause as usize].load(Relaxed)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let samples = counted.iter().map(|(labels, count)| (&labels[..] as Labels<'_>, *count));
-        out.family(&names::STARTUP_TAINT_FAILURES, samples);
+        self.failures.write(&names::STARTUP_TAINT_FAILURES, out);
     }
 }
 
@@ -60,7 +51,7 @@ pub async fn take_off(
     let Some(key) = cluster.startup_taint.clone() else { return };
     let (cluster, key) = (&cluster, &*key);
     let attempt = || client::attempt(cluster, key);
-    let mut keeper = Keeper { node: &cluster.node_name, key, status: &status, failing: None };
+    let mut keeper = Keeper { node: &cluster.node_name, key, status: &status, retry: Retry::default() };
     tokio::select! {
         () = cancel.cancelled() => {}
         // Cut anywhere, it leaves a node that was either patched or not.
@@ -72,8 +63,7 @@ struct Keeper<'a> {
     node: &'a str,
     key: &'a str,
     status: &'a TaintStatus,
-    /// Since the last success: why it fails now, and how often it has for this reason.
-    failing: Option<(Cause, u32)>,
+    retry: Retry,
 }
 
 impl Keeper<'_> {
@@ -94,7 +84,7 @@ impl Keeper<'_> {
         let error = match outcome {
             Ok(outcome) => {
                 self.status.gone.store(true, Relaxed);
-                let failed = self.failing.take().is_some();
+                let failed = self.retry.succeeded();
                 match outcome {
                     Outcome::Removed => tracing::info!(node, taint, "startup taint removed: pods may come"),
                     Outcome::Absent if failed => {
@@ -106,35 +96,19 @@ impl Keeper<'_> {
                     }
                     Outcome::Absent => {}
                 }
-                return jittered(LOOK_AGAIN, random());
+                return jittered(LOOK_AGAIN);
             }
             Err(error) => error,
         };
         let cause = error.cause();
-        self.status.failures[cause as usize].fetch_add(1, Relaxed);
-        // Another cause is news: it is said, and may be over soon.
-        let times = match self.failing {
-            Some((before, times)) if before == cause => times.saturating_add(1),
-            Some(_) | None => {
-                let (code, fix) = (cause.code(), cause.fix());
-                tracing::warn!(node, taint, cause = code, %error, fix, "cannot look after the startup taint; trying again");
-                1
-            }
-        };
-        self.failing = Some((cause, times));
-        let doubled = RETRY.0.saturating_mul(1 << (times - 1).min(16));
-        jittered(doubled.min(RETRY.1), random())
+        self.status.failures.count(cause);
+        let (pause, is_news) = self.retry.failed(cause);
+        if is_news {
+            let (code, fix) = (cause.code(), cause.fix());
+            tracing::warn!(node, taint, cause = code, %error, fix, "cannot look after the startup taint; trying again");
+        }
+        pause
     }
-}
-
-/// Between half of the pause and all of it: nodes that failed together do not come back together.
-fn jittered(pause: Duration, random: u64) -> Duration {
-    pause.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
-/// Good enough to spread nodes: the keys of a hash map are random.
-fn random() -> u64 {
-    RandomState::new().hash_one(0)
 }
 
 #[cfg(test)]
@@ -143,6 +117,7 @@ mod tests {
 
     use tokio::time::Instant;
 
+    use super::super::client::Cause;
     use super::*;
 
     fn refused(code: u16) -> Result<Outcome, ApiError> {
@@ -166,18 +141,10 @@ mod tests {
                 answer
             }
         };
-        let mut keeper = Keeper { node: "n", key: "a/b", status, failing: None };
+        let mut keeper = Keeper { node: "n", key: "a/b", status, retry: Retry::default() };
         let day = Duration::from_secs(86_400);
         assert!(tokio::time::timeout(day, keeper.run(readiness, attempt)).await.is_err());
         times.into_inner()
-    }
-
-    #[test]
-    fn jitter_takes_away_up_to_half() {
-        let pause = Duration::from_secs(10);
-        assert_eq!(jittered(pause, 0), pause / 2);
-        assert!(jittered(pause, u64::MAX) <= pause && jittered(pause, u64::MAX) > pause.mul_f64(0.999));
-        assert_ne!(random(), random());
     }
 
     #[tokio::test(start_paused = true)]
@@ -195,8 +162,8 @@ mod tests {
                 "{pause} of {longest}: {pauses:?}"
             );
         }
-        assert_eq!(status.failures[Cause::ServerError as usize].load(Relaxed), 10);
-        assert_eq!(status.failures[Cause::Conflict as usize].load(Relaxed), 1);
+        assert_eq!(status.failures.of(Cause::ServerError), 10);
+        assert_eq!(status.failures.of(Cause::Conflict), 1);
         assert!(status.gone.load(Relaxed));
     }
 
@@ -208,12 +175,5 @@ mod tests {
         assert!(!status.gone.load(Relaxed));
         drop(pending);
         assert_eq!(asked(vec![Ok(Outcome::Removed)], &readiness, &status).await.len(), 1);
-    }
-
-    #[test]
-    fn causes_are_numbered_as_they_are_listed() {
-        for (index, cause) in Cause::ALL.into_iter().enumerate() {
-            assert_eq!(cause as usize, index, "{}", cause.code());
-        }
     }
 }

@@ -44,7 +44,8 @@ pub fn choose(
         return Choice::Serve(*route);
     }
     let passes = |route: &&RouteIndex| plan.routes[**route].passthrough.iter().any(|p| p.matches(host));
-    let mut strict = routes.iter().filter(|r| plan.routes[**r].enforcement_for(None) == Enforcement::Strict);
+    let mut strict =
+        routes.iter().filter(|r| plan.routes[**r].strictest_enforcement() == Enforcement::Strict);
     if strict.clone().all(|route| passes(&route))
         && let Some(route) = strict.clone().next().or_else(|| routes.iter().find(passes))
     {

@@ -43,7 +43,7 @@ impl Client {
         if !self.flow.direct && routes().any(|route| !route.overrides.is_empty()) {
             return if self.flow.strict { Enforcement::Strict } else { Enforcement::Loose };
         }
-        routes().map(|route| route.enforcement_for(None)).max().unwrap_or(Enforcement::Strict)
+        routes().map(|route| route.strictest_enforcement()).max().unwrap_or(Enforcement::Strict)
     }
 }
 

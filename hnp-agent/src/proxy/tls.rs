@@ -38,7 +38,7 @@ pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer
         }
     };
     let is_strict =
-        |route: &&RouteIndex| worker.plan.routes[**route].enforcement_for(None) == Enforcement::Strict;
+        |route: &&RouteIndex| worker.plan.routes[**route].strictest_enforcement() == Enforcement::Strict;
     let strict = match client.enforcement(&worker.plan) {
         Enforcement::Strict => client.routes.iter().find(is_strict).copied(),
         Enforcement::Loose | Enforcement::Observe => None,

@@ -69,6 +69,8 @@ metrics! {
     HANDOVERS_FAILED = "hnp_handovers_failed", Counter, "Successors that asked to take over and did not: this agent went on";
     STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
+    POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels of this node's pods; missing where no route selects by them";
+    POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels, by cause";
     CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";
     CONFIG_RELOADS = "hnp_config_reloads", Counter, "Changed configurations that were taken";
     CONFIG_RELOAD_FAILURES = "hnp_config_reload_failures", Counter, "Changed configurations that were refused";

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::parse_with_warnings;
-use crate::config::plan::Guard;
+use crate::config::plan::{Guard, PodTraits, PossibleEnforcement};
+use crate::config::selector::Labels;
 
 const FULL: &str = r#"
 capture: {cgroup: /sys/fs/cgroup/kubepods, bpffs: /sys/fs/bpf/hnp, vips4: 169.254.78.0/24, vips6: fd00:78::/64, port: 15002, connections_per_pod: 100, guard: off}
@@ -156,6 +157,55 @@ fn the_startup_taint_is_on_where_the_cluster_and_the_node_are_known() {
     let odd = Surroundings { node_name: Some("Not A Node".into()), ..in_a_cluster() };
     let errors = plan(SMALL, Path::new("x"), &odd).unwrap_err().to_string();
     assert!(errors.contains("kubernetes.node_name: from the environment: \"Not A Node\""), "{errors}");
+}
+
+#[test]
+fn overrides_name_namespaces_labels_or_both() {
+    let with = |more: &str| format!("{SMALL}    overrides: [{more}]\n");
+    let text = with(
+        "{namespaces: [a, b], enforcement: observe}, {selector: '!trusted', enforcement: strict}, \
+         {namespaces: [c], selector: 'x in (1, 2)', enforcement: observe}",
+    );
+    let (read, _) = plan(&text, Path::new("x"), &in_a_cluster()).unwrap_or_else(|errors| panic!("{errors}"));
+    let route = &read.routes[0];
+    let labels = |pairs: &[(&str, &str)]| -> Labels {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let (none, trusted, one) =
+        (labels(&[]), labels(&[("trusted", "")]), labels(&[("trusted", ""), ("x", "1")]));
+    use Enforcement::{Loose, Observe, Strict};
+    for (namespace, labels, weakest, strictest) in [
+        // All is known.
+        (Some("b"), Some(&none), Observe, Observe),
+        (Some("c"), Some(&none), Strict, Strict),
+        (Some("c"), Some(&one), Observe, Observe),
+        (Some("c"), Some(&trusted), Loose, Loose),
+        (Some("d"), Some(&one), Loose, Loose),
+        // What is known is enough.
+        (Some("a"), None, Observe, Observe),
+        // It is not: the strictest holds.
+        (Some("c"), None, Observe, Strict),
+        (Some("d"), None, Loose, Strict),
+        (None, Some(&trusted), Observe, Loose),
+        (None, None, Observe, Strict),
+    ] {
+        let found = route.enforcement_for(PodTraits { namespace, labels });
+        assert_eq!(found, PossibleEnforcement { weakest, strictest }, "{namespace:?} {labels:?}");
+    }
+    assert_eq!((route.weakest_enforcement(), route.strictest_enforcement()), (Observe, Strict));
+
+    for (more, error) in [
+        ("{enforcement: strict}", "overrides[0].namespaces: names no pods"),
+        ("{selector: 'a b', enforcement: strict}", "\"a b\" is not a label selector"),
+    ] {
+        let errors = plan(&with(more), Path::new("x"), &in_a_cluster()).unwrap_err().to_string();
+        assert!(errors.contains(error), "{errors}");
+    }
+    let errors = plan(&text, Path::new("x"), &alone(1)).unwrap_err().to_string();
+    assert!(
+        errors.contains("overrides[1].selector: asks for labels") && errors.contains("NODE_NAME"),
+        "{errors}"
+    );
 }
 
 #[test]

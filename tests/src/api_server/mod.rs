@@ -1,10 +1,13 @@
 //! The part of a Kubernetes API server that the agent talks to: one node, read and patched over HTTPS with
-//! a service account's token, and the ways in which API servers fail.
+//! a service account's token, the metadata of its pods, and the ways in which API servers fail.
 //!
-//! There is no API server in any package, so this one keeps to what the real one does with these two
+//! There is no API server in any package, so this one keeps to what the real one does with these few
 //! calls: 401 without the token, 404 for another node, 415 for another patch type, a JSON patch (RFC 6902,
 //! by the json-patch crate) applied whole or not at all, 422 when one of its tests fails, a new
 //! resourceVersion with every change, errors as `Status` objects.
+
+mod cluster;
+mod pods;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,9 +17,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -26,6 +30,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+pub use self::cluster::{Cluster, NODE};
+use self::pods::Pods;
 use crate::netns::Netns;
 use crate::pki::{Ca, Leaf};
 use crate::topology::{MANAGER4, World};
@@ -95,6 +101,7 @@ pub struct ApiServer {
 #[derive(Debug)]
 struct State {
     node: Value,
+    pods: Pods,
     token: String,
     behaviour: Behaviour,
     /// What the taints become just before the next patch is applied.
@@ -123,7 +130,14 @@ impl ApiServer {
         });
         let token = account.token.clone();
         let behaviour = Behaviour::Well;
-        let state = Arc::new(Mutex::new(State { node, token, behaviour, meddle: None, calls: Vec::new() }));
+        let state = Arc::new(Mutex::new(State {
+            node,
+            pods: Pods::default(),
+            token,
+            behaviour,
+            meddle: None,
+            calls: Vec::new(),
+        }));
         let config = rustls::ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(server.chain(), server.key())
@@ -147,6 +161,28 @@ impl ApiServer {
     /// Somebody else writes these taints between the agent's look and its next patch.
     pub fn meddle(&self, taints: Value) {
         self.state().meddle = Some(taints);
+    }
+
+    /// A pod of the node is there, or has changed.
+    pub fn apply_pod(&self, uid: &str, labels: Value) {
+        let mut state = self.state();
+        let node = state.node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        state.pods.apply(uid, &node, labels);
+    }
+
+    /// A pod of another node is there: nobody here is to hear of it.
+    pub fn apply_pod_elsewhere(&self, uid: &str, labels: Value) {
+        self.state().pods.apply(uid, "another-node", labels);
+    }
+
+    /// A pod has gone.
+    pub fn delete_pod(&self, uid: &str) {
+        self.state().pods.delete(uid);
+    }
+
+    /// The server forgets what came before now: watches that go on from there are told so (410).
+    pub fn forget(&self) {
+        self.state().pods.forget();
     }
 
     /// The node's taints now.
@@ -234,7 +270,7 @@ fn listen() -> std::io::Result<TcpListener> {
 async fn answer(
     request: Request<Incoming>,
     state: Arc<Mutex<State>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let call = Call { method: parts.method.to_string(), path: parts.uri.path().to_owned(), status: 0 };
@@ -249,43 +285,58 @@ async fn answer(
     }
     let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let (status, body) = {
-        let mut state = lock(&state);
-        let (status, body) = state.decide(
-            &parts.method,
-            parts.uri.path(),
-            header(AUTHORIZATION).unwrap_or_default(),
-            header(CONTENT_TYPE).unwrap_or_default(),
-            &body,
-        );
-        state.calls[index].status = status.as_u16();
+        let mut guard = lock(&state);
+        let outcome = guard.admit(header(AUTHORIZATION).unwrap_or_default());
+        let (status, body) = match outcome {
+            Err(refused) => whole(refused),
+            Ok(()) if parts.uri.path() == "/api/v1/pods" => {
+                let asked = header(ACCEPT).unwrap_or_default();
+                match guard.pods.answer(&parts.method, asked, parts.uri.query().unwrap_or_default()) {
+                    pods::Answer::Whole(status, body) => whole((status, body)),
+                    pods::Answer::Watch(since, node) => {
+                        let changed = guard.pods.changed();
+                        (StatusCode::OK, pods::watch(Arc::clone(&state), changed, since, node).boxed())
+                    }
+                }
+            }
+            Ok(()) => {
+                let content_type = header(CONTENT_TYPE).unwrap_or_default();
+                whole(guard.on_node(&parts.method, parts.uri.path(), content_type, &body))
+            }
+        };
+        guard.calls[index].status = status.as_u16();
         (status, body)
     };
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
+fn whole((status, body): (StatusCode, Value)) -> (StatusCode, BoxBody<Bytes, Infallible>) {
+    (status, Full::new(Bytes::from(body.to_string())).boxed())
+}
+
 impl State {
-    fn decide(
-        &mut self,
-        method: &Method,
-        path: &str,
-        authorization: &str,
-        content_type: &str,
-        body: &[u8],
-    ) -> (StatusCode, Value) {
+    fn admit(&self, authorization: &str) -> Result<(), (StatusCode, Value)> {
         let known = authorization == format!("Bearer {}", self.token);
         match self.behaviour {
             Behaviour::Broken => {
-                return failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "etcd is gone");
+                Err(failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "etcd is gone"))
             }
-            Behaviour::Unauthorized => {
-                return failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
-            }
-            _ if !known => return failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
-            Behaviour::Well | Behaviour::Silent | Behaviour::ReadOnly | Behaviour::Conflict => {}
+            Behaviour::Unauthorized => Err(failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")),
+            _ if !known => Err(failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")),
+            Behaviour::Well | Behaviour::Silent | Behaviour::ReadOnly | Behaviour::Conflict => Ok(()),
         }
+    }
+
+    fn on_node(
+        &mut self,
+        method: &Method,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> (StatusCode, Value) {
         let name = self.node["metadata"]["name"].as_str().unwrap_or_default();
         if path.strip_prefix("/api/v1/nodes/") != Some(name) {
             return failure(StatusCode::NOT_FOUND, "NotFound", &format!("{path} not found"));

@@ -1,0 +1,96 @@
+//! When what failed is tried again, what is said about it, and how often it happened.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::client::Cause;
+use crate::telemetry::metrics::{Exposition, Labels};
+use crate::telemetry::names::Metric;
+
+/// Pause after a failure: the first, and the longest. Pods wait for this, and a whole cluster may be
+/// starting at once.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+/// Since the last success: why it fails now, and how often it has for this reason.
+#[derive(Debug, Default)]
+pub(super) struct Retry(Option<(Cause, u32)>);
+
+impl Retry {
+    /// Whether it had failed before.
+    pub(super) fn succeeded(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
+    /// How long to wait, and whether this cause is news: those are said, and may be over soon.
+    pub(super) fn failed(&mut self, cause: Cause) -> (Duration, bool) {
+        let times = match self.0 {
+            Some((before, times)) if before == cause => times.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.0 = Some((cause, times));
+        let doubled = RETRY.0.saturating_mul(1 << (times - 1).min(16));
+        (jittered(doubled.min(RETRY.1)), times == 1)
+    }
+}
+
+/// How often each cause was met.
+#[derive(Debug, Default)]
+pub(super) struct Failures([AtomicU64; Cause::ALL.len()]);
+
+impl Failures {
+    /// One more.
+    pub(super) fn count(&self, cause: Cause) {
+        self.0[cause as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Writes those that were met.
+    pub(super) fn write(&self, metric: &'static Metric, out: &mut Exposition<'_, '_>) {
+        let counted: Vec<_> = Cause::ALL
+            .iter()
+            .map(|cause| ([("cause", cause.code())], self.0[*cause as usize].load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let samples = counted.iter().map(|(labels, count)| (&labels[..] as Labels<'_>, *count));
+        out.family(metric, samples);
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(&self, cause: Cause) -> u64 {
+        self.0[cause as usize].load(Relaxed)
+    }
+}
+
+/// Between half of the pause and all of it: nodes that failed together do not come back together.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    within(pause, random())
+}
+
+fn within(pause: Duration, random: u64) -> Duration {
+    pause.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+/// Good enough to spread nodes: the keys of a hash map are random.
+fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_takes_away_up_to_half() {
+        let pause = Duration::from_secs(10);
+        assert_eq!(within(pause, 0), pause / 2);
+        assert!(within(pause, u64::MAX) <= pause && within(pause, u64::MAX) > pause.mul_f64(0.999));
+        assert_ne!(random(), random());
+    }
+
+    #[test]
+    fn causes_are_numbered_as_they_are_listed() {
+        for (index, cause) in Cause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, index, "{}", cause.code());
+        }
+    }
+}
