@@ -93,6 +93,8 @@ reasons! {
     AgentStale = 28, "agent_stale", Local, 0, "Start the agent on this node; `hnp-agent cleanup` ends the enforcement.";
     /// A packet to a strict destination left a pod around capture; reset or dropped by the guard.
     Guarded = 29, "guarded", Client, 0, "Nothing for a flow that is older than the agent: it reconnects into capture. Otherwise look for raw sockets, or sockets that the pod was lent.";
+    /// A pod asked for a raw IP socket, and `capture.raw_sockets` refuses them.
+    RawSocketRefused = 30, "raw_socket_refused", Client, 0, "Have the workload do without (ping: unprivileged ICMP sockets, net.ipv4.ping_group_range), or set `capture.raw_sockets: allow`.";
 
     /// The request is not well-formed HTTP/1.1.
     BadRequest = 40, "bad_request", Client, 400, "The message names the rule that was broken; look at the client.";

@@ -65,6 +65,8 @@ verdicts! {
     GuardReset = "guard_reset", Some(Reason::Guarded);
     /// A packet that no hook had seen was on its way to a strict destination; dropped.
     GuardDropped = "guard_dropped", Some(Reason::Guarded);
+    /// socket() for a raw IP socket refused, where `capture.raw_sockets` says so.
+    RefusedRawSocket = "raw_socket_refused", Some(Reason::RawSocketRefused);
 }
 
 impl Verdict {

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sock_ops_cb_flags_set,
 };
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext};
 use hnp_common::Verdict;
 use hnp_common::layout::Address;
 
@@ -18,7 +18,8 @@ use crate::maps;
 
 /// A hook's answer: let the call go on.
 pub(crate) const ALLOW: i32 = 1;
-const DENY: i32 = 0;
+/// A hook's answer: the call fails, with EPERM unless another errno was set.
+pub(crate) const DENY: i32 = 0;
 
 /// errno 98: somebody else has that address.
 pub(crate) const EADDRINUSE: i32 = 98;
@@ -147,6 +148,19 @@ pub(crate) fn cookie(ctx: &SockAddrContext) -> u64 {
 /// A number that names the socket's network namespace while the kernel runs.
 #[inline(always)]
 pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes this hook's context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The type of a socket that is being made.
+#[inline(always)]
+pub(crate) fn new_socket_type(ctx: &SockContext) -> u32 {
+    read!(ctx.sock, type_)
+}
+
+/// As [`netns`], of a socket that is being made.
+#[inline(always)]
+pub(crate) fn new_socket_netns(ctx: &SockContext) -> u64 {
     // SAFETY: the helper takes this hook's context.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }

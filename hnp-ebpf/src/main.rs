@@ -18,11 +18,12 @@ mod maps;
 mod packet;
 mod reset;
 mod sendmsg;
+mod sock_create;
 mod sockops;
 mod stack;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext};
 
 /// connect(2) over IPv4.
 #[cgroup_sock_addr(connect4)]
@@ -77,6 +78,12 @@ pub fn hnp_sendmsg6(ctx: SockAddrContext) -> i32 {
 pub fn hnp_sock_ops(ctx: SockOpsContext) -> u32 {
     sockops::event(&ctx);
     0
+}
+
+/// socket(2) over IPv4 and IPv6; attached only where pods are to have no raw sockets.
+#[cgroup_sock(sock_create)]
+pub fn hnp_sock_create(ctx: SockContext) -> i32 {
+    sock_create::judge(&ctx)
 }
 
 /// What leaves a pod, at the node's end of its veth.

@@ -24,11 +24,11 @@ use super::guard::{Guard, Tables};
 use super::pins::Lock;
 use super::preflight::Node;
 use super::{Ranges, exempt, foreign, resting, sys};
-use crate::config::plan;
+use crate::config::plan::{self, RawSockets};
 
-/// Every program, and where it hangs (`enum bpf_attach_type` of linux/bpf.h). connect comes last: what
+/// Every program that always hangs on the cgroup, and where it hangs (`enum bpf_attach_type` of linux/bpf.h). connect comes last: what
 /// it redirects, the others must know by then.
-pub(super) const PROGRAMS: [(&str, u32); 9] = [
+const PROGRAMS: [(&str, u32); 9] = [
     ("hnp_bind4", 8),
     ("hnp_bind6", 9),
     ("hnp_getpeername4", 29),
@@ -40,12 +40,31 @@ pub(super) const PROGRAMS: [(&str, u32); 9] = [
     ("hnp_connect6", 11),
 ];
 
+/// The one that hangs there only where pods are to have no raw sockets.
+const RAW_SOCKETS: (&str, u32) = ("hnp_sock_create", 2);
+
+/// All that may hang there.
+pub(super) fn all_programs() -> impl DoubleEndedIterator<Item = (&'static str, u32)> {
+    [RAW_SOCKETS].into_iter().chain(PROGRAMS)
+}
+
+/// Those that are to hang there.
+pub(super) fn programs(plan: &plan::Capture) -> Vec<(&'static str, u32)> {
+    let is_wanted = |program: &(&str, u32)| match plan.raw_sockets {
+        RawSockets::Refuse => true,
+        RawSockets::Allow => *program != RAW_SOCKETS,
+    };
+    all_programs().filter(is_wanted).collect()
+}
+
 /// The program that hangs on pods' veths and not on the cgroup.
 const GUARD: &str = "hnp_guard";
 
 /// The object in the kernel, attached to nothing yet. Dropping it unloads it.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
+    /// What is to hang on the cgroup, and where.
+    programs: Vec<(&'static str, u32)>,
     /// VIPs that rest, and whether this build made the map; of no use to the programs, and so not in the
     /// object.
     resting: (OwnedFd, bool),
@@ -96,9 +115,11 @@ impl Loaded {
             loader.map_pin_path(name, lock.map(name));
         }
         let mut ebpf = loader.load(object).map_err(|source| CaptureError::Load(Box::new(source)))?;
-        for (name, _) in PROGRAMS {
+        let programs = programs(plan);
+        for (name, _) in programs.iter().copied() {
             let program = ebpf.program_mut(name).ok_or(CaptureError::ObjectLacks(name))?;
             let loaded = match program {
+                Program::CgroupSock(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::SockOps(program) => program.load(),
                 _ => Err(ProgramError::UnexpectedProgramType),
@@ -111,7 +132,7 @@ impl Loaded {
         }
         .map_err(|error| refused(GUARD, error))?;
         let resting = resting::open_or_make(&lock.map(resting::MAP))?;
-        let loaded = Self { ebpf, resting, reused, update };
+        let loaded = Self { ebpf, programs, resting, reused, update };
         for (name, map) in loaded.kept_maps() {
             if !loaded.reused.contains(name) {
                 former.migrate(name, data_of(map)?)?;
@@ -149,16 +170,17 @@ impl Loaded {
 
     /// Attaches every program and pins what is new.
     pub(super) fn attach(&self, cgroup: &Cgroup, lock: &Lock) -> Result<Attachment, CaptureError> {
-        foreign::check(cgroup, PROGRAMS.map(|(_, attach_type)| attach_type))?;
+        let programs = || self.programs.iter().copied();
+        foreign::check(cgroup, programs().map(|(_, attach_type)| attach_type))?;
         lock.make_room()?;
-        let mut attachment = Attachment { links: Vec::with_capacity(PROGRAMS.len()) };
-        for (name, attach_type) in PROGRAMS {
+        let mut attachment = Attachment { links: Vec::with_capacity(self.programs.len()) };
+        for (name, attach_type) in programs() {
             attachment.links.push(self.link(name, attach_type, cgroup, lock)?);
         }
         self.pin_maps(lock)?;
         let maps: Vec<_> =
             self.kept_maps().map(|(name, _)| name).chain([resting::MAP, former::META]).collect();
-        lock.settle(&PROGRAMS.map(|(name, _)| name), &maps)?;
+        lock.settle(&programs().map(|(name, _)| name).collect::<Vec<_>>(), &maps)?;
         for link in &mut attachment.links {
             link.pinned = true;
         }
@@ -199,6 +221,7 @@ impl Loaded {
     fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
         let program = self.ebpf.program(name).ok_or(io::ErrorKind::NotFound)?;
         let fd = match program {
+            Program::CgroupSock(program) => program.fd(),
             Program::CgroupSockAddr(program) => program.fd(),
             Program::SockOps(program) => program.fd(),
             _ => Err(ProgramError::UnexpectedProgramType),

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::attach::PROGRAMS;
+use super::attach::all_programs;
 use super::error::CaptureError;
 use super::{anyip, cgroups, guard, pins, sys};
 
@@ -59,7 +59,7 @@ struct Attached {
 /// In the reverse order of attaching, so that nothing is redirected that the others do not know.
 fn detach_pinned(lock: &pins::Lock, cleaned: &mut Cleaned) -> Result<Vec<Attached>, CaptureError> {
     let mut attached = Vec::new();
-    for (program, _) in PROGRAMS.iter().rev() {
+    for (program, _) in all_programs().rev() {
         let path = lock.link(program);
         let opened = sys::open_pin(&path).map_err(|source| CaptureError::Pin { path, source })?;
         let Some(link) = opened else { continue };

@@ -11,11 +11,11 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use hnp_common::layout::{Destination, DestinationKey, Heartbeat, enforcement};
 
-use super::attach::PROGRAMS;
+use super::attach;
 use super::former::Former;
-use super::{CaptureError, Node, foreign, pins, sys};
+use super::{CaptureError, Node, foreign, guard, pins, sys};
 use crate::clock::monotonic_ns;
-use crate::config::plan;
+use crate::config::plan::{self, Enforcement, Plan};
 
 /// How a thing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,7 +31,7 @@ pub enum State {
 /// One thing that was looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
-    /// What it is about: `node`, `kernel`, `programs`, `agent`, `destinations`.
+    /// What it is about: `node`, `kernel`, `programs`, `guard`, `agent`, `destinations`.
     pub area: &'static str,
     /// What was looked at.
     pub what: String,
@@ -48,8 +48,9 @@ impl Finding {
 }
 
 /// Looks at everything capture depends on.
-pub fn examine(plan: &plan::Capture) -> Vec<Finding> {
+pub fn examine(whole: &Plan) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let plan = &whole.capture;
     let node = match Node::check(plan) {
         Ok(node) => {
             findings.push(Finding::new(
@@ -74,11 +75,15 @@ pub fn examine(plan: &plan::Capture) -> Vec<Finding> {
     };
     findings.extend(kernel());
     if let Some(node) = &node
-        && let Err(error) = foreign::check(&node.cgroup, PROGRAMS.map(|(_, attach_type)| attach_type))
+        && let Err(error) = foreign::check(
+            &node.cgroup,
+            attach::programs(plan).into_iter().map(|(_, attach_type)| attach_type),
+        )
     {
         findings.push(Finding::new("node", "other programs", State::Bad, error.to_string()));
     }
     findings.extend(programs(plan, node.as_ref()));
+    findings.extend(guard(whole));
     findings.extend(agent(&plan.bpffs));
     findings.extend(destinations(&plan.bpffs));
     findings
@@ -110,7 +115,8 @@ fn kernel() -> Vec<Finding> {
 
 fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
     let link = |program: &str| plan.bpffs.join("links").join(program);
-    if !PROGRAMS.iter().any(|(program, _)| link(program).exists()) {
+    let programs = attach::programs(plan);
+    if !programs.iter().any(|(program, _)| link(program).exists()) {
         let detail = "none is pinned: nothing is enforced on this node";
         return vec![Finding::new("programs", "links", State::Degraded, detail)];
     }
@@ -147,7 +153,46 @@ fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
             }
         }
     };
-    PROGRAMS.map(look).into()
+    programs.into_iter().map(look).collect()
+}
+
+/// What passes no socket hook, and what was there before.
+fn guard(whole: &Plan) -> Vec<Finding> {
+    let plan = &whole.capture;
+    let wanted = whole.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
+    let (state, detail) = match (plan.guard, guard::look(&pins::guard_dir(&plan.bpffs))) {
+        (plan::Guard::Off, _) => {
+            (State::Degraded, "off: sockets that pass no connect() under kubepods go direct".to_owned())
+        }
+        (plan::Guard::Auto, _) if !wanted => {
+            (State::Good, "not attached: no route is strict for every pod".to_owned())
+        }
+        (plan::Guard::Auto, Err(error)) => (State::Bad, format!("cannot be looked at: {error}")),
+        (plan::Guard::Auto, Ok(guard::Look { held, by_link, open })) if open.is_empty() => {
+            let way = if by_link == held { "tcx" } else { "clsact" };
+            (
+                State::Good,
+                if held == 0 { "no pod's veth is here".into() } else { format!("{held} veths, by {way}") },
+            )
+        }
+        (plan::Guard::Auto, Ok(guard::Look { open, .. })) => (
+            State::Bad,
+            format!("not on {}: is the agent running, in the node's network namespace?", open.join(", ")),
+        ),
+    };
+    let mut findings = vec![Finding::new("guard", "pods' veths", state, detail)];
+    if wanted {
+        let (state, detail) = match (plan.destroy_older_flows, plan.guard) {
+            (true, _) => (State::Good, "destroyed at once, by sock_diag"),
+            (false, plan::Guard::Auto) => (State::Good, "reset by the guard with their next packet"),
+            (false, plan::Guard::Off) => (
+                State::Degraded,
+                "go on in the clear: set capture.guard: auto, or capture.destroy_older_flows: true",
+            ),
+        };
+        findings.push(Finding::new("guard", "older flows", state, detail));
+    }
+    findings
 }
 
 fn agent(bpffs: &Path) -> Vec<Finding> {

@@ -24,6 +24,7 @@ mod heartbeat;
 mod kernel_log;
 mod object;
 mod observed;
+mod older;
 mod overrides;
 mod pins;
 mod preflight;
@@ -121,6 +122,8 @@ pub struct Capture {
     exempt: exempt::Exempt,
     /// `None`: switched off.
     guard: Option<guard::Guard>,
+    /// `None`: not asked for.
+    older: Option<older::OlderFlows>,
     counters: counters::Counters,
     flows: Arc<flows::KernelFlows>,
     /// What the last [`Capture::housekeep`] saw closed, with its socket's cookie.
@@ -248,6 +251,7 @@ impl Capture {
             observed,
             exempt,
             guard,
+            older: plan.destroy_older_flows.then(older::OlderFlows::default),
             counters,
             flows,
             closed_flows: HashMap::new(),
@@ -298,6 +302,9 @@ impl Capture {
             Some(guard) => guard.set(&self.destinations.strict_for_all().collect::<Vec<_>>()),
             None => Ok(()),
         };
+        if let Some(older) = &mut self.older {
+            older.strict_now(&self.hung.cgroup.path, self.destinations.strict_for_all().collect());
+        }
         captured.and(guarded)
     }
 
@@ -330,6 +337,9 @@ impl Capture {
     pub fn hang_anew(&mut self) -> Result<&Path, CaptureError> {
         let node = Node::check(&self.plan)?;
         self.hung = Hung::load(&node, &self.plan, &self.lock)?.attach(&self.lock)?;
+        if let Some(older) = &self.older {
+            older.all_anew(&self.hung.cgroup.path);
+        }
         Ok(&self.hung.cgroup.path)
     }
 
@@ -380,6 +390,9 @@ impl Capture {
             Err(error) => unreadable(error),
         }
         out.single(&names::DESTINATIONS, self.destinations.len() as u64);
+        if let Some(older) = &self.older {
+            out.single(&names::OLDER_FLOWS_DESTROYED, older.destroyed());
+        }
         if let Some(guard) = &self.guard {
             let guard::Status { way, interfaces, failing } = guard.status();
             let way = way.map_or("unavailable", guard::Way::as_str);

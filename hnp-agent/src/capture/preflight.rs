@@ -64,26 +64,35 @@ impl Node {
 
 fn check(plan: &plan::Capture) -> Result<Node, CaptureError> {
     let mut missing = Vec::new();
-    let capable = capabilities(&mut missing);
+    let capable = capabilities(plan, &mut missing);
     let cgroup = find_cgroup(plan, &mut missing);
     bpffs(&plan.bpffs, &mut missing);
     // Without the capabilities every probe fails, and none of the answers would mean anything.
     let has_set_retval = capable && kernel(&mut missing);
+    let netns_cookie = sys::netns_cookie().ok();
+    if plan.raw_sockets == plan::RawSockets::Refuse && netns_cookie.is_none() {
+        missing.push(Missing {
+            what: "kernel feature: SO_NETNS_COOKIE".into(),
+            why: "leaving the node's own network namespace its raw sockets (capture.raw_sockets: refuse)",
+            fix: "use Linux 5.14 or newer, or set capture.raw_sockets: allow".into(),
+        });
+    }
     match cgroup {
-        Some(cgroup) if missing.is_empty() => Ok(Node {
-            own_cgroup: cgroups::own_below(&cgroup.path),
-            netns_cookie: sys::netns_cookie().ok(),
-            has_set_retval,
-            cgroup,
-        }),
+        Some(cgroup) if missing.is_empty() => {
+            Ok(Node { own_cgroup: cgroups::own_below(&cgroup.path), netns_cookie, has_set_retval, cgroup })
+        }
         _ => Err(CaptureError::Preflight(missing)),
     }
 }
 
-fn capabilities(missing: &mut Vec<Missing>) -> bool {
+fn capabilities(plan: &plan::Capture, missing: &mut Vec<Missing>) -> bool {
     const NET_ADMIN: (u32, &str, &str) =
         (12, "CAP_NET_ADMIN", "attaching programs to a cgroup, and the route for the VIPs");
     const BPF: (u32, &str, &str) = (39, "CAP_BPF", "loading BPF programs and maps");
+    const SYS_ADMIN: (u32, &str, &str) =
+        (21, "CAP_SYS_ADMIN", "entering pods' network namespaces (capture.destroy_older_flows)");
+    const SYS_PTRACE: (u32, &str, &str) =
+        (19, "CAP_SYS_PTRACE", "finding pods' network namespaces (capture.destroy_older_flows)");
     let effective = match effective_capabilities() {
         Ok(effective) => effective,
         Err(error) => {
@@ -96,7 +105,11 @@ fn capabilities(missing: &mut Vec<Missing>) -> bool {
         }
     };
     let before = missing.len();
-    for (bit, name, why) in [BPF, NET_ADMIN] {
+    let mut needed = vec![BPF, NET_ADMIN];
+    if plan.destroy_older_flows {
+        needed.extend([SYS_ADMIN, SYS_PTRACE]);
+    }
+    for (bit, name, why) in needed {
         if effective & (1 << bit) == 0 {
             missing.push(Missing {
                 what: format!("capability {name}"),
@@ -236,6 +249,8 @@ mod tests {
             heartbeat: std::time::Duration::from_secs(2),
             pod_logs: "/var/log/pods".into(),
             guard: plan::Guard::Auto,
+            raw_sockets: plan::RawSockets::Allow,
+            destroy_older_flows: false,
         };
         let message = check(&plan).expect_err("neither exists").to_string();
         assert!(message.contains("/nowhere/kubepods"), "{message}");

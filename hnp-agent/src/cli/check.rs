@@ -4,6 +4,7 @@
 //! pipeline as well as on the node. Exit code 0: the agent would serve. 1: it would not, and stderr
 //! has one line for each mistake.
 
+mod promises;
 mod summary;
 
 use std::fmt::Write as _;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::plan::{Enforcement, Identity, Plan, Roots, Route, Target, Trust};
+use crate::config::plan::{Identity, Plan, Roots, Trust};
 use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
 use crate::{identity, trust};
@@ -108,8 +109,9 @@ impl Report {
             }
         }
         for (index, route) in plan.routes.iter().enumerate() {
-            self.warnings.extend(promise(index, route));
-            self.warnings.extend(way_out(index, route));
+            self.warnings.extend(promises::by_name(index, route));
+            self.warnings.extend(promises::way_out(index, route));
+            self.warnings.extend(promises::unguarded(index, route, &plan.capture));
         }
         Summary {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
@@ -212,43 +214,6 @@ impl Finding {
     }
 }
 
-/// What a strict route by name does not promise: said for each, because people read `strict` as more.
-fn promise(index: usize, route: &Route) -> Option<Finding> {
-    let names: Vec<String> = route
-        .destinations
-        .iter()
-        .filter(|destination| matches!(destination.target, Target::Name(_)))
-        .map(ToString::to_string)
-        .collect();
-    let strict = route.strictest_enforcement() == Enforcement::Strict;
-    (strict && !names.is_empty()).then(|| {
-        let what = format!(
-            "route {:?} is strict by name ({}): it promises only the addresses the names have resolved to; a pod \
-             that dials another address of the manager goes direct. List the manager's addresses (a CIDR such as \
-             198.18.0.0/24:443) or the Service's ClusterIP as well",
-            route.name,
-            names.join(", ")
-        );
-        Finding::elsewhere(format!("routes[{index}].destinations"), what)
-    })
-}
-
-/// What a name that a strict route lets through does to its promise.
-fn way_out(index: usize, route: &Route) -> Option<Finding> {
-    let strict = route.strictest_enforcement() == Enforcement::Strict;
-    (strict && !route.passthrough.is_empty()).then(|| {
-        let names: Vec<String> = route.passthrough.iter().map(ToString::to_string).collect();
-        let what = format!(
-            "route {:?} is strict and lets {} through: a pod that writes such a name as Host or SNI reaches the \
-             destination's address without mutual TLS. List only names under which the server there does not take \
-             the manager's requests",
-            route.name,
-            names.join(", ")
-        );
-        Finding::elsewhere(format!("routes[{index}].passthrough"), what)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
@@ -333,6 +298,26 @@ mod tests {
             "/hnp.yaml: routes[0].destinations: route \"m\" is strict by name (m.test:80): it promises only";
         assert!(warnings[0].starts_with(expected), "{warnings:?}");
         assert!(warnings[0].contains("ClusterIP"));
+    }
+
+    #[test]
+    fn what_a_strict_route_does_not_hold_is_listed_with_it() {
+        let shown = |route: &str| Scene::good(route).report().text();
+        let text = shown("strict");
+        assert!(text.contains("  not held      hostNetwork pods' lent"), "{text}");
+        assert!(
+            text.contains("interfaces that are not veth") && text.contains("birth and the guard's attach")
+        );
+        assert!(!shown("loose").contains("not held"), "loose promises none of it");
+        let json = serde_json::to_value(Scene::good("strict").report()).unwrap();
+        assert!(json["plan"]["routes"][0]["not_held"].as_array().unwrap().len() > 4, "{json}");
+
+        let off = "strict, overrides: [{namespaces: [a, b], enforcement: observe}]";
+        let warnings = Scene::good(off).lines(|report| &report.warnings);
+        let said =
+            |line: &String| line.contains("routes[0].overrides: route \"m\" is strict and not guarded");
+        assert_eq!(warnings.iter().filter(|line| said(line)).count(), 1, "{warnings:?}");
+        assert!(shown(off).contains("  overrides     observe for namespaces a, b\n"), "{}", shown(off));
     }
 
     #[test]

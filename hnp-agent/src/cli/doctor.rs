@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let findings = examine(&plan.capture);
+    let findings = examine(&plan);
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
     let mut out = std::io::stdout().lock();
     let written = if args.json {

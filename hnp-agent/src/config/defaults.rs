@@ -25,6 +25,9 @@ pub const POD_LOGS: &str = "/var/log/pods";
 /// A strict route's promise is meant for pods that try, too; without strict routes it costs nothing.
 pub const GUARD: super::plan::Guard = super::plan::Guard::Auto;
 
+/// Refusing them breaks ping in many images; the guard sees what they send.
+pub const RAW_SOCKETS: super::plan::RawSockets = super::plan::RawSockets::Allow;
+
 /// A head comes in one or two packets; ten seconds survive a lossy network and end a slow-loris.
 pub const TIMEOUT_HEAD: Duration = Duration::from_secs(10);
 /// Longer than the 60 s that most HTTP clients keep idle connections, so the client closes first.

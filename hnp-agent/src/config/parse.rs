@@ -35,8 +35,19 @@ const TOP: &[&str] = &[
     "drain",
     "workers",
 ];
-const CAPTURE: &[&str] =
-    &["cgroup", "bpffs", "vips4", "vips6", "port", "connections_per_pod", "heartbeat", "pod_logs", "guard"];
+const CAPTURE: &[&str] = &[
+    "cgroup",
+    "bpffs",
+    "vips4",
+    "vips6",
+    "port",
+    "connections_per_pod",
+    "heartbeat",
+    "pod_logs",
+    "guard",
+    "raw_sockets",
+    "destroy_older_flows",
+];
 const IDENTITY: &[&str] = &["certificate", "key"];
 const TRUST: &[&str] = &["roots"];
 const ROUTE: &[&str] = &[
@@ -145,6 +156,8 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
         heartbeat: heartbeat(r, &s),
         pod_logs: r.or(&s, "pod_logs", defaults::POD_LOGS.into(), values::path),
         guard: r.or(&s, "guard", defaults::GUARD, values::guard),
+        raw_sockets: r.or(&s, "raw_sockets", defaults::RAW_SOCKETS, values::raw_sockets),
+        destroy_older_flows: r.or(&s, "destroy_older_flows", false, values::boolean),
     }
 }
 

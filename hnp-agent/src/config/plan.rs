@@ -60,6 +60,19 @@ pub struct Capture {
     pub pod_logs: PathBuf,
     /// Whether pods' veths are guarded where strict routes want it.
     pub guard: Guard,
+    /// Whether pods may have raw IP sockets.
+    pub raw_sockets: RawSockets,
+    /// Whether flows to strict destinations that are older than their capture are destroyed at once.
+    pub destroy_older_flows: bool,
+}
+
+/// Whether pods may make raw IP sockets in network namespaces of their own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RawSockets {
+    /// As the kernel has it: with CAP_NET_RAW.
+    Allow,
+    /// Nobody, whatever his capabilities.
+    Refuse,
 }
 
 /// Whether what passes no socket hook is kept from strict destinations.
@@ -397,6 +410,20 @@ impl Route {
     /// The weakest that any pod may get: what holds for every packet, whoever sent it.
     pub fn weakest_enforcement(&self) -> Enforcement {
         self.overrides.iter().map(|other| other.enforcement).fold(self.enforcement, Ord::min)
+    }
+}
+
+impl std::fmt::Display for Override {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} for", self.enforcement.as_str())?;
+        if !self.namespaces.is_empty() {
+            write!(f, " namespaces {}", self.namespaces.join(", "))?;
+        }
+        match &self.selector {
+            Some(selector) if self.namespaces.is_empty() => write!(f, " pods with {selector}"),
+            Some(selector) => write!(f, ", pods with {selector}"),
+            None => Ok(()),
+        }
     }
 }
 

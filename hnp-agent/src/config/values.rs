@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Enforcement, Guard, LogFormat, Mode, Protocol};
+use super::plan::{Enforcement, Guard, LogFormat, Mode, Protocol, RawSockets};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -164,6 +164,11 @@ pub(super) fn enforcement(text: &str) -> Value<Enforcement> {
 /// `auto` or `off`.
 pub(super) fn guard(text: &str) -> Value<Guard> {
     word(text, &[("auto", Guard::Auto), ("off", Guard::Off)])
+}
+
+/// `allow` or `refuse`.
+pub(super) fn raw_sockets(text: &str) -> Value<RawSockets> {
+    word(text, &[("allow", RawSockets::Allow), ("refuse", RawSockets::Refuse)])
 }
 
 /// `json` or `text`.

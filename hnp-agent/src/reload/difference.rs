@@ -119,8 +119,19 @@ fn note<T: PartialEq>(
 /// What can be taken of a configuration while the agent runs, and the keys that wait for a restart.
 pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str>) {
     // Taken apart, so that a new key cannot be forgotten here.
-    let Capture { cgroup, bpffs, vips4, vips6, port, connections_per_pod, heartbeat, pod_logs, guard } =
-        &running.capture;
+    let Capture {
+        cgroup,
+        bpffs,
+        vips4,
+        vips6,
+        port,
+        connections_per_pod,
+        heartbeat,
+        pod_logs,
+        guard,
+        raw_sockets,
+        destroy_older_flows,
+    } = &running.capture;
     let Limits { connections, head_bytes: _, buffer_bytes: _ } = running.limits;
     let Log { format, level: _, access } = running.log;
     let Admin { listen } = running.admin;
@@ -135,6 +146,8 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("capture.heartbeat", capture.heartbeat != *heartbeat),
         ("capture.pod_logs", capture.pod_logs != *pod_logs),
         ("capture.guard", capture.guard != *guard),
+        ("capture.raw_sockets", capture.raw_sockets != *raw_sockets),
+        ("capture.destroy_older_flows", capture.destroy_older_flows != *destroy_older_flows),
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),

@@ -270,6 +270,8 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             heartbeat: Duration::from_secs(2),
             pod_logs: "/var/log/pods".into(),
             guard: plan::Guard::Auto,
+            raw_sockets: plan::RawSockets::Allow,
+            destroy_older_flows: false,
         },
         routes: routes.collect(),
         identities: Vec::new(),

@@ -67,6 +67,7 @@ metrics! {
     TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
     TAKE_OVER_PAUSE = "hnp_take_over_pause_seconds", Gauge, "How long no connection was accepted while this agent took over from the one before; 0 when it did not";
     HANDOVERS_FAILED = "hnp_handovers_failed", Counter, "Successors that asked to take over and did not: this agent went on";
+    OLDER_FLOWS_DESTROYED = "hnp_older_flows_destroyed", Counter, "Flows to strict destinations that were older than their capture and were destroyed; missing unless capture.destroy_older_flows is set";
     STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels of this node's pods; missing where no route selects by them";

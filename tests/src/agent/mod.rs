@@ -27,6 +27,10 @@ use crate::topology::{Topology, World};
 
 /// CAP_NET_ADMIN of linux/capability.h.
 pub const CAP_NET_ADMIN: u8 = 12;
+/// CAP_SYS_PTRACE of linux/capability.h.
+pub const CAP_SYS_PTRACE: u8 = 19;
+/// CAP_SYS_ADMIN of linux/capability.h.
+pub const CAP_SYS_ADMIN: u8 = 21;
 /// CAP_BPF of linux/capability.h.
 pub const CAP_BPF: u8 = 39;
 /// All that the agent may have.
@@ -149,6 +153,15 @@ impl Agent {
     #[track_caller]
     pub fn check(place: &Place, config: &Config) -> Finished {
         command(place, "check", &write_config(&place.world, config)).run()
+    }
+
+    /// Runs `hnp-agent doctor` on a configuration, where the agent runs.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn doctor(topology: &Topology, config: &Config) -> Finished {
+        command(&topology.agent_place(), "doctor", &write_config(topology, config)).run()
     }
 
     /// Runs `hnp-agent enforce` on a configuration.

@@ -120,6 +120,25 @@ impl Guard {
     }
 }
 
+/// What an onlooker sees of the guard.
+#[derive(Clone, Debug)]
+pub(super) struct Look {
+    /// Interfaces with something of ours.
+    pub(super) held: usize,
+    /// Those among them with a link; the others have a filter.
+    pub(super) by_link: usize,
+    /// Veths that lead to other namespaces, are no way out of this one, and have nothing of ours.
+    pub(super) open: Vec<String>,
+}
+
+/// Looks at what is there, and touches nothing.
+///
+/// # Errors
+/// When the directory or netlink cannot be read.
+pub(super) fn look(dir: &Path) -> io::Result<Look> {
+    posts::look(dir)
+}
+
 /// Takes off what any agent with this directory left, for a start without a guard.
 ///
 /// # Errors

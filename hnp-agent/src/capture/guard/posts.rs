@@ -16,7 +16,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::netlink::{Netlink, Veth};
-use super::{Status, Way, clsact, failed};
+use super::{Look, Status, Way, clsact, failed};
 use crate::capture::error::CaptureError;
 use crate::capture::sys;
 
@@ -212,6 +212,21 @@ impl Posts {
         all.extend(self.held.keys());
         Ok(all)
     }
+}
+
+/// As [`super::look`].
+pub(super) fn look(dir: &Path) -> io::Result<Look> {
+    let held = Pins(dir.to_owned()).interfaces().map_err(io::Error::other)?;
+    let pins = Pins(dir.to_owned());
+    let by_link = |index: &&u32| pins.link(**index).exists();
+    let mut netlink = Netlink::open()?;
+    let uplinks = netlink.uplinks(&[])?;
+    let open = netlink.veths()?.into_iter().filter(|veth| !uplinks.contains(&veth.index));
+    Ok(Look {
+        by_link: held.iter().filter(by_link).count(),
+        held: held.len(),
+        open: open.filter(|veth| !held.contains(&veth.index)).map(|veth| veth.name).collect(),
+    })
 }
 
 /// As [`super::clean_up`].

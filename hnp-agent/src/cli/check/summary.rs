@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::promises;
 use crate::config::humane;
-use crate::config::plan::{Guard, Mode, Plan, Protocol, Route};
+use crate::config::plan::{Capture, Guard, Mode, Plan, Protocol, RawSockets, Route};
 
 /// The Plan in words.
 #[derive(Debug, Serialize)]
@@ -24,6 +25,7 @@ pub(super) struct RouteSummary {
     pub(super) protocol: &'static str,
     pub(super) mode: &'static str,
     pub(super) destinations: Vec<String>,
+    pub(super) overrides: Vec<String>,
     pub(super) passthrough: Vec<String>,
     pub(super) upstream: String,
     pub(super) server_name: String,
@@ -31,6 +33,9 @@ pub(super) struct RouteSummary {
     pub(super) trust: String,
     pub(super) timeouts: String,
     pub(super) pool_idle: usize,
+    /// What a strict route does not hold; nothing for others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) not_held: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,6 +88,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             Mode::ReverseProxy => "reverse-proxy",
         },
         destinations: route.destinations.iter().map(ToString::to_string).collect(),
+        overrides: route.overrides.iter().map(ToString::to_string).collect(),
         passthrough: route.passthrough.iter().map(ToString::to_string).collect(),
         upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
         server_name: route.upstream.server_name.to_str().into_owned(),
@@ -90,6 +96,16 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         trust: plan.trusts[route.trust].name.to_string(),
         timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
         pool_idle: route.upstream.pool_idle,
+        not_held: promises::not_held(route, &plan.capture),
+    }
+}
+
+/// What becomes of flows to strict destinations that were there before.
+fn older_flows(capture: &Capture) -> &'static str {
+    match (capture.destroy_older_flows, capture.guard) {
+        (true, _) => "destroyed at once",
+        (false, Guard::Auto) => "reset by the guard with their next packet",
+        (false, Guard::Off) => "go on in the clear: the guard is off",
     }
 }
 
@@ -113,6 +129,14 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 Guard::Off => "off: sockets that pass no connect() under kubepods go direct".into(),
             },
         ),
+        (
+            "raw sockets",
+            match capture.raw_sockets {
+                RawSockets::Allow => "allowed".into(),
+                RawSockets::Refuse => "refused in pods' own network namespaces".into(),
+            },
+        ),
+        ("older flows", older_flows(capture).into()),
         (
             "limits",
             format!(
@@ -181,6 +205,12 @@ impl RouteSummary {
         if !self.passthrough.is_empty() {
             rows.insert(1, ("passthrough", self.passthrough.join(", ")));
         }
+        if !self.overrides.is_empty() {
+            rows.insert(1, ("overrides", self.overrides.join("; ")));
+        }
+        // A line each; docs/security.md says why.
+        let heads = std::iter::once("not held").chain(std::iter::repeat(""));
+        rows.extend(heads.zip(self.not_held.iter().map(ToString::to_string)));
         table(
             text,
             format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),

@@ -1,0 +1,92 @@
+//! What a strict route does not promise: said for each one it concerns, because people read `strict` as
+//! more. docs/security.md has the reasons.
+
+use super::Finding;
+use crate::config::plan::{Capture, Enforcement, Guard, RawSockets, Route, Target};
+
+/// What a strict route by name does not promise: said for each, because people read `strict` as more.
+pub(super) fn by_name(index: usize, route: &Route) -> Option<Finding> {
+    let names: Vec<String> = route
+        .destinations
+        .iter()
+        .filter(|destination| matches!(destination.target, Target::Name(_)))
+        .map(ToString::to_string)
+        .collect();
+    let strict = route.strictest_enforcement() == Enforcement::Strict;
+    (strict && !names.is_empty()).then(|| {
+        let what = format!(
+            "route {:?} is strict by name ({}): it promises only the addresses the names have resolved to; a pod \
+             that dials another address of the manager goes direct. List the manager's addresses (a CIDR such as \
+             198.18.0.0/24:443) or the Service's ClusterIP as well",
+            route.name,
+            names.join(", ")
+        );
+        Finding::elsewhere(format!("routes[{index}].destinations"), what)
+    })
+}
+
+/// What a name that a strict route lets through does to its promise.
+pub(super) fn way_out(index: usize, route: &Route) -> Option<Finding> {
+    let strict = route.strictest_enforcement() == Enforcement::Strict;
+    (strict && !route.passthrough.is_empty()).then(|| {
+        let names: Vec<String> = route.passthrough.iter().map(ToString::to_string).collect();
+        let what = format!(
+            "route {:?} is strict and lets {} through: a pod that writes such a name as Host or SNI reaches the \
+             destination's address without mutual TLS. List only names under which the server there does not take \
+             the manager's requests",
+            route.name,
+            names.join(", ")
+        );
+        Finding::elsewhere(format!("routes[{index}].passthrough"), what)
+    })
+}
+
+/// A strict route that the guard does not stand behind.
+pub(super) fn unguarded(index: usize, route: &Route, capture: &Capture) -> Option<Finding> {
+    if route.strictest_enforcement() != Enforcement::Strict {
+        return None;
+    }
+    let (key, why, fix) = match capture.guard {
+        Guard::Off => ("enforcement", "capture.guard is off", "set capture.guard: auto"),
+        Guard::Auto if route.weakest_enforcement() != Enforcement::Strict => (
+            "overrides",
+            "its overrides let some pods off, and a packet does not say which pod sent it",
+            "where pods try to get around capture, give those that are let off a route of their own",
+        ),
+        Guard::Auto => return None,
+    };
+    let what = format!(
+        "route {:?} is strict and not guarded, because {why}: flows older than the agent and lent, raw and \
+         packet sockets go direct; connect(), sendto() and bind() hold. To close it, {fix}",
+        route.name
+    );
+    Some(Finding::elsewhere(format!("routes[{index}].{key}"), what))
+}
+
+/// What no setting holds for a strict route, in a few words each; nothing for other routes.
+pub(super) fn not_held(route: &Route, capture: &Capture) -> Vec<&'static str> {
+    if route.strictest_enforcement() != Enforcement::Strict {
+        return Vec::new();
+    }
+    let mut not_held = vec![
+        "hostNetwork pods' lent, raw and packet sockets and older flows",
+        "sockets lent from the node's own network namespace",
+        "stacks in user space (Kata, gVisor, KubeVirt) where no veth leads to them",
+    ];
+    not_held.push(match capture.raw_sockets {
+        RawSockets::Allow => {
+            "raw and packet sockets on interfaces that are not veth (macvlan, ipvlan, SR-IOV)"
+        }
+        RawSockets::Refuse => "packet sockets on interfaces that are not veth (macvlan, ipvlan, SR-IOV)",
+    });
+    if capture.guard == Guard::Auto {
+        not_held.push(
+            "the moment between a veth's birth and the guard's attach (sockets without connect() only)",
+        );
+    }
+    if !capture.destroy_older_flows {
+        not_held.push("a flow older than the agent, until its next packet");
+    }
+    not_held.push("tunnels that end on the node, and other addresses of the manager");
+    not_held
+}
