@@ -26,7 +26,7 @@ use self::signals::Signals;
 use self::standing::Standing;
 use crate::admin;
 use crate::capture::{Capture, Node, Prepared};
-use crate::config::plan::{Enforcement, Plan};
+use crate::config::plan::Plan;
 use crate::generation::Generation;
 use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
 use crate::proxy::flow::SharedVipTable;
@@ -108,8 +108,7 @@ async fn serve(
         }
         before.pause().await.context("cannot take over from the running agent")?;
     }
-    let strict = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
-    let mut capture = Capture::start(turn, prepared, &plan.capture, strict, vips.clone())?;
+    let mut capture = Capture::start(turn, prepared, &plan.capture, &plan.strict_routes(), vips.clone())?;
     let flows = capture.flow_source();
     let mut failed: Option<anyhow::Error> = None;
 
@@ -171,7 +170,12 @@ async fn serve(
 
     let (mut end, mut door) = (End::Failed, None);
     if failed.is_none() {
-        tasks.spawn(reloader.watch(hangup, tasks.token()));
+        let keeping = captured.clone();
+        // A successor that is taking over judges for itself.
+        let can_keep = move |strict: &[&str]| {
+            keeping.with(|capture| capture.can_keep(strict))?.err().map(|e| e.to_string())
+        };
+        tasks.spawn(reloader.asking(can_keep).watch(hangup, tasks.token()));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
         let labels = follow_labels(&plan, &generations, &telemetry, &tasks);
         let (capture, workloads) = (captured.clone(), workloads.clone());

@@ -160,11 +160,15 @@ pub enum CaptureError {
     },
     /// A strict route wants the guard, and the kernel has no way for it.
     #[error(
-        "a strict route needs the guard, and this kernel has no way to attach it: {why}. Use Linux 6.6 or \
-         newer, or load the modules sch_ingress and cls_bpf; or do without (`capture.guard: off`), and \
-         sockets that pass no connect() under kubepods go direct"
+        "{} cannot be kept: the guard on pods' veths cannot be attached ({why}). Load the modules sch_ingress \
+         and cls_bpf (modprobe -a sch_ingress cls_bpf), or use Linux 6.6 or newer; or promise less: \
+         `enforcement: loose` for the route, or `capture.guard: off`, and what passes no connect() under \
+         kubepods (lent and raw sockets, older flows) goes direct",
+        Strict(.routes)
     )]
     GuardImpossible {
+        /// The names of the routes; none, where it is not known which.
+        routes: Vec<String>,
         /// What the kernel said to each way.
         why: String,
     },
@@ -233,6 +237,18 @@ impl fmt::Display for Holder {
     }
 }
 
+struct Strict<'a>(&'a [String]);
+
+impl fmt::Display for Strict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("what strict routes promise"),
+            [one] => write!(f, "what the strict route {one:?} promises"),
+            several => write!(f, "what the strict routes {several:?} promise"),
+        }
+    }
+}
+
 struct List<'a>(&'a [Missing]);
 
 impl fmt::Display for List<'_> {
@@ -241,5 +257,26 @@ impl fmt::Display for List<'_> {
             write!(f, "\n  - {what}\n      needed: {why}\n      do: {fix}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strict_route_that_cannot_be_kept_is_named_with_what_to_do() {
+        let message = |routes: &[&str]| {
+            let routes = routes.iter().map(|route| (*route).to_owned()).collect();
+            CaptureError::GuardImpossible { routes, why: "tcx: no; clsact: no".into() }.to_string()
+        };
+        let one = message(&["manager"]);
+        for word in ["\"manager\"", "clsact: no", "sch_ingress", "enforcement: loose", "capture.guard: off"] {
+            assert!(one.contains(word), "{word}: {one}");
+        }
+        assert!(
+            message(&["a", "b"]).starts_with("what the strict routes [\"a\", \"b\"] promise cannot be kept")
+        );
+        assert!(message(&[]).starts_with("what strict routes promise cannot be kept"));
     }
 }

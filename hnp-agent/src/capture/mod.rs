@@ -196,16 +196,16 @@ impl Capture {
     /// From here on what a former agent captured stays captured; new destinations come with
     /// [`Capture::sync`], and nothing is redirected before [`Capture::beat`]. `vips` is published by this
     /// room alone. Must be called in the network namespace the agent listens in.
-    /// `strict`: there is a route that is strict for every pod.
+    /// `strict`: the names of the routes that are strict for every pod.
     ///
     /// # Errors
-    /// When the kernel refuses a step, or cannot keep what a strict route promises. The message says what to do. What a former agent left goes on
-    /// enforcing.
+    /// When the kernel refuses a step, or cannot keep what a strict route promises. The message says what
+    /// to do. What a former agent left goes on enforcing.
     pub fn start(
         turn: Turn,
         prepared: Prepared,
         plan: &plan::Capture,
-        strict: bool,
+        strict: &[&str],
         vips: SharedVipTable,
     ) -> Result<Self, CaptureError> {
         let Turn { exemption, mut lock } = turn;
@@ -228,8 +228,8 @@ impl Capture {
             plan::Guard::Auto => Some(loaded.guard(&pins::guard_dir(&plan.bpffs))?),
             plan::Guard::Off => None,
         };
-        if let (Some(guard), true) = (&guard, strict) {
-            guard.require()?;
+        if let Some(guard) = &guard {
+            guard.require(strict)?;
         }
         let hung = ready.attach(&lock)?;
         lock.own();
@@ -306,6 +306,14 @@ impl Capture {
             older.strict_now(&self.hung.cgroup.path, self.destinations.strict_for_all().collect());
         }
         captured.and(guarded)
+    }
+
+    /// Whether the kernel can keep what these strict routes promise.
+    ///
+    /// # Errors
+    /// [`CaptureError::GuardImpossible`], with the routes' names and what to do.
+    pub fn can_keep(&self, strict: &[&str]) -> Result<(), CaptureError> {
+        self.guard.as_ref().map_or(Ok(()), |guard| guard.require(strict))
     }
 
     /// Tells the kernel which pods there are, for routes that override their enforcement for some.

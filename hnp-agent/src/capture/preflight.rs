@@ -198,6 +198,7 @@ fn kernel(missing: &mut Vec<Missing>) -> bool {
     }
     for (map, name, why, since) in [
         (MapType::Hash, "hash maps", "the list of destinations", "3.19"),
+        (MapType::LpmTrie, "longest-prefix maps", "destinations that are ranges", "4.11"),
         (MapType::LruHash, "LRU hash maps", "the limit per pod", "4.10"),
         (MapType::PerCpuArray, "per-CPU arrays", "counters", "4.6"),
         (MapType::SkStorage, "socket storage", "remembering what a pod dialled", "5.2"),

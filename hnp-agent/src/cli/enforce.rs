@@ -61,7 +61,8 @@ fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     let node = wait_for_node(plan, patience)?;
     let turn = Turn::take(&node, &plan.capture)?;
     let prepared = Prepared::load(&turn, &node, &plan.capture)?;
-    let mut capture = Capture::start(turn, prepared, &plan.capture, false, SharedVipTable::default())?;
+    // Not refused where strict routes cannot be kept: without an agent, what the hooks hold is better than nothing.
+    let mut capture = Capture::start(turn, prepared, &plan.capture, &[], SharedVipTable::default())?;
     let mut destinations = NameTable::new(plan, Instant::now()).desired(Instant::now());
     destinations.retain(|destination| {
         let strictest = |route: &usize| plan.routes[*route].strictest_enforcement() == Enforcement::Strict;

@@ -39,6 +39,14 @@ pub struct Plan {
     pub workers: usize,
 }
 
+impl Plan {
+    /// The names of the routes that are strict for every pod.
+    pub fn strict_routes(&self) -> Vec<&str> {
+        let strict = self.routes.iter().filter(|route| route.weakest_enforcement() == Enforcement::Strict);
+        strict.map(|route| &*route.name).collect()
+    }
+}
+
 /// Where and how connections are captured.
 #[derive(Clone, Debug)]
 pub struct Capture {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use super::CanKeep;
 use super::difference::in_force;
 use super::sources::Sources;
 use crate::config::plan::{Cidr, Host, Plan, Target};
@@ -34,7 +35,7 @@ impl Candidate {
         text: Result<String, LoadError>,
         path: &Path,
         running: &Plan,
-        sources: &Sources,
+        (sources, can_keep): (&Sources, &CanKeep),
     ) -> Result<Self, Refusal> {
         let read = text.and_then(|text| Ok(config::parse_with_warnings(&text, path)?));
         let (written, warnings) = read.map_err(|error| Refusal {
@@ -44,6 +45,7 @@ impl Candidate {
         let (plan, waiting) = in_force(running, written);
         let mut mistakes = sources.mistakes(&plan);
         mistakes.extend(captured_by_vips(&plan));
+        mistakes.extend(can_keep(&plan.strict_routes()).map(|why| ("routes".into(), why)));
         if plan.resolver != running.resolver
             && let Err(error) = Resolver::new(&plan.resolver)
         {

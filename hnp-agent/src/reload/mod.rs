@@ -60,11 +60,15 @@ pub struct Reloader {
     reload: Reload,
     fingerprints: Fingerprints,
     sources: Sources,
+    can_keep: CanKeep,
     telemetry: Arc<Telemetry>,
     diagnostics: Diagnostics,
     generations: Sender<Arc<Generation>>,
     status: Arc<Status>,
 }
+
+/// Why the kernel cannot keep what strict routes, by name, promise; `None`: it can.
+type CanKeep = Box<dyn Fn(&[&str]) -> Option<String> + Send>;
 
 /// What the metrics say.
 #[derive(Debug, Default)]
@@ -112,11 +116,19 @@ impl Reloader {
             reload,
             fingerprints,
             sources,
+            can_keep: Box::new(|_| None),
             telemetry: Arc::clone(telemetry),
             diagnostics,
             generations,
             status,
         }
+    }
+
+    /// Has a configuration refused for strict routes that the kernel cannot keep. `can_keep` is told their
+    /// names and says why not.
+    #[must_use]
+    pub fn asking(self, can_keep: impl Fn(&[&str]) -> Option<String> + Send + 'static) -> Self {
+        Self { can_keep: Box::new(can_keep), ..self }
     }
 
     /// The generation in force, and its successors.
@@ -147,8 +159,8 @@ impl Reloader {
         let text = config::read(&self.path);
         let content = self.fingerprint(&text);
         let current = self.generations.borrow().clone();
-        let (path, sources) = (&self.path, &self.sources);
-        let step = self.reload.look(now, content, || Candidate::of(text, path, &current.plan, sources));
+        let (path, asked) = (&self.path, (&self.sources, &self.can_keep));
+        let step = self.reload.look(now, content, || Candidate::of(text, path, &current.plan, asked));
         match step {
             Step::Same if cause == Cause::Signal => self.say_again(),
             Step::Same => {}

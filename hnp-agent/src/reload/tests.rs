@@ -169,3 +169,27 @@ async fn a_signal_is_answered_at_once() {
     assert_eq!((scene.failing(), scene.generation().number), (None, 2));
     scene.end().await;
 }
+
+#[tokio::test]
+async fn a_strict_route_that_the_kernel_cannot_keep_is_refused_until_it_can() {
+    let mut scene = Scene::start();
+    let module = Arc::new(AtomicU64::new(0));
+    let loaded = Arc::clone(&module);
+    scene.reloader = scene.reloader.asking(move |strict| {
+        (!strict.is_empty() && loaded.load(Relaxed) == 0).then(|| format!("no way for {strict:?}"))
+    });
+    let loose = text(&scene.dir, "drain: {deadline: 3s}\n");
+    scene.write(&loose.replace("name: m,", "name: m, enforcement: loose,"));
+    scene.look();
+    assert_eq!((scene.failing(), scene.generation().number), (None, 2), "the control");
+    scene.write(&loose.replace("name: m,", "name: m, enforcement: strict,"));
+    scene.look();
+    let error = scene.failing().unwrap();
+    assert!(error.contains(r#": routes: no way for ["m"]"#), "{error}");
+    assert_eq!(scene.generation().number, 2);
+    // The file stays as it is; only the kernel changes.
+    module.store(1, Relaxed);
+    scene.look();
+    assert_eq!((scene.failing(), scene.generation().number), (None, 3));
+    scene.end().await;
+}

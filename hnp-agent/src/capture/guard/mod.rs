@@ -74,12 +74,22 @@ impl Guard {
         Ok(Self { tables, posts, _watch: watch })
     }
 
-    /// Whether the guard can be attached at all.
+    /// Whether the guard can be attached at all, as these strict routes need it.
     ///
     /// # Errors
-    /// [`CaptureError::GuardImpossible`].
-    pub(super) fn require(&self) -> Result<(), CaptureError> {
-        self.posts().way().map(|_| ())
+    /// [`CaptureError::GuardImpossible`], with the routes' names.
+    pub(super) fn require(&self, strict: &[&str]) -> Result<(), CaptureError> {
+        if strict.is_empty() {
+            return Ok(());
+        }
+        let named = |error| match error {
+            CaptureError::GuardImpossible { why, .. } => {
+                let routes = strict.iter().map(|route| (*route).to_owned()).collect();
+                CaptureError::GuardImpossible { routes, why }
+            }
+            other => other,
+        };
+        self.posts().way().map(|_| ()).map_err(named)
     }
 
     /// Guards exactly these; none: the guard is taken off.

@@ -55,8 +55,14 @@ impl Posts {
         })
     }
 
-    pub(super) fn way(&self) -> Result<Way, CaptureError> {
-        self.way.clone().map_err(|why| CaptureError::GuardImpossible { why })
+    /// How the guard is attached; asked of the kernel again while there is no way, because a module may
+    /// have been loaded.
+    pub(super) fn way(&mut self) -> Result<Way, CaptureError> {
+        if self.way.is_err() {
+            self.way = find_way(&mut self.netlink, self.program.as_fd());
+        }
+        let impossible = |why| CaptureError::GuardImpossible { routes: Vec::new(), why };
+        self.way.clone().map_err(impossible)
     }
 
     pub(super) fn status(&self) -> Status {
