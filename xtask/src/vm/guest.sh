@@ -26,6 +26,9 @@ need mount -t bpf bpf /sys/fs/bpf
 need mkdir /sys/fs/cgroup/init.scope
 echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
 need ip link set lo up
+# The number of times this machine was cloned (https://lwn.net/Articles/855875): aws-lc then takes its seeds from the
+# kernel. The other way is to measure a processor's jitter for seconds, by code that is not to be optimised.
+need dd if=/dev/zero of=/dev/sysgenid bs=4096 count=1 status=none
 
 # PATH, HOME, CRATE, and run() with the scenarios' arguments.
 . /run/vm/job.sh
