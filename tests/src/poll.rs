@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Names how many times longer than written every deadline of the kit is: a whole number, 1 without it.
 /// An emulated processor needs it.
-const VARIABLE: &str = "HNP_TEST_PATIENCE";
+pub const PATIENCE: &str = "HNP_TEST_PATIENCE";
 
 /// A deadline on this machine. [`eventually`] and [`until`] ask it themselves.
 ///
@@ -13,8 +13,8 @@ const VARIABLE: &str = "HNP_TEST_PATIENCE";
 /// When the variable holds anything but a number.
 pub fn patience(deadline: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    let factor = FACTOR.get_or_init(|| match std::env::var(VARIABLE) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{VARIABLE}={text:?} is no whole number")),
+    let factor = FACTOR.get_or_init(|| match std::env::var(PATIENCE) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{PATIENCE}={text:?} is no whole number")),
         Err(_) => 1,
     });
     deadline * *factor

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::trial::Trial;
 
 use crate::process::{Cmd, Place};
-use crate::tools;
+use crate::{poll, tools};
 
 /// One way to send bytes to an address.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -170,7 +170,11 @@ impl Attack {
     /// The attacker with this attack, ready to run in a place.
     pub fn command(&self, place: &Place) -> Cmd {
         let text = serde_json::to_vec(self).expect("attacks are plain data");
-        place.command(tools::sibling("hnp-test-evader")).stdin(text)
+        let command = place.command(tools::sibling("hnp-test-evader")).stdin(text);
+        match std::env::var(poll::PATIENCE) {
+            Ok(factor) => command.env(poll::PATIENCE, &factor),
+            Err(_) => command,
+        }
     }
 }
 

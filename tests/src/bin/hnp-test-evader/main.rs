@@ -22,11 +22,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use hnp_tests::evasion::{Attack, Attempt, Ending, Technique};
+use hnp_tests::poll::patience;
 
 /// Nothing that works takes this long; what is silently dropped does.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two attempts: many a second, and the machine remains usable.
+/// Between two attempts: many a second, and the machine remains usable. As much longer as deadlines are.
 const PAUSE: Duration = Duration::from_millis(2);
 
 fn main() -> Result<()> {
@@ -46,7 +47,7 @@ fn main() -> Result<()> {
             return Ok(());
         }
         hideout.return_to()?;
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(patience(PAUSE));
     }
 }
 
