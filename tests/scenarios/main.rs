@@ -30,6 +30,7 @@ mod reload;
 mod restart;
 mod rotation;
 mod startup_taint;
+mod unguardable;
 mod upstream_failures;
 mod vendor_certificate;
 mod world;

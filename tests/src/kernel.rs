@@ -76,17 +76,63 @@ fn note(feature: Feature) {
     }
 }
 
-/// Loads two programs, one of which calls the helper; both end at once, being attached to nothing.
-fn has_set_retval() -> bool {
-    // Eight bytes each (linux/bpf.h): code, registers, offset, immediate.
-    const RETURN_1: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
-    const SET_ERRNO: [u64; 2] = [0xffff_ff91_0000_01b7, 0x0000_00bb_0000_0085];
-    load(&RETURN_1).unwrap_or_else(|error| panic!("this needs root: bpf(BPF_PROG_LOAD): {error}"));
-    load(&[SET_ERRNO, RETURN_1].concat()).is_ok()
+/// Whether a program can be attached to what comes in on an interface: by a link (tcx, Linux 6.6), or by a
+/// filter, for which modules must be there.
+///
+/// # Panics
+/// Without root.
+pub fn can_guard() -> bool {
+    has_tcx() || ["sch_ingress", "cls_bpf"].iter().all(|module| is_loaded(module))
 }
 
-/// Loads a program for `connect4`.
-fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
+/// Modules that are built in have no file in sysfs, unless they have parameters; then only tcx says it.
+fn is_loaded(module: &str) -> bool {
+    std::path::Path::new("/sys/module").join(module).exists()
+}
+
+/// Asks for a link on an interface that does not exist.
+fn has_tcx() -> bool {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    const SCHED_CLS: (u32, u32) = (3, 0);
+    const BPF_TCX_INGRESS: u32 = 46;
+    let program = load(SCHED_CLS, &RETURN_1)
+        .unwrap_or_else(|error| panic!("this needs root: bpf(BPF_PROG_LOAD): {error}"));
+    /// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads.
+    #[repr(C)]
+    struct Attr {
+        prog_fd: i32,
+        target_ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let attr = Attr {
+        prog_fd: program.as_raw_fd(),
+        target_ifindex: i32::MAX.unsigned_abs(),
+        attach_type: BPF_TCX_INGRESS,
+        flags: 0,
+    };
+    let pointer: *const Attr = &raw const attr;
+    // SAFETY: the kernel reads `attr`, of the size given.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, pointer, size_of::<Attr>()) };
+    assert!(fd < 0, "there is no such interface");
+    io::Error::last_os_error().raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Eight bytes each (linux/bpf.h): code, registers, offset, immediate.
+const RETURN_1: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+
+/// Loads two programs, one of which calls the helper; both end at once, being attached to nothing.
+fn has_set_retval() -> bool {
+    const SET_ERRNO: [u64; 2] = [0xffff_ff91_0000_01b7, 0x0000_00bb_0000_0085];
+    load(CONNECT4, &RETURN_1).unwrap_or_else(|error| panic!("this needs root: bpf(BPF_PROG_LOAD): {error}"));
+    load(CONNECT4, &[SET_ERRNO, RETURN_1].concat()).is_ok()
+}
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` and `BPF_CGROUP_INET4_CONNECT`.
+const CONNECT4: (u32, u32) = (18, 10);
+
+/// Loads a program of a type and for an attach type.
+fn load((prog_type, expected_attach_type): (u32, u32), instructions: &[u64]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_int = 5;
     /// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads.
     #[repr(C)]
@@ -107,11 +153,11 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     }
     let (code, license) = (instructions.as_ptr(), c"Apache-2.0".as_ptr());
     let attr = Attr {
-        prog_type: 18, // BPF_PROG_TYPE_CGROUP_SOCK_ADDR
+        prog_type,
         insn_cnt: u32::try_from(instructions.len()).expect("a few"),
         insns: code as u64,
         license: license as u64,
-        expected_attach_type: 10, // BPF_CGROUP_INET4_CONNECT
+        expected_attach_type,
         ..Attr::default()
     };
     let pointer: *const Attr = &raw const attr;

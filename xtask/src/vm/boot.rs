@@ -40,6 +40,8 @@ pub(super) struct Job {
     pub(super) tests_crate: PathBuf,
     /// Its arguments.
     pub(super) arguments: Vec<String>,
+    /// The scenario that runs once more without the guard's modules, if any.
+    pub(super) without_modules: Option<&'static str>,
 }
 
 impl Job {
@@ -50,10 +52,11 @@ impl Job {
         let own =
             |key: &str, usual: &str| shell::quote(&std::env::var(key).unwrap_or_else(|_| usual.to_owned()));
         format!(
-            "export PATH={}:$PATH HOME={}\nCRATE={}\nrun() {{ \"$1\" {}; }}\n",
+            "export PATH={}:$PATH HOME={}\nCRATE={}\nWITHOUT_MODULES={}\nrun() {{ \"$1\" {}; }}\n",
             own("PATH", "/usr/bin"),
             own("HOME", "/root"),
             shell::quote(&self.tests_crate.to_string_lossy()),
+            self.without_modules.unwrap_or_default(),
             arguments.join(" ")
         )
     }

@@ -21,6 +21,8 @@ mount -t tmpfs -o size=75% overlay /overlay && mkdir /overlay/upper /overlay/wor
 mount -t overlay -o lowerdir=/host,upperdir=/overlay/upper,workdir=/overlay/work root /new || die "no overlay"
 for dir in proc sys dev; do mount --move /$dir /new/$dir || die "no /$dir"; done
 mount -t tmpfs -o size=75% run /new/run && mkdir /new/run/vm
+# It can unload modules; the machine may have nothing that can.
+cp /bin/busybox /new/run/busybox
 # Written through: what is in there survives a guest that crashes.
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none run /new/run/vm || die "no /run/vm"
 exec switch_root /new /bin/sh /run/vm/guest.sh

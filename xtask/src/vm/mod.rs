@@ -61,6 +61,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
     let job = Job {
         programs: programs_beside(&agent)?,
         arguments: scenarios::arguments(&executable, arguments)?,
+        without_modules: scenarios::without_modules(arguments),
         scenarios: executable,
         tests_crate: workspace.root.join("tests"),
     };
