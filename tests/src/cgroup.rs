@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::poll::patience;
+
 /// How the kubelet of a node names its cgroups.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Driver {
@@ -102,7 +104,7 @@ pub fn remove_tree(root: &Path) -> Result<()> {
             kill_below(root);
         }
         remove_empty(root);
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(patience(Duration::from_millis(2)));
     }
     if root.exists() { bail!("cgroup {} is still in use", root.display()) } else { Ok(()) }
 }

@@ -20,6 +20,12 @@ pub fn patience(deadline: Duration) -> Duration {
     deadline * *factor
 }
 
+/// Sleeps as long as there is between two looks: 10 ms. As much longer as deadlines are, or on a slow
+/// processor looking would take all of it.
+pub fn pause() {
+    std::thread::sleep(patience(Duration::from_millis(10)));
+}
+
 /// Polls `condition` every 10 ms until it holds, and returns how long that took.
 ///
 /// # Panics
@@ -41,6 +47,6 @@ pub fn until<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Optio
             return (value, started.elapsed());
         }
         assert!(started.elapsed() < deadline, "not within {deadline:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        pause();
     }
 }

@@ -39,6 +39,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hnp_common::layout::{FlowKey, Range};
+use tracing::level_filters::LevelFilter;
 
 pub use cleanup::{Cleaned, clean_up};
 pub use error::{CaptureError, Missing};
@@ -159,7 +160,7 @@ fn first_accepted(
     lock: &pins::Lock,
 ) -> Result<attach::Loaded, CaptureError> {
     let mut refusal = CaptureError::NotBuiltIn;
-    for object in object::embedded() {
+    for object in object::to_try(LevelFilter::current() >= LevelFilter::DEBUG) {
         let object = object::for_kernel(object, node.has_set_retval);
         match attach::Loaded::load(&object, node, plan, Ranges::of(plan), lock) {
             Ok(loaded) => {

@@ -17,6 +17,14 @@ pub(super) fn embedded() -> &'static [&'static [u8]] {
     OBJECTS
 }
 
+/// Those to try, the first in front. One that logs is only worth its while where debug lines are read.
+pub(super) fn to_try(debug: bool) -> &'static [&'static [u8]] {
+    match OBJECTS {
+        [_, plain @ ..] if !debug && !plain.is_empty() => plain,
+        all => all,
+    }
+}
+
 /// The object for this kernel.
 ///
 /// Calls of `bpf_set_retval` are behind a constant that is false where the helper is missing. With

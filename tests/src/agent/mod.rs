@@ -20,7 +20,7 @@ use serde_json::Value;
 pub use self::config::{Config, Route};
 pub use self::metrics::Metrics;
 
-use crate::poll::{eventually, patience, until};
+use crate::poll::{eventually, patience, pause, until};
 use crate::process::{Finished, Place, Running, tail};
 use crate::tools;
 use crate::topology::{Topology, World};
@@ -207,7 +207,7 @@ impl Agent {
                 Ok((_, body)) => last = body,
                 Err(error) => last = error.to_string(),
             }
-            std::thread::sleep(Duration::from_millis(10));
+            pause();
         }
         panic!("the agent is not ready within {:?}: {last}\n{}", patience(START), tail(&self.log()));
     }
@@ -261,7 +261,7 @@ impl Agent {
             if let Some(line) = seen.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
-            std::thread::sleep(Duration::from_millis(10));
+            pause();
         }
         let last: Vec<String> = seen.iter().rev().take(10).map(Value::to_string).collect();
         panic!("no access line: {what}; the last ones:\n{}", last.join("\n"));

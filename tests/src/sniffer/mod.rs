@@ -19,7 +19,7 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
-use crate::poll::eventually;
+use crate::poll::{eventually, patience};
 use crate::wire::find;
 
 /// Room for what comes while the sniffer's thread waits for a processor.
@@ -61,7 +61,7 @@ impl Sniffer {
         set_int(&socket, PACKET_IGNORE_OUTGOING, 1);
         setsockopt(&*socket, RcvBufForce, &ROOM).expect("SO_RCVBUFFORCE (CAP_NET_ADMIN)");
         // So that the thread sees when it is to end.
-        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("sockets have timeouts");
+        socket.set_read_timeout(Some(patience(Duration::from_millis(20)))).expect("sockets have timeouts");
         let frames = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (shared, source, end) = (Arc::clone(&frames), Arc::clone(&socket), Arc::clone(&stop));

@@ -21,10 +21,10 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// What guards indirect branches only makes the emulator slow. Not `mitigations=off`: the verifier would
 /// then ask less of the programs. Not `tsc=reliable`: on a busy machine, what a guest measures the time with
 /// at boot can be wrong by a factor, and nothing would notice.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 spectre_v2=off";
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 spectre_v2=off transparent_hugepage=never";
 
 /// All that the emulator has, but the instructions that copy and clear memory: it does them byte by byte.
-const CPU: &str = "max,-erms,-fsrm";
+const CPU: &str = "max,-erms,-fsrm,-la57";
 /// With more than one, older kernels do not trust the processors' time and ask a device, which takes ten
 /// times as long. Kernels beside each other keep the machine busy.
 const CPUS: &str = "1";

@@ -9,13 +9,19 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 7] = [
+const HOST_ONLY: [(&str, &str); 10] = [
     ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
     ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
     ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
     ("churn::every_connection_is_the_right_pods_and_nothing_is_left", "count: pods that come and go"),
     ("crash::loose_goes_direct_while_nobody_answers_and_is_captured_again", "rate"),
     ("crash::strict_refuses_at_once_and_lets_nothing_by", "rate"),
+    (
+        "handover::no_connection_fails_and_no_byte_is_lost_with_any_number_of_workers",
+        "count: connections without a pause through three take-overs",
+    ),
+    ("handover::the_control_a_restart_under_the_same_load_loses_connections", "the control of that"),
+    ("reload::ten_reloads_at_load_cost_no_request_and_no_byte", "rate: 300 requests a second, 48 MiB"),
     ("bad_responses::sixty_four_pods_never_see_each_others_bytes", "load of 64 pods at a time"),
 ];
 

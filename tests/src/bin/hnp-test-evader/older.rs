@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use hnp_tests::evasion::{Attack, Ending, Technique};
+use hnp_tests::poll::patience;
 use socket2::{Domain, Socket};
 
 use crate::streams::{converse, dial, tcp};
@@ -29,7 +30,7 @@ pub(crate) fn carry_out(attack: &Attack) -> Outcome {
         if attack.repeat {
             tell(last.clone(), started).map_err(|_| No::missing("reader"))?;
             // Spread over the agent's restarts.
-            std::thread::sleep(10 * PAUSE);
+            std::thread::sleep(patience(10 * PAUSE));
         }
     }
     Ok(last)
@@ -51,7 +52,7 @@ fn wait_for_go(attack: &Attack) -> Outcome<()> {
     let go = attack.go.as_deref().ok_or_else(|| No::missing("file to wait for"))?;
     tell(Ending::Waiting, Instant::now()).map_err(|_| No::missing("reader"))?;
     while !go.exists() {
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(patience(PAUSE));
     }
     Ok(())
 }
