@@ -8,7 +8,7 @@ use hnp_tests::agent::{self, Agent, CAPABILITIES, Config};
 use hnp_tests::client::{self, Job, RawCase, Report, Target};
 use hnp_tests::manager::Manager;
 use hnp_tests::pattern::{BLOCK, sha256_of};
-use hnp_tests::poll::{eventually, until};
+use hnp_tests::poll::{eventually, patience, until};
 use hnp_tests::process::Running;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, MANAGER6, Pod};
@@ -366,12 +366,14 @@ impl Node {
         config
     }
 
-    /// Short connections to both of the manager's addresses, up to a number.
+    /// Short connections to both of the manager's addresses, up to a number. One after the other where the
+    /// processor is emulated: more only keep the agents from it.
     fn load(&self, total: u64) -> Running {
+        let concurrency = 8_u64.div_ceil(patience(Duration::from_secs(1)).as_secs());
         let targets = [MANAGER4.into(), MANAGER6.into()]
             .map(|addr: std::net::IpAddr| Target::new((addr, 80), MANAGER_NAME, "manager"))
             .to_vec();
-        client::load(&self.pod, &Job::Short { targets, total, concurrency: 8 }).spawn()
+        client::load(&self.pod, &Job::Short { targets, total, concurrency }).spawn()
     }
 
     /// Ends a load without end; what it has begun it finishes.

@@ -18,12 +18,15 @@ const GUEST: &str = include_str!("guest.sh");
 /// How long a guest may take for everything. Emulated, the scenarios take a few minutes.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
-/// What guards indirect branches only makes the emulator slow. Not `mitigations=off`: the verifier would
+/// What guards indirect branches, hardens memory and looks for mistakes in it only makes the emulator slow. So do
+/// huge pages, whose entries in its cache are forgotten with any other. Not `mitigations=off`: the verifier would
 /// then ask less of the programs. Not `tsc=reliable`: on a busy machine, what a guest measures the time with
 /// at boot can be wrong by a factor, and nothing would notice.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 spectre_v2=off transparent_hugepage=never";
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 spectre_v2=off init_on_alloc=0 \
+     kfence.sample_interval=0 transparent_hugepage=never";
 
-/// All that the emulator has, but the instructions that copy and clear memory: it does them byte by byte.
+/// All that the emulator has, but the instructions that copy and clear memory, which it does byte by byte, and
+/// the fifth level of page tables.
 const CPU: &str = "max,-erms,-fsrm,-la57";
 /// With more than one, older kernels do not trust the processors' time and ask a device, which takes ten
 /// times as long. Kernels beside each other keep the machine busy.
