@@ -64,8 +64,8 @@ fn another_port_of_a_vip_is_refused_at_connect() {
     let (scene, agent, pod) = started();
     let vip = vip_of_manager(&scene, &pod);
     let answer = dial(&pod, (vip, 22));
-    let words = kernel::refusal("refused");
-    assert!(matches!(&answer.end, End::NotConnected(why) if why.contains(words)), "{:?}", answer.end);
+    // Before Linux 5.18, too, where it is sent to a closed port.
+    assert!(matches!(&answer.end, End::NotConnected(why) if why.contains("refused")), "{:?}", answer.end);
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "vip_port")]), 1.0);
     assert_still_serves(&pod);
 }

@@ -11,7 +11,7 @@ use hnp_tests::agent::{self, Agent, Config, Route};
 use hnp_tests::client::{self, Job, RawAnswer, RawCase, Report, Target};
 use hnp_tests::manager::{Manager, Mode, Service, Setup};
 use hnp_tests::pattern::sha256_of;
-use hnp_tests::poll::eventually;
+use hnp_tests::poll::{eventually, patience};
 use hnp_tests::process::Place;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, OTHER4};
@@ -223,7 +223,8 @@ fn a_destination_that_comes_and_goes_at_load_fails_nobody() {
         (scene.config().route(route(DESTINATIONS)), scene.config().route(route(&["198.18.0.10:80"])));
     let (agent, pod) = (Agent::start(&scene, &with), scene.pod());
     let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
-    let total = 4000;
+    // A tenth of it where the processor is emulated.
+    let total = 4000 / patience(Duration::from_secs(1)).as_secs();
     let mut load = client::load(&pod, &Job::Short { targets: vec![target], total, concurrency: 16 }).spawn();
     let direct = || manager.last_request().is_some_and(|request| request.tls.is_none());
     let carried = || manager.last_request().is_some_and(|request| request.tls.is_some());

@@ -33,7 +33,11 @@ impl Feature {
     /// What follows where it is missing.
     pub fn without(self) -> &'static str {
         match self {
-            Self::SetRetval => "what the programs refuse says EPERM instead of an errno that clients know",
+            Self::SetRetval => {
+                "a refused datagram or bind() says EPERM instead of an errno that clients know; a refused \
+                 connect() is sent to a closed port of the caller's own loopback: TCP gives the same \
+                 ECONNREFUSED, UDP says yes and the datagrams reach nobody"
+            }
             Self::NetnsCookie => "the agent's port is kept from pods in their own network namespaces, too",
         }
     }
@@ -56,7 +60,8 @@ pub fn has(feature: Feature) -> bool {
     there
 }
 
-/// How a refusal by the programs reads: `words` of the errno that they set, or those of EPERM.
+/// How the refusal of a datagram or a bind() reads: `words` of the errno that the programs set, or those of
+/// EPERM.
 ///
 /// # Panics
 /// Without root.

@@ -162,6 +162,7 @@ impl Stage {
         eprintln!("{said}, restarting {} attempts", attempts_restarting.len());
         eprintln!("{} frames seen, {} TLS connections", sniffer.frame_count(), sniffer.tls_connections());
         let outcome = Outcome {
+            technique: trial.technique,
             alive: last(&attempts_alive),
             killed: last(&attempts_killed),
             restarting: &attempts_restarting,
