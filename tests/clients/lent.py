@@ -18,6 +18,8 @@ import time
 
 address, port, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 PATIENCE = float(os.environ.get("PATIENCE", "20"))
+# Between two attempts of "always", in seconds.
+PAUSE = float(os.environ.get("PAUSE", "0.002"))
 
 
 def make():
@@ -66,7 +68,7 @@ elif how == "always":
     while not os.path.exists(sys.argv[4]):
         said = dial(make()).split()[0]
         counts[said] = counts.get(said, 0) + 1
-        time.sleep(0.002)
+        time.sleep(PAUSE)
     print(counts)
 else:
     print(dial(make()))

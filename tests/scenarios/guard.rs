@@ -345,7 +345,9 @@ fn with_an_older_flow<T>(
 }
 
 fn lent(place: &Place, address: IpAddr) -> Cmd {
-    place.command(python()).args(["-c", LENT, &address.to_string(), "80"])
+    // Many a second, and a slow processor is left to others as well.
+    let pause = patience(Duration::from_millis(2)).as_secs_f64().to_string();
+    place.command(python()).args(["-c", LENT, &address.to_string(), "80"]).env("PAUSE", &pause)
 }
 
 /// Dials the manager from a place: beside a pod's cgroup, that is what a lent socket does.
