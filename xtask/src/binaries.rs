@@ -1,5 +1,4 @@
-//! The programs that the demo and the scenarios run: built here, in one cargo call, with the BPF
-//! object inside the agent.
+//! The programs that the demo and the scenarios run: built here, with the BPF object inside the agent.
 
 use std::path::PathBuf;
 
@@ -26,6 +25,28 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
         "--bins",
     ]))?;
     Ok(workspace.debug_bin("hnp-agent"))
+}
+
+/// Builds the agent a second time, with maps of another shape, for scenarios that upgrade from one build to the
+/// other; it lies beside the first one. To be called after [`agent`], which builds the BPF programs of both.
+///
+/// # Errors
+/// When the build fails.
+pub(crate) fn agent_of_another_shape(workspace: &Workspace) -> Result<()> {
+    step("building the agent with maps of another shape");
+    // The test kit is named so that dependencies have the same features, and are not built anew.
+    shell::run(cargo().current_dir(&workspace.root).args([
+        "build",
+        "--locked",
+        "-p",
+        "hnp-agent",
+        "-p",
+        "hnp-tests",
+        "--features",
+        "hnp-agent/other-shape",
+        "--bin",
+        "hnp-agent-other-shape",
+    ]))
 }
 
 /// Builds a package's tests and returns the executables: they can then be run as root without cargo
