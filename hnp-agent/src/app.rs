@@ -46,6 +46,9 @@ use crate::{kubernetes, observed};
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
+/// Between a process' last word and its end; what takes longer is found when house is kept.
+const LEAVES_ITS_CGROUP: Duration = Duration::from_millis(200);
+
 /// How agents follow each other on a node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Succession {
@@ -86,15 +89,13 @@ async fn serve(
         begun = begin::begin(&plan, &node, succession.take_over) => begun?,
         why = signals.next() => bail!("{why} during the start"),
     };
-    let former = before.as_ref().map(|before| before.offer().exempt.clone()).unwrap_or_default();
     let reloader = Reloader::start(file, plan, diagnostics, &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();
     let captured = SharedCapture::new(starting);
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
-    let standing =
-        Standing::new(&plan, &node, sockets, (&captured, &readiness), (&former, before.is_none()))?;
+    let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness), before.is_none())?;
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
 
     let vips = SharedVipTable::new(ArcSwap::default());
@@ -146,7 +147,7 @@ async fn serve(
                 return Err(error.context("cannot take over; the running agent goes on"));
             }
         };
-        tasks.spawn(see_off(before, pause, former, node.own_cgroup(), captured.clone(), &tasks));
+        tasks.spawn(see_off(before, pause, captured.clone(), &tasks));
     }
     // Only now is anything of the running agent's changed but its programs.
     let beating = readiness.pending("heartbeat", "the workers have not answered yet");
@@ -330,8 +331,6 @@ async fn until_idle(busy: &watch::Sender<bool>) {
 fn see_off(
     before: Predecessor,
     pause: Duration,
-    mut former: Vec<u64>,
-    own: Option<u64>,
     captured: SharedCapture,
     tasks: &Tasks,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -344,15 +343,16 @@ fn see_off(
         pause_ms = pause.as_millis() as u64,
         "took over"
     );
-    former.retain(|cgroup| Some(*cgroup) != own);
     let cancel = tasks.token();
     async move {
         tokio::select! {
             () = cancel.cancelled() => return,
             () = before.ended() => tracing::info!(predecessor = pid, "the agent before this one has ended"),
         }
-        if let Some(Err(error)) = captured.with(|capture| capture.capture_again(&former)) {
-            tracing::warn!(%error, "the agent before this one stays exempt from capture");
+        // A process that ends leaves its cgroup after it has closed its sockets.
+        tokio::time::sleep(LEAVES_ITS_CGROUP).await;
+        if let Some(Err(error)) = captured.with(|capture| capture.capture_again()) {
+            tracing::warn!(%error, "the agent before this one stays exempt from capture for now");
         }
     }
 }

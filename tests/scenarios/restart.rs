@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hnp_tests::agent::{self, Agent, CAPABILITIES, Config};
 use hnp_tests::client::{self, End, Job, RawCase, Target};
 use hnp_tests::manager::Manager;
+use hnp_tests::pinned::PinnedMap;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
@@ -35,6 +36,33 @@ fn an_agent_inside_kubepods_is_restarted_in_another_container() {
     let addr = ([0, 0, 0, 0], 15001).into();
     let thief = client::run(&scene.host_network_pod(), &Job::Bind { addr });
     assert_eq!(thief.failed, 1, "{thief:?}");
+    assert_ends_clean(&scene, second);
+}
+
+#[test]
+fn cgroups_of_agents_that_died_are_not_exempt_for_ever() {
+    let scene = Scene::for_test();
+    let (_manager, pod) = (scene.strict_manager(), scene.pod());
+    let start = || {
+        let mut agent = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES);
+        agent.wait_until_ready();
+        agent
+    };
+    start().kill();
+    // What as many crashes leave as the map has room for: cgroups that are gone.
+    let exempt = || PinnedMap::of(&scene, "EXEMPT");
+    for gone in 1..16_u64 {
+        exempt().set(&(u64::MAX - gone).to_le_bytes(), &[1]);
+    }
+    assert_eq!(exempt().entries().len(), 16);
+    let second = start();
+    assert_serves(&pod);
+    assert_eq!(exempt().entries().len(), 1, "the agent's own");
+    // The control: one that runs stays exempt, whoever else starts.
+    let own = exempt().entries();
+    let third = Agent::spawn(scene.host_network_pod(), &config(&scene), CAPABILITIES).wait(END);
+    assert!(!third.status.success(), "{third}");
+    assert_eq!(exempt().entries(), own);
     assert_ends_clean(&scene, second);
 }
 

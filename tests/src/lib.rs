@@ -19,6 +19,7 @@ pub mod netns;
 pub mod nginx;
 pub mod openssl_peer;
 pub mod pattern;
+pub mod pinned;
 pub mod pki;
 pub mod poll;
 pub mod process;

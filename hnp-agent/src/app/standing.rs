@@ -30,26 +30,22 @@ pub(super) struct Standing {
     admin_socket: Option<OwnedFd>,
     netns: u64,
     cgroup: u64,
-    exempt: Vec<u64>,
 }
 
 impl Standing {
-    /// With the sockets, the token that ends the admin server; with the cgroups of former agents that still
-    /// drain, whether workers may accept already.
+    /// With the sockets, the token that ends the admin server; whether workers may accept already.
     pub(super) fn new(
         plan: &Arc<Plan>,
         node: &Node,
         (listeners, admin, admin_ends): (&[Listeners], Option<&TcpListener>, CancellationToken),
         (captured, readiness): (&SharedCapture, &Readiness),
-        (former, open): (&[u64], bool),
+        open: bool,
     ) -> anyhow::Result<Self> {
         let mut sockets = Vec::new();
         for worker in listeners {
             sockets.extend(worker.duplicates()?);
         }
         let admin_socket = admin.map(|admin| admin.as_fd().try_clone_to_owned()).transpose()?;
-        let mut exempt = former.to_vec();
-        exempt.extend(node.own_cgroup());
         Ok(Self {
             plan: Arc::clone(plan),
             captured: captured.clone(),
@@ -60,7 +56,6 @@ impl Standing {
             admin_socket,
             netns: begin::netns()?,
             cgroup: node.cgroup_id(),
-            exempt,
         })
     }
 
@@ -80,7 +75,6 @@ impl Giver for Standing {
             vips: begin::vips(&self.plan),
             listeners: self.sockets.len(),
             admin: self.plan.admin.listen,
-            exempt: self.exempt.clone(),
             pending: self.readiness.conditions().into_iter().map(|(name, _)| name).collect(),
         };
         let gift = Gift {

@@ -189,6 +189,26 @@ pub(super) fn own_below(attached: &Path) -> Option<u64> {
     Some(fs::metadata(found?).ok()?.ino())
 }
 
+/// Which of these cgroups at or below `attached` have a process in them; what is gone has none.
+///
+/// Looks where [`own_below`] looks.
+pub(super) fn in_use(attached: &Path, ids: &[u64]) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut look = |dir: &Path| {
+        if let Ok(meta) = fs::metadata(dir)
+            && ids.contains(&meta.ino())
+            // Processes of other PID namespaces are listed too, as zeroes.
+            && fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
+        {
+            found.push(meta.ino());
+        }
+        true
+    };
+    look(attached);
+    walk(attached, SEARCH_DEPTH, &mut look);
+    found
+}
+
 /// Tells the kernel which cgroups stand between the attached one and the pods.
 pub(super) struct QosCgroups {
     attached: PathBuf,

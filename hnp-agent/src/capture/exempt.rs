@@ -3,13 +3,16 @@
 //! A dead agent's programs go on guarding the port for its own cgroup, and a restarted container has
 //! another one. So a successor that holds the lock tells them before it listens, and takes that back
 //! if its start fails. Nobody else can write there: the map is pinned where only root may open it.
+//!
+//! An agent that is killed cannot take itself off, and one that drains must stay on. So whoever comes later
+//! looks which of these cgroups still have a process in them.
 
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 
 use super::error::CaptureError;
-use super::pins;
+use super::{cgroups, pins};
 
 /// The map's name in the object and below the pins.
 pub(super) const MAP: &str = "EXEMPT";
@@ -23,8 +26,12 @@ pub(super) struct Exemption {
 
 impl Exemption {
     /// Exempts the cgroup from a dead agent's programs; `None`: there are none, or they know no such
-    /// map.
-    pub(super) fn from_dead_agent(bpffs: &Path, cgroup: u64) -> Result<Option<Self>, CaptureError> {
+    /// map. Makes room by what is not in use any more, at or below `attached`.
+    pub(super) fn from_dead_agent(
+        bpffs: &Path,
+        attached: &Path,
+        cgroup: u64,
+    ) -> Result<Option<Self>, CaptureError> {
         let pin = pins::map_pin(bpffs, MAP);
         if !pin.exists() {
             return Ok(None);
@@ -35,6 +42,7 @@ impl Exemption {
         if map.get(&cgroup, 0).is_ok() {
             return Ok(None);
         }
+        prune(&mut map, attached)?;
         map.insert(cgroup, 1, 0).map_err(|source| error(doing, source))?;
         Ok(Some(Self { map, cgroup, kept: false }))
     }
@@ -70,12 +78,22 @@ impl Exempt {
         self.0.insert(cgroup, 1, 0).map_err(|source| error("insert into", source))
     }
 
-    pub(super) fn remove(&mut self, cgroup: u64) -> Result<(), CaptureError> {
-        match self.0.remove(&cgroup) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(source) => Err(error("remove from", source)),
+    /// No longer exempts cgroups at or below `attached` in which no process is.
+    pub(super) fn prune(&mut self, attached: &Path) -> Result<(), CaptureError> {
+        prune(&mut self.0, attached)
+    }
+}
+
+fn prune(map: &mut HashMap<MapData, u64, u8>, attached: &Path) -> Result<(), CaptureError> {
+    let listed = map.keys().collect::<Result<Vec<_>, _>>().map_err(|source| error("read", source))?;
+    let in_use = cgroups::in_use(attached, &listed);
+    for cgroup in listed.iter().filter(|cgroup| !in_use.contains(cgroup)) {
+        match map.remove(cgroup) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(source) => return Err(error("remove from", source)),
         }
     }
+    Ok(())
 }
 
 /// The conversion checks that keys and values are of the sizes meant here.

@@ -73,7 +73,7 @@ impl Turn {
     pub fn take(node: &Node, plan: &plan::Capture) -> Result<Self, CaptureError> {
         let lock = pins::Lock::take(&plan.bpffs)?;
         let exemption = match node.own_cgroup {
-            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, cgroup)?,
+            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, &node.cgroup.path, cgroup)?,
             None => None,
         };
         Ok(Self { exemption, lock })
@@ -87,7 +87,7 @@ impl Turn {
     pub fn inherit(node: &Node, plan: &plan::Capture, lock: OwnedFd) -> Result<Self, CaptureError> {
         let lock = pins::Lock::from_inherited(&plan.bpffs, lock)?;
         let exemption = match node.own_cgroup {
-            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, cgroup)?,
+            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, &node.cgroup.path, cgroup)?,
             None => None,
         };
         Ok(Self { exemption, lock })
@@ -352,8 +352,8 @@ impl Capture {
         Ok(&self.hung.cgroup.path)
     }
 
-    /// Looks after what changes by itself: kubelet's cgroups, and flows of connections that closed
-    /// without ever being accepted. To be called every half minute or so; what was closed for less
+    /// Looks after what changes by itself: kubelet's cgroups, former agents', and flows of connections that
+    /// closed without ever being accepted. To be called every half minute or so; what was closed for less
     /// than the time between two calls is never swept.
     ///
     /// # Errors
@@ -361,6 +361,7 @@ impl Capture {
     pub fn housekeep(&mut self) -> Result<(), CaptureError> {
         self.destinations.housekeep();
         self.hung.qos.refresh()?;
+        self.capture_again()?;
         let swept = self.flows.sweep(&mut self.closed_flows)?;
         if swept > 0 {
             tracing::warn!(swept, "connections closed without having been accepted");
@@ -448,12 +449,12 @@ impl Capture {
         self.lock.duplicate()
     }
 
-    /// No longer exempts the cgroups of former agents; those that drained there have ended.
+    /// No longer exempts the cgroups of former agents that have ended.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn capture_again(&mut self, cgroups: &[u64]) -> Result<(), CaptureError> {
-        cgroups.iter().try_for_each(|cgroup| self.exempt.remove(*cgroup))
+    pub fn capture_again(&mut self) -> Result<(), CaptureError> {
+        self.exempt.prune(&self.hung.cgroup.path)
     }
 
     /// Puts this agent's programs back, after another one that wanted to take over had changed them.

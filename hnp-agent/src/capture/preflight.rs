@@ -51,11 +51,6 @@ impl Node {
         self.cgroup.id
     }
 
-    /// The agent's own cgroup, by id, when it lies below that.
-    pub fn own_cgroup(&self) -> Option<u64> {
-        self.own_cgroup
-    }
-
     /// The directory of the cgroup that capture attaches to.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup.path

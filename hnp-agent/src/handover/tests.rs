@@ -32,7 +32,6 @@ fn offer() -> Offer {
         vips: ["a".into(), "b".into()],
         listeners: LISTENERS,
         admin: Some(([127, 0, 0, 1], 15090).into()),
-        exempt: vec![3],
         pending: vec!["name late".into()],
     }
 }

@@ -62,8 +62,6 @@ pub struct Offer {
     pub listeners: usize,
     /// Where its admin server listens.
     pub admin: Option<std::net::SocketAddr>,
-    /// Cgroups whose connections must not be captured while it drains, by id.
-    pub exempt: Vec<u64>,
     /// What it waits for itself (conditions of its readiness): a successor need not do better.
     pub pending: Vec<String>,
 }
