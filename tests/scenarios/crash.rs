@@ -129,7 +129,7 @@ impl Crash {
         // The first agent is there before the first dial.
         drop(self.start());
         let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
-        client::load(&self.pod, &Job::Storm { target, rate: RATE, seconds }).spawn()
+        client::load(&self.pod, &Job::Storm { target, rate: RATE, at_most: u64::MAX, seconds }).spawn()
     }
 
     fn plaintext(&self) -> usize {

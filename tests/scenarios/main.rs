@@ -31,6 +31,7 @@ mod restart;
 mod rotation;
 mod startup_taint;
 mod unguardable;
+mod upgrade;
 mod upstream_failures;
 mod vendor_certificate;
 mod world;

@@ -73,12 +73,15 @@ pub enum Job {
         /// For how long.
         seconds: f64,
     },
-    /// A new connection with one request at a fixed rate, whatever becomes of the others.
+    /// A new connection with one request at a fixed rate, whatever becomes of the others; SIGTERM ends it
+    /// early, with a report.
     Storm {
         /// Where to.
         target: Target,
         /// Connections per second.
         rate: u64,
+        /// How many may be open at a time: where the answers do not keep up, fewer are made.
+        at_most: u64,
         /// For how long.
         seconds: f64,
     },
@@ -109,6 +112,18 @@ pub enum Job {
     Download {
         /// Where to; the path should be `/bytes/N`.
         target: Target,
+    },
+    /// Long transfers, so many at a time: where one has ended, another one begins. Every second one is an
+    /// upload. After SIGTERM none begins any more, and those that run go to their ends.
+    Transfers {
+        /// Where to; the paths are made here.
+        target: Target,
+        /// How many at a time.
+        at_a_time: u64,
+        /// Blocks of a [`crate::pattern`] in each.
+        blocks: u64,
+        /// Milliseconds between two blocks.
+        pause_ms: u64,
     },
     /// Sends a datagram and reports whether the kernel took it.
     Datagram {
@@ -220,6 +235,37 @@ pub struct Report {
     pub answers: Vec<RawAnswer>,
     /// One per connection, in the order of their ends ([`Job::Storm`]).
     pub dials: Vec<Dial>,
+    /// In the order of their ends ([`Job::Transfers`]).
+    pub transfers: Vec<Transfer>,
+}
+
+/// One of [`Job::Transfers`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Transfer {
+    /// A part of the request's path, and of no other's.
+    pub name: String,
+    /// From the pod to the manager.
+    pub upload: bool,
+    /// When it began, in microseconds since 1970.
+    pub began_us: u64,
+    /// When it ended, likewise.
+    pub ended_us: u64,
+    /// How.
+    pub end: TransferEnd,
+}
+
+/// How a long transfer ended.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferEnd {
+    /// Every byte came, and each was the right one.
+    Whole,
+    /// It was broken off. What had come was right.
+    Cut(String),
+    /// Something came that does not belong there.
+    Wrong(String),
+    /// connect() failed.
+    NotConnected(String),
 }
 
 /// One connection of a [`Job::Storm`].
@@ -229,8 +275,13 @@ pub struct Dial {
     pub at_us: u64,
     /// How long it took to its end, in microseconds.
     pub took_us: u64,
+    /// How long connect() took, in microseconds.
+    pub connect_us: u64,
     /// What became of it.
     pub met: Met,
+    /// Why it failed, with the errno where there is one; empty where it did not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
 }
 
 /// What a plaintext request of a storm met.

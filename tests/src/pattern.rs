@@ -42,6 +42,47 @@ impl Pattern {
     }
 }
 
+/// Compares a stream, as it comes, with what it has to be.
+#[derive(Debug)]
+pub struct Comparison {
+    pattern: Pattern,
+    /// What must come next of the block that has begun.
+    expected: Vec<u8>,
+    bytes: u64,
+    holds: bool,
+}
+
+impl Comparison {
+    /// With the stream of a seed, from its beginning.
+    pub fn new(seed: u64) -> Self {
+        Self { pattern: Pattern::new(seed, u64::MAX), expected: Vec::new(), bytes: 0, holds: true }
+    }
+
+    /// Takes what came next.
+    pub fn take(&mut self, mut piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        while !piece.is_empty() {
+            if self.expected.is_empty() {
+                self.expected.extend_from_slice(self.pattern.next_block().unwrap_or_default());
+            }
+            let length = piece.len().min(self.expected.len());
+            self.holds &= piece[..length] == self.expected[..length];
+            self.expected.drain(..length);
+            piece = &piece[length..];
+        }
+    }
+
+    /// Whether every byte was the right one so far.
+    pub fn holds(&self) -> bool {
+        self.holds
+    }
+
+    /// How many bytes came so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 /// The SHA-256 of a whole stream, in hexadecimal.
 pub fn sha256_of(seed: u64, length: u64) -> String {
     let mut pattern = Pattern::new(seed, length);
@@ -63,7 +104,27 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK, Pattern, sha256_of};
+    use super::{BLOCK, Comparison, Pattern, sha256_of};
+
+    #[test]
+    fn a_comparison_finds_the_byte_that_is_wrong() {
+        let mut pattern = Pattern::new(3, 2 * BLOCK as u64 + 7);
+        let mut stream = Vec::new();
+        while let Some(block) = pattern.next_block() {
+            stream.extend_from_slice(block);
+        }
+        let compare = |stream: &[u8], seed| {
+            let mut comparison = Comparison::new(seed);
+            stream.chunks(1000).for_each(|piece| comparison.take(piece));
+            assert_eq!(comparison.bytes(), stream.len() as u64);
+            comparison.holds()
+        };
+        assert!(compare(&stream, 3));
+        assert!(!compare(&stream, 4), "another stream");
+        assert!(!compare(&stream[BLOCK..], 3), "a block is lost");
+        *stream.last_mut().expect("not empty") ^= 1;
+        assert!(!compare(&stream, 3));
+    }
 
     #[test]
     fn streams_have_their_length_and_differ_by_seed_and_place() {

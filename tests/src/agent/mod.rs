@@ -135,10 +135,26 @@ impl Agent {
         Self::spawn_with(place, config, &["--take-over", "--stay"])
     }
 
+    /// Starts one of the builds, with or without `--take-over`, and does not wait.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    #[track_caller]
+    pub fn spawn_build(build: Build, place: Place, config: &Config, take_over: bool) -> Self {
+        let flags: &[&str] = if take_over { &["--take-over"] } else { &[] };
+        Self::spawn_from(build.binary(), place, config, flags)
+    }
+
     #[track_caller]
     fn spawn_with(place: Place, config: &Config, flags: &[&str]) -> Self {
+        Self::spawn_from(binary(), place, config, flags)
+    }
+
+    #[track_caller]
+    fn spawn_from(binary: PathBuf, place: Place, config: &Config, flags: &[&str]) -> Self {
         let path = write_config(&place.world, config);
-        let mut command = command(&place, "run", &path).args(flags).capabilities(CAPABILITIES);
+        let command = place.command(binary).args(["run", "--config"]).arg(&path).args(flags);
+        let mut command = command.capabilities(CAPABILITIES);
         for (key, value) in &config.env {
             command = command.env(key, value);
         }
@@ -421,6 +437,33 @@ fn files_below(kind: &str, dir: &Path, found: &mut Vec<String>) {
             files_below(kind, &path, found);
         } else {
             found.push(format!("{kind} {}", path.display()));
+        }
+    }
+}
+
+/// Which agent: what upgrades and rollbacks go between.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Build {
+    /// What ships.
+    Ordinary,
+    /// The same source with maps of another shape.
+    OtherShape,
+}
+
+impl Build {
+    /// Where its binary lies: both lie in one place.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn binary(self) -> PathBuf {
+        match self {
+            Self::Ordinary => binary(),
+            Self::OtherShape => {
+                let path = binary().with_file_name("hnp-agent-other-shape");
+                let build = "cargo build -p hnp-agent -p hnp-tests --features hnp-agent/other-shape --bin";
+                assert!(path.is_file(), "{} is missing; run: {build} hnp-agent-other-shape", path.display());
+                path
+            }
         }
     }
 }

@@ -3,13 +3,13 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hnp_tests::client::{Dial, End, Job, Met, RawAnswer, RawCase, Report, Target};
-use hnp_tests::pattern::{Pattern, hex};
+use hnp_tests::client::{Dial, End, Job, Met, RawAnswer, RawCase, Report, Target, Transfer, TransferEnd};
+use hnp_tests::pattern::{BLOCK, Comparison, Pattern, hex};
 use hnp_tests::wire::{Framing, Wire};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -41,8 +41,11 @@ async fn perform(job: Job) -> Result<Report> {
         Job::Steady { target, rate, connections, seconds } => {
             Ok(steady(target, rate, connections, Duration::from_secs_f64(seconds)).await)
         }
-        Job::Storm { target, rate, seconds } => {
-            Ok(storm(target, rate, Duration::from_secs_f64(seconds)).await)
+        Job::Storm { target, rate, at_most, seconds } => {
+            storm(target, rate, at_most, Duration::from_secs_f64(seconds)).await
+        }
+        Job::Transfers { target, at_a_time, blocks, pause_ms } => {
+            transfers(target, at_a_time, blocks, Duration::from_millis(pause_ms)).await
         }
         Job::Raw { addr, cases } => {
             let mut answers = Vec::new();
@@ -233,7 +236,7 @@ async fn steady(target: Target, rate: u64, connections: u64, length: Duration) -
 }
 
 /// Dials at a fixed rate, and notes what became of each.
-async fn storm(target: Target, rate: u64, length: Duration) -> Report {
+async fn storm(target: Target, rate: u64, at_most: u64, length: Duration) -> Result<Report> {
     let tally = Arc::new(Tally::default());
     let target = Arc::new(target);
     let dials = Arc::new(Mutex::new(Vec::new()));
@@ -241,48 +244,201 @@ async fn storm(target: Target, rate: u64, length: Duration) -> Report {
     // A hiccup of the machine is made up for: the rate is an average.
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let end = TokioInstant::now() + length;
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut tasks = JoinSet::new();
     while TokioInstant::now() < end {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = terminate.recv() => break,
+        }
         while tasks.try_join_next().is_some() {}
+        if tasks.len() as u64 >= at_most {
+            tasks.join_next().await;
+            tick.reset();
+        }
         let (tally, target, dials) = (Arc::clone(&tally), Arc::clone(&target), Arc::clone(&dials));
         tasks.spawn(async move {
-            let (at, began) = (SystemTime::now(), Instant::now());
-            let met = timeout(PATIENCE, one_dial(&target, &tally.token())).await.unwrap_or(Met::Broken);
-            let at_us = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
-            let dial = Dial {
-                at_us: u64::try_from(at_us).unwrap_or(0),
-                took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
-                met,
-            };
+            let dial = one_dial(&target, &tally.token()).await;
             dials.lock().expect("no panic while held").push(dial);
         });
     }
     while tasks.join_next().await.is_some() {}
     let dials = std::mem::take(&mut *dials.lock().expect("no panic while held"));
-    Report { dials, ..Report::default() }
+    Ok(Report { dials, ..Report::default() })
 }
 
-async fn one_dial(target: &Target, token: &str) -> Met {
-    let stream = match TcpStream::connect(target.addr).await {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Met::Refused,
-        Err(_) => return Met::NotConnected,
+async fn one_dial(target: &Target, token: &str) -> Dial {
+    let (at_us, began) = (now_us(), Instant::now());
+    let since = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let connected = timeout(PATIENCE, TcpStream::connect(target.addr)).await;
+    let connect_us = since();
+    let outcome = match connected {
+        Ok(Ok(stream)) => timeout(PATIENCE, ask_once(stream, target, token))
+            .await
+            .unwrap_or_else(|_| Err((Met::Broken, format!("no answer in {PATIENCE:?}")))),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err((Met::Refused, error.to_string()))
+        }
+        Ok(Err(error)) => Err((Met::NotConnected, error.to_string())),
+        Err(_) => Err((Met::NotConnected, format!("not in {PATIENCE:?}"))),
     };
+    let (met, why) = match outcome {
+        Ok(met) => (met, String::new()),
+        Err(failed) => failed,
+    };
+    Dial { at_us, took_us: since(), connect_us, met, why }
+}
+
+async fn ask_once(stream: TcpStream, target: &Target, token: &str) -> Result<Met, (Met, String)> {
+    let broken = |error: anyhow::Error| (Met::Broken, format!("{error:#}"));
+    let peer = stream.peer_addr().map_err(|error| broken(error.into()))?;
+    if peer != target.addr {
+        return Err(broken(Wrong::Peer(target.addr, peer).into()));
+    }
     let mut wire = Wire::new(Box::new(stream), Arc::default());
     let Target { host, path, .. } = target;
     let request =
         format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\nconnection: close\r\n\r\n");
-    if wire.write(request.as_bytes()).await.is_err() {
-        return Met::Broken;
+    wire.write(request.as_bytes()).await.context("sending the request").map_err(broken)?;
+    let answer = read_answer(&mut wire).await.map_err(broken)?;
+    check(&answer, target, token).map_err(broken)?;
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    Ok(if body["tls"].is_null() { Met::Direct } else { Met::Carried })
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Before another transfer begins where one could not connect.
+const AGAIN: Duration = Duration::from_millis(50);
+
+async fn transfers(target: Target, at_a_time: u64, blocks: u64, pause: Duration) -> Result<Report> {
+    let (tally, target) = (Arc::new(Tally::default()), Arc::new(target));
+    let ended = Arc::new(AtomicBool::new(false));
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let mut slots = JoinSet::new();
+    for slot in 0..at_a_time {
+        let (tally, target, all) = (Arc::clone(&tally), Arc::clone(&target), Arc::clone(&all));
+        let ended = Arc::clone(&ended);
+        slots.spawn(async move {
+            let mut upload = slot % 2 == 0;
+            // Spread over one pause.
+            sleep(pause.mul_f64(slot as f64 / at_a_time as f64)).await;
+            while !ended.load(Ordering::Relaxed) {
+                let (name, began_us) = (tally.token(), now_us());
+                let end = one_transfer(&target, &name, upload, blocks, pause).await;
+                let failed = matches!(end, TransferEnd::NotConnected(_));
+                let transfer = Transfer { name, upload, began_us, ended_us: now_us(), end };
+                all.lock().expect("no panic while held").push(transfer);
+                upload = !upload;
+                if failed {
+                    sleep(AGAIN).await;
+                }
+            }
+        });
     }
-    match read_answer(&mut wire).await {
-        Ok(answer) if check(&answer, target, token).is_ok() => {
-            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            if body["tls"].is_null() { Met::Direct } else { Met::Carried }
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            joined = slots.join_next() => if joined.is_none() { break },
+            _ = terminate.recv() => ended.store(true, Ordering::Relaxed),
         }
-        Ok(_) | Err(_) => Met::Broken,
     }
+    let transfers = std::mem::take(&mut *all.lock().expect("no panic while held"));
+    Ok(Report { transfers, ..Report::default() })
+}
+
+async fn one_transfer(
+    target: &Target,
+    name: &str,
+    upload: bool,
+    blocks: u64,
+    pause: Duration,
+) -> TransferEnd {
+    let stream = match TcpStream::connect(target.addr).await {
+        Ok(stream) => stream,
+        Err(error) => return TransferEnd::NotConnected(error.to_string()),
+    };
+    let mut wire = Wire::new(Box::new(stream), Arc::default());
+    let moved = if upload {
+        send_slowly(&mut wire, target, name, blocks, pause).await
+    } else {
+        receive(&mut wire, target, name, blocks, pause).await
+    };
+    match moved {
+        Ok(()) => TransferEnd::Whole,
+        Err(error) if error.downcast_ref::<Foreign>().is_some() => TransferEnd::Wrong(format!("{error:#}")),
+        Err(error) => TransferEnd::Cut(format!("{error:#}")),
+    }
+}
+
+/// The manager compares every byte as it comes, and says how many there were.
+async fn send_slowly(
+    wire: &mut Wire,
+    target: &Target,
+    name: &str,
+    blocks: u64,
+    pause: Duration,
+) -> Result<()> {
+    let (seed, bytes) = (seed_of(name), blocks * BLOCK as u64);
+    let head = format!(
+        "POST /sink/{name}?seed={seed} HTTP/1.1\r\nhost: {}\r\nx-token: {name}\r\ncontent-length: {bytes}\r\n\r\n",
+        target.host
+    );
+    wire.write(head.as_bytes()).await.context("sending the request")?;
+    let mut pattern = Pattern::new(seed, bytes);
+    let mut first = true;
+    while let Some(block) = pattern.next_block() {
+        if !std::mem::take(&mut first) {
+            sleep(pause).await;
+        }
+        wire.write(block).await.context("sending")?;
+    }
+    let answer = read_answer(wire).await?;
+    check(&answer, target, name)?;
+    let body: serde_json::Value = serde_json::from_slice(&answer.body)?;
+    ensure!(body["body_bytes"] == bytes, Foreign(format!("the manager counted {}", body["body_bytes"])));
+    Ok(())
+}
+
+async fn receive(wire: &mut Wire, target: &Target, name: &str, blocks: u64, pause: Duration) -> Result<()> {
+    let (seed, bytes) = (seed_of(name), blocks * BLOCK as u64);
+    let request = format!(
+        "GET /bytes/{name}/{bytes}?seed={seed}&ms={} HTTP/1.1\r\nhost: {}\r\nx-token: {name}\r\n\r\n",
+        pause.as_millis(),
+        target.host
+    );
+    wire.write(request.as_bytes()).await.context("sending the request")?;
+    let head = wire.read_head().await.context("reading the answer")?.context("closed before the answer")?;
+    ensure!(head.status()? == 200, "{}", head.start_line);
+    let token = head.header("x-token").unwrap_or_default();
+    ensure!(token == name, Foreign(format!("the answer to {token}")));
+    let mut comparison = Comparison::new(seed);
+    let read = wire.read_body(head.framing(Framing::UntilClose)?, &mut |piece| comparison.take(piece)).await;
+    ensure!(comparison.holds(), Foreign(format!("a byte among the first {}", comparison.bytes())));
+    let length = read.with_context(|| format!("after {} bytes", comparison.bytes()))?;
+    ensure!(length == bytes, Foreign(format!("{length} bytes")));
+    Ok(())
+}
+
+/// Bytes that do not belong where they came.
+#[derive(Debug)]
+struct Foreign(String);
+
+impl std::fmt::Display for Foreign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not what was sent: {}", self.0)
+    }
+}
+
+impl std::error::Error for Foreign {}
+
+/// The same for the same name alone.
+fn seed_of(name: &str) -> u64 {
+    let hash = Sha256::digest(name.as_bytes());
+    hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 async fn dial(target: &Target) -> Result<Wire> {

@@ -3,7 +3,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | anything else | JSON of what the manager saw, the body's length and hash included |
+//! | anything else | JSON of what the manager saw, the body's length and hash included; with `seed=S` the body must be that [`Pattern`] |
 //! | `/bytes/N?seed=S` | N bytes of a [`Pattern`]; `&chunked` for chunked transfer coding, `&ms=M` for M ms between blocks |
 //! | `/echo` | the request's body |
 //! | `/slow?ms=N` | as anything else, N ms later |
@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::fault;
 use super::record::{Records, Request, query_value};
-use crate::pattern::{Pattern, hex};
+use crate::pattern::{Comparison, Pattern, hex};
 use crate::wire::{Framing, Head, Wire};
 
 /// Reads and says nothing until the other side gives up.
@@ -75,6 +75,9 @@ pub(super) struct Body {
     sha256: String,
     data: Vec<u8>,
 }
+
+/// The error of a connection on which a body was not the pattern that its request announced.
+pub const NOT_THE_PATTERN: &str = "the body is not the pattern of its seed";
 
 /// Larger bodies are hashed, not kept.
 const KEPT: usize = 1 << 20;
@@ -134,13 +137,22 @@ impl Exchange<'_> {
         }
         let framing = self.head.framing(Framing::Length(0))?;
         let (mut hash, mut data) = (Sha256::new(), Vec::new());
+        let seed = query_value(&self.request.target, "seed").and_then(|seed| seed.parse().ok());
+        let mut comparison = seed.map(Comparison::new);
         let mut sink = |piece: &[u8]| {
             hash.update(piece);
+            if let Some(comparison) = &mut comparison {
+                comparison.take(piece);
+            }
             if data.len() + piece.len() <= KEPT {
                 data.extend_from_slice(piece);
             }
         };
-        let bytes = self.wire.read_body(framing, &mut sink).await?;
+        let read = self.wire.read_body(framing, &mut sink).await;
+        if comparison.is_some_and(|comparison| !comparison.holds()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, NOT_THE_PATTERN));
+        }
+        let bytes = read?;
         let body = Body { bytes, sha256: hex(&hash.finalize()), data };
         self.records.body_ended(self.number, body.bytes, &body.sha256);
         Ok(body)

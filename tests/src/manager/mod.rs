@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+pub use self::behaviour::NOT_THE_PATTERN;
 pub use self::fault::ALL as FAULTS;
 pub use self::record::{Connection, Request, TlsFacts};
 

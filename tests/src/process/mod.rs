@@ -5,7 +5,10 @@
 //! files stay as they are, and the program needs no setting: its environment is empty but for PATH
 //! and HOME. Output goes to files, so that no amount of it can stall the child.
 
+mod halt;
 mod move_in;
+
+pub use self::halt::Halted;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
