@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, Dial, Job, Met, Report, Target};
 use hnp_tests::manager::Manager;
+use hnp_tests::poll::eventually;
 use hnp_tests::process::Running;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod};
@@ -39,6 +40,10 @@ fn strict_refuses_at_once_and_lets_nothing_by() {
         let restarted = now_us();
         agent = crash.start();
         restarts.push((killed, restarted, now_us()));
+        // It lives for as long as it takes to serve some, and dies in the midst of it.
+        eventually(BACK, "the next agent serves", || {
+            agent.metrics().sum("hnp_requests", &[("reason", "ok")]) > 100.0
+        });
     }
     let dials = finish(storm);
     assert!(dials.iter().all(|dial| dial.met != Met::Direct), "a request went direct");
@@ -50,7 +55,7 @@ fn strict_refuses_at_once_and_lets_nothing_by() {
         assert!(dead.len() > 50, "only {} dials while it was dead", dead.len());
         for dial in &dead {
             assert_eq!(dial.met, Met::Refused, "{dial:?} while no agent was there");
-            worst.refusal = worst.refusal.max(dial.took_us);
+            worst.refusals.push(dial.took_us);
         }
         let served = |dial: &&Dial| dial.met == Met::Carried && dial.at_us > restarted;
         let first = dials.iter().filter(served).map(|dial| dial.at_us).min().expect("service came back");
@@ -58,8 +63,8 @@ fn strict_refuses_at_once_and_lets_nothing_by() {
         worst.back = worst.back.max(first.saturating_sub(restarted));
     }
     worst.tell(&dials);
-    assert!(Duration::from_micros(worst.refusal) < REFUSAL, "{worst:?}");
-    assert!(Duration::from_micros(worst.back) < BACK, "{worst:?}");
+    assert!(Duration::from_micros(worst.refusal(1.0)) < REFUSAL, "{} us", worst.refusal(1.0));
+    assert!(Duration::from_micros(worst.back) < BACK, "{} us", worst.back);
     drop(agent);
 }
 
@@ -101,7 +106,7 @@ fn loose_goes_direct_while_nobody_answers_and_is_captured_again() {
         }
     }
     worst.tell(&dials);
-    assert!(Duration::from_micros(worst.direct) < Duration::from_secs(20), "{worst:?}");
+    assert!(Duration::from_micros(worst.direct) < Duration::from_secs(20), "{} us", worst.direct);
     drop(agent);
 }
 
@@ -142,21 +147,29 @@ fn finish(storm: Running) -> Vec<Dial> {
     report.dials
 }
 
-/// The largest of each, in microseconds.
-#[derive(Debug, Default)]
+/// Every refusal, and the largest of the rest, in microseconds.
+#[derive(Default)]
 struct Worst {
-    refusal: u64,
+    refusals: Vec<u64>,
     start: u64,
     back: u64,
     direct: u64,
 }
 
 impl Worst {
+    /// The time in which this share of the refusals had come.
+    fn refusal(&self, share: f64) -> u64 {
+        let mut sorted = self.refusals.clone();
+        sorted.sort_unstable();
+        let at = (share * sorted.len() as f64) as usize;
+        sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+
     fn tell(&self, dials: &[Dial]) {
         let count = |met: Met| dials.iter().filter(|dial| dial.met == met).count();
         eprintln!(
-            "{} dials: {} carried, {} direct, {} refused, {} broken, {} otherwise not connected; slowest \
-             refusal {:.1} ms, agent ready {:.0} ms and first request served {:.0} ms after its start, \
+            "{} dials: {} carried, {} direct, {} refused, {} broken, {} otherwise not connected; \
+             refused within {:.2} ms (median), {:.2} ms (99 %), {:.1} ms (all), agent ready {:.0} ms and first request served {:.0} ms after its start, \
              direct {:.0} ms after a kill",
             dials.len(),
             count(Met::Carried),
@@ -164,7 +177,9 @@ impl Worst {
             count(Met::Refused),
             count(Met::Broken),
             count(Met::NotConnected),
-            self.refusal as f64 / 1e3,
+            self.refusal(0.5) as f64 / 1e3,
+            self.refusal(0.99) as f64 / 1e3,
+            self.refusal(1.0) as f64 / 1e3,
             self.start as f64 / 1e3,
             self.back as f64 / 1e3,
             self.direct as f64 / 1e3,
