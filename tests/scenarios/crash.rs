@@ -32,11 +32,7 @@ fn strict_refuses_at_once_and_lets_nothing_by() {
         agent.kill();
         let killed = now_us();
         // Long enough for some hundred dials against nobody.
-        let until = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < until {
-            std::hint::spin_loop();
-            std::thread::yield_now();
-        }
+        pass(Duration::from_millis(300));
         let restarted = now_us();
         agent = crash.start();
         restarts.push((killed, restarted, now_us()));
@@ -80,17 +76,11 @@ fn loose_goes_direct_while_nobody_answers_and_is_captured_again() {
     for _ in 0..KILLS {
         let killed = now_us();
         agent.kill();
-        let until = Instant::now() + Duration::from_millis(3200);
-        while Instant::now() < until {
-            std::thread::yield_now();
-        }
+        pass(Duration::from_millis(3200));
         let restarted = now_us();
         agent = crash.start();
         spans.push((killed, restarted, now_us()));
-        let until = Instant::now() + Duration::from_millis(700);
-        while Instant::now() < until {
-            std::thread::yield_now();
-        }
+        pass(Duration::from_millis(700));
     }
     let dials = finish(storm);
     let mut worst = Worst::default();
@@ -140,6 +130,12 @@ impl Crash {
     fn plaintext(&self) -> usize {
         self.manager.requests().iter().filter(|request| request.tls.is_none()).count()
     }
+}
+
+/// Lets time pass, and leaves the processor to those who are measured.
+fn pass(time: Duration) {
+    let until = Instant::now() + time;
+    eventually(time * 10, "time passes", || Instant::now() >= until);
 }
 
 fn finish(storm: Running) -> Vec<Dial> {
