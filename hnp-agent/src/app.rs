@@ -95,7 +95,7 @@ async fn serve(
     let plan = first.plan.clone();
     let captured = SharedCapture::new(starting);
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
-    let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness), before.is_none())?;
+    let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness))?;
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
 
     let vips = SharedVipTable::new(ArcSwap::default());
@@ -159,7 +159,12 @@ async fn serve(
         tracing::warn!(%error, "cannot capture all destinations yet; trying again");
         tasks.spawn(upkeep::catch_up(captured.clone(), tasks.token()));
     }
-    standing.accept();
+    if captured.with(|capture| capture.knows_all_destinations()) == Some(true) {
+        standing.accept();
+    } else {
+        let gates = standing.gates.clone();
+        tasks.spawn(upkeep::accept_when_known(captured.clone(), gates, tasks.token()));
+    }
     telemetry.register(move |out| out.single(&names::TAKE_OVER_PAUSE, pause.as_secs_f64()));
     let counters = captured.clone();
     telemetry.register(move |out| counters.write_metrics(out));

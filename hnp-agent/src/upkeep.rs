@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch::Receiver;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Capture, CaptureError, PodFacts};
@@ -14,6 +14,7 @@ use crate::config::plan::Enforcement;
 use crate::generation::Generation;
 use crate::kubernetes::PodLabels;
 use crate::observed;
+use crate::proxy::gate::Gate;
 use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::readiness::{Pending, Readiness};
@@ -148,6 +149,31 @@ pub async fn until_serving(capture: SharedCapture, starting: Pending) {
         sleep(Duration::from_millis(5)).await;
     }
     drop(starting);
+}
+
+/// How long connections wait for names that do not resolve: literal destinations are not to suffer from a
+/// name server that is silent.
+const UNKNOWN: Duration = Duration::from_millis(500);
+
+/// Lets the workers accept once every destination is known that a former agent captured, or `UNKNOWN` has
+/// passed. Until then connections wait in the kernel's queues: accepted earlier, they could only be refused.
+pub async fn accept_when_known(capture: SharedCapture, gates: Vec<Gate>, cancel: CancellationToken) {
+    let began = Instant::now();
+    let mut tick = interval(Duration::from_millis(2));
+    while let Some(()) = next(&mut tick, &cancel).await {
+        // Under the lock: whoever takes over closes the gates after he holds it.
+        let opened = capture.with(|capture| {
+            let open = capture.knows_all_destinations() || began.elapsed() >= UNKNOWN;
+            if open {
+                gates.iter().for_each(Gate::open);
+            }
+            open
+        });
+        // `None`: a successor's, or over; what is to become of the gates is decided elsewhere.
+        if opened != Some(false) {
+            return;
+        }
+    }
 }
 
 /// Before what could not be applied is tried again.

@@ -4,6 +4,7 @@
 //! need none of this as long as the BPF programs are not touched.
 
 mod apt;
+mod bench;
 mod binaries;
 mod bpf_linker;
 mod build_ebpf;
@@ -37,6 +38,7 @@ enum Command {
     Demo(demo::Options),
     Test(test::Options),
     Check(check::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -56,5 +58,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Bench(options) => bench::run(&options),
     }
 }

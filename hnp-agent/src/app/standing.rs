@@ -33,13 +33,12 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    /// With the sockets, the token that ends the admin server; whether workers may accept already.
+    /// With the sockets and the token that ends the admin server. Nobody accepts yet.
     pub(super) fn new(
         plan: &Arc<Plan>,
         node: &Node,
         (listeners, admin, admin_ends): (&[Listeners], Option<&TcpListener>, CancellationToken),
         (captured, readiness): (&SharedCapture, &Readiness),
-        open: bool,
     ) -> anyhow::Result<Self> {
         let mut sockets = Vec::new();
         for worker in listeners {
@@ -50,7 +49,7 @@ impl Standing {
             plan: Arc::clone(plan),
             captured: captured.clone(),
             readiness: readiness.clone(),
-            gates: listeners.iter().map(|_| Gate::new(open)).collect(),
+            gates: listeners.iter().map(|_| Gate::new(false)).collect(),
             admin: admin_ends,
             sockets,
             admin_socket,

@@ -152,6 +152,12 @@ impl Destinations {
         }
     }
 
+    /// Whether there is somewhere to send everybody to whom the kernel redirects: not so for what was inherited
+    /// and has not been desired yet.
+    pub(super) fn all_known(&self) -> bool {
+        self.generation.is_some() && self.captured.values().all(|captured| !captured.routes.is_empty())
+    }
+
     /// As [`Capture::sync`](super::Capture::sync).
     pub(super) fn sync(&mut self, desired: &Desired) -> Result<(), CaptureError> {
         // The first failure is reported; the rest is done all the same.

@@ -317,6 +317,12 @@ impl Capture {
         self.guard.as_ref().map_or(Ok(()), |guard| guard.require(strict))
     }
 
+    /// Whether everybody whom the kernel redirects can be served: a former agent's destinations are not known
+    /// before the first [`Capture::sync`], nor, where they are names, before these have resolved.
+    pub fn knows_all_destinations(&self) -> bool {
+        self.destinations.all_known()
+    }
+
     /// Tells the kernel which pods there are, for routes that override their enforcement for some.
     ///
     /// # Errors

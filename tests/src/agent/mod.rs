@@ -31,6 +31,8 @@ pub const CAP_NET_ADMIN: u8 = 12;
 pub const CAP_SYS_PTRACE: u8 = 19;
 /// CAP_SYS_ADMIN of linux/capability.h.
 pub const CAP_SYS_ADMIN: u8 = 21;
+/// CAP_PERFMON of linux/capability.h.
+pub const CAP_PERFMON: u8 = 38;
 /// CAP_BPF of linux/capability.h.
 pub const CAP_BPF: u8 = 39;
 /// All that the agent may have.
