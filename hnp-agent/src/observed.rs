@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::capture::Observation;
-use crate::config::plan::Plan;
 use crate::workload::{PodCgroup, WorkloadSource};
 
 /// How many rows are kept; beyond it the one that was not seen for longest goes.
@@ -45,13 +44,7 @@ pub struct Table(Arc<Mutex<HashMap<(u64, String), Row>>>);
 
 impl Table {
     /// Takes in what the kernel counted.
-    pub fn take(
-        &self,
-        observations: Vec<Observation>,
-        plan: &Plan,
-        pods: &[PodCgroup],
-        workloads: &dyn WorkloadSource,
-    ) {
+    pub fn take(&self, observations: Vec<Observation>, pods: &[PodCgroup], workloads: &dyn WorkloadSource) {
         let mut rows = self.lock();
         for seen in observations {
             let destination = seen.destination.to_string();
@@ -65,7 +58,7 @@ impl Table {
             let pod = pods.iter().find(|pod| pod.cgroup_id == seen.pod_id);
             let row = Row {
                 destination,
-                routes: seen.routes.iter().map(|route| plan.routes[*route].name.to_string()).collect(),
+                routes: seen.routes.iter().map(ToString::to_string).collect(),
                 namespace: pod.map(|pod| pod.namespace.to_string()),
                 pod: pod.map(|pod| pod.name.to_string()),
                 pod_uid: workload.pod_uid.clone(),

@@ -251,7 +251,7 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         if observing {
             match follow.capture.with(|capture| capture.observations()).transpose() {
                 Ok(None) => {}
-                Ok(Some(seen)) => follow.observed.take(seen, plan, &pods, &*follow.workloads),
+                Ok(Some(seen)) => follow.observed.take(seen, &pods, &*follow.workloads),
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
@@ -260,14 +260,14 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         }
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {
             cgroup_id: pod.cgroup_id,
-            labels: follow.labels.of(&pod.uid),
+            labels: follow.labels.of(&pod),
             namespace: pod.namespace,
         });
         let facts = (generation.number, facts.collect::<Vec<_>>());
         if told.as_ref() == Some(&facts) {
             continue;
         }
-        match follow.capture.with(|capture| capture.set_pods(plan, facts.1.clone())).transpose() {
+        match follow.capture.with(|capture| capture.set_pods(facts.1.clone())).transpose() {
             Ok(None) => {}
             Ok(Some(())) => told = Some(facts),
             Err(error) => {

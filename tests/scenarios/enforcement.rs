@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::agent::{Agent, CAPABILITIES, Config, Route};
 use hnp_tests::api_server::Cluster;
 use hnp_tests::client::{self, End, RawAnswer, RawCase};
+use hnp_tests::dns::{Answer, Dns};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
@@ -159,6 +160,35 @@ fn a_namespace_may_have_another_enforcement_and_unknown_pods_get_the_strictest()
 }
 
 #[test]
+fn whom_a_former_agent_let_off_stays_so_while_names_do_not_resolve() {
+    const NAME: &str = "late.hnp.test";
+    let scene = Scene::for_test();
+    let (_manager, dns) = (scene.loose_manager("manager", 80), Dns::start(&scene));
+    let (staging, other) = (scene.pod(), scene.pod());
+    name(&scene, &staging, "staging", "a");
+    name(&scene, &other, "other", "b");
+    dns.set_addresses(NAME, &[MANAGER4.into()], 60);
+    let route = Route::strict("manager", &[&format!("{NAME}:80")], UPSTREAM)
+        .set("overrides", "[{namespaces: [staging], enforcement: observe}]");
+    let config = config(&scene, route);
+    let agent = Agent::start(&scene, &config);
+    eventually(Duration::from_secs(10), "staging is let off", || dial(&staging) == Met::Manager);
+    agent.kill();
+    dns.set(NAME, Answer::Silence);
+    let agent = Agent::spawn(scene.agent_place(), &config, CAPABILITIES);
+    eventually(Duration::from_secs(10), "the next one waits for the name", || {
+        agent.get("/readyz").is_ok_and(|(status, body)| status == 503 && body.contains(NAME))
+    });
+    // Many times as long as it takes until the kernel was told of the pods.
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert_eq!(dial(&staging), Met::Manager);
+        // The control: nobody else is let off by that.
+        assert!(!raw(&other).text().contains("\"tls\":null"));
+    }
+}
+
+#[test]
 fn pods_are_selected_by_their_labels_and_what_is_known_outlasts_the_api_server() {
     const SOON: Duration = Duration::from_secs(20);
     let scene = Scene::for_test();
@@ -169,11 +199,11 @@ fn pods_are_selected_by_their_labels_and_what_is_known_outlasts_the_api_server()
     for (pod, letter) in [(&trusted, "a"), (&prod, "b"), (&plain, "c"), (&unknown, "d")] {
         name(&scene, pod, "default", letter);
     }
-    api.apply_pod(&trusted.uid, json!({"role": "trusted"}));
-    api.apply_pod(&prod.uid, json!({"tier": "prod"}));
-    api.apply_pod(&plain.uid, json!({}));
+    api.apply_pod("a", &trusted.uid, json!({"role": "trusted"}));
+    api.apply_pod("b", &prod.uid, json!({"tier": "prod"}));
+    api.apply_pod("c", &plain.uid, json!({}));
     // The control for the watch being this node's alone.
-    api.apply_pod_elsewhere(&unknown.uid, json!({"role": "trusted"}));
+    api.apply_pod_elsewhere("d", &unknown.uid, json!({"role": "trusted"}));
     let route = Route::loose("manager", DESTINATIONS, UPSTREAM).set(
         "overrides",
         "[{selector: role=trusted, enforcement: observe}, {selector: 'tier in (prod)', enforcement: strict}]",
@@ -186,10 +216,10 @@ fn pods_are_selected_by_their_labels_and_what_is_known_outlasts_the_api_server()
     assert_eq!(met(all), [Met::Manager, Met::Agent, Met::Agent, Met::Agent]);
 
     // Labels change, and a server that has forgotten what came since is asked for all of it.
-    api.apply_pod(&plain.uid, json!({"role": "trusted"}));
+    api.apply_pod("c", &plain.uid, json!({"role": "trusted"}));
     eventually(SOON, "a label more", || dial(&plain) == Met::Manager);
     api.forget();
-    api.apply_pod(&plain.uid, json!({"role": "other"}));
+    api.apply_pod("c", &plain.uid, json!({"role": "other"}));
     eventually(SOON, "a label less", || dial(&plain) == Met::Agent);
 
     // Nobody tells labels any more, and then nobody answers.
@@ -211,8 +241,8 @@ fn pods_are_selected_by_their_labels_and_what_is_known_outlasts_the_api_server()
 
     // The control: once it is told otherwise, it is otherwise.
     let api = cluster.start(json!([]));
-    for pod in all {
-        api.apply_pod(&pod.uid, json!({"tier": "prod"}));
+    for (pod, letter) in all.into_iter().zip(["a", "b", "c", "d"]) {
+        api.apply_pod(letter, &pod.uid, json!({"tier": "prod"}));
     }
     let agent = Agent::start(&scene, &config);
     eventually(SOON, "nobody is let off", || dial(&trusted) == Met::Agent);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::agent::{Agent, CAPABILITIES, Config, Route};
+use hnp_tests::kernel::{self, Feature};
 use hnp_tests::process::Place;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::tools::python;
@@ -16,7 +17,17 @@ fn pods_get_none_where_they_are_refused_and_the_node_and_other_types_are_untouch
     let (pod, plugin) = (scene.pod(), scene.host_network_pod());
     let all = made(&pod);
     assert!(all.values().all(|said| said == "made"), "the control, before there is an agent: {all:?}");
-    let agent = Agent::start(&scene, &config(&scene, "raw_sockets: refuse"));
+    let refuse = config(&scene, "raw_sockets: refuse");
+    if !kernel::has(Feature::NetnsCookie) {
+        // It could not leave the node's plugins theirs.
+        let refused = Agent::spawn(scene.agent_place(), &refuse, CAPABILITIES).wait(Duration::from_secs(20));
+        assert!(
+            !refused.status.success() && refused.stderr.contains("capture.raw_sockets: allow"),
+            "{refused}"
+        );
+        return;
+    }
+    let agent = Agent::start(&scene, &refuse);
     let expected: BTreeMap<String, String> = all
         .keys()
         .map(|name| {
@@ -29,13 +40,25 @@ fn pods_get_none_where_they_are_refused_and_the_node_and_other_types_are_untouch
     assert_eq!(made(pod.outside_cgroup()), all, "who is in no pod");
     assert_eq!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "raw_socket_refused")]), 3.0);
 
+    // A take-over that breaks off could not put it back, so it does not change it.
+    let end = Duration::from_secs(20);
+    let other = Agent::take_over(scene.agent_place(), &config(&scene, "")).wait(end);
+    assert!(!other.status.success() && other.stderr.contains("capture.raw_sockets is another"), "{other}");
+    assert_eq!(made(&pod), expected);
+    let mut next = Agent::take_over(scene.agent_place(), &refuse);
+    let mut former = agent;
+    assert!(former.wait(end).status.success(), "the control: with the same it takes over");
+    next.wait_until_ready();
+    let agent = next;
+    assert_eq!(made(&pod), expected);
+
     // It outlives the agent, as all enforcement does; and goes with the next one that does not ask for it.
     agent.kill();
     assert_eq!(made(&pod), expected);
     let agent = Agent::start(&scene, &config(&scene, ""));
     assert_eq!(made(&pod), all);
-    assert!(agent.stop(Duration::from_secs(20)).status.success());
-    let agent = Agent::start(&scene, &config(&scene, "raw_sockets: refuse"));
+    assert!(agent.stop(end).status.success());
+    let agent = Agent::start(&scene, &refuse);
     assert_eq!(made(&pod), expected);
     agent.kill();
     assert!(Agent::clean_up(&scene).status.success());

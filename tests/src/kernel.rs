@@ -38,7 +38,10 @@ impl Feature {
                  connect() is sent to a closed port of the caller's own loopback: TCP gives the same \
                  ECONNREFUSED, UDP says yes and the datagrams reach nobody"
             }
-            Self::NetnsCookie => "the agent's port is kept from pods in their own network namespaces, too",
+            Self::NetnsCookie => {
+                "the agent's port is kept from pods in their own network namespaces, too, and \
+                 capture.raw_sockets cannot be refuse"
+            }
         }
     }
 }
@@ -67,6 +70,14 @@ pub fn has(feature: Feature) -> bool {
 /// Without root.
 pub fn refusal(words: &'static str) -> &'static str {
     if has(Feature::SetRetval) { words } else { "Operation not permitted" }
+}
+
+/// The name of the errno that a bind() to the agent's port is refused with.
+///
+/// # Panics
+/// Without root.
+pub fn refused_bind() -> &'static str {
+    if has(Feature::SetRetval) { "EADDRINUSE" } else { "EPERM" }
 }
 
 fn note(feature: Feature) {

@@ -63,6 +63,8 @@ const GUARD: &str = "hnp_guard";
 /// The object in the kernel, attached to nothing yet. Dropping it unloads it.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
+    /// The agent's own cgroup, where it is below the attached one.
+    pub(super) own_cgroup: Option<u64>,
     /// What is to hang on the cgroup, and where.
     programs: Vec<(&'static str, u32)>,
     /// VIPs that rest, and whether this build made the map; of no use to the programs, and so not in the
@@ -90,6 +92,14 @@ impl Loaded {
         if lock.is_lent() && !update {
             return Err(CaptureError::OtherSchema { version: former.version().to_owned() });
         }
+        // Nor could it put its own set of programs back.
+        let programs = programs(plan);
+        let is_another_set = |(name, _): (&str, u32)| {
+            lock.link(name).exists() != programs.iter().any(|(wanted, _)| *wanted == name)
+        };
+        if lock.is_lent() && all_programs().any(is_another_set) {
+            return Err(CaptureError::OtherPrograms);
+        }
         let reused = if update { former.usable(&shapes) } else { HashSet::new() };
         if !former.is_empty() {
             tracing::info!(
@@ -115,7 +125,6 @@ impl Loaded {
             loader.map_pin_path(name, lock.map(name));
         }
         let mut ebpf = loader.load(object).map_err(|source| CaptureError::Load(Box::new(source)))?;
-        let programs = programs(plan);
         for (name, _) in programs.iter().copied() {
             let program = ebpf.program_mut(name).ok_or(CaptureError::ObjectLacks(name))?;
             let loaded = match program {
@@ -132,15 +141,14 @@ impl Loaded {
         }
         .map_err(|error| refused(GUARD, error))?;
         let resting = resting::open_or_make(&lock.map(resting::MAP))?;
-        let loaded = Self { ebpf, programs, resting, reused, update };
+        let own_cgroup = node.own_cgroup;
+        let loaded = Self { ebpf, own_cgroup, programs, resting, reused, update };
         for (name, map) in loaded.kept_maps() {
             if !loaded.reused.contains(name) {
                 former.migrate(name, data_of(map)?)?;
             }
         }
-        if let Some(cgroup) = node.own_cgroup {
-            exempt::Exempt::new(loaded.map(exempt::MAP)?)?.insert(cgroup)?;
-        }
+        exempt::Exempt::new(loaded.map(exempt::MAP)?, loaded.own_cgroup)?.insert_own()?;
         Ok(loaded)
     }
 

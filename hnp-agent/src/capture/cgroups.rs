@@ -5,6 +5,7 @@
 //! names kubelet gives: the tree is walked.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,7 @@ impl Cgroup {
         match fs::metadata(&self.path) {
             Ok(meta) if meta.ino() == self.id => Ok(()),
             // Another reason than being gone says nothing about the links.
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(CaptureError::File { doing: "look at", path: self.path.clone(), source: error })
             }
             Ok(_) | Err(_) => Err(CaptureError::CgroupReplaced { path: self.path.clone() }),
@@ -101,12 +102,12 @@ fn search() -> Result<Cgroup, Missing> {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<Cgroup> {
+fn open(path: &Path) -> io::Result<Cgroup> {
     let dir = File::open(path)?;
-    let stat = fstatfs(&dir).map_err(std::io::Error::from)?;
+    let stat = fstatfs(&dir).map_err(io::Error::from)?;
     let meta = dir.metadata()?;
     if stat.filesystem_type() != CGROUP2_SUPER_MAGIC || !meta.is_dir() {
-        return Err(std::io::Error::other("not a directory on cgroup2"));
+        return Err(io::Error::other("not a directory on cgroup2"));
     }
     Ok(Cgroup { path: path.to_owned(), id: meta.ino(), dir })
 }
@@ -189,24 +190,46 @@ pub(super) fn own_below(attached: &Path) -> Option<u64> {
     Some(fs::metadata(found?).ok()?.ino())
 }
 
-/// Which of these cgroups at or below `attached` have a process in them; what is gone has none.
+/// Which of these cgroups at or below `attached` are gone or have no process in them, for certain: what cannot be
+/// looked at may be in use.
 ///
 /// Looks where [`own_below`] looks.
-pub(super) fn in_use(attached: &Path, ids: &[u64]) -> Vec<u64> {
-    let mut found = Vec::new();
-    let mut look = |dir: &Path| {
-        if let Ok(meta) = fs::metadata(dir)
-            && ids.contains(&meta.ino())
+pub(super) fn unused(attached: &Path, ids: &[u64]) -> Vec<u64> {
+    let (mut in_use, mut whole) = (Vec::new(), true);
+    look_for_use(attached, SEARCH_DEPTH, ids, &mut in_use, &mut whole);
+    let empty = |id: &u64| in_use.iter().any(|(known, used)| known == id && !used);
+    let gone = |id: &u64| whole && in_use.iter().all(|(known, _)| known != id);
+    ids.iter().filter(|id| empty(id) || gone(id)).copied().collect()
+}
+
+/// Notes which of `ids` are there and whether they are used; `whole` becomes false when something could not
+/// be looked at. What vanishes meanwhile is gone.
+fn look_for_use(dir: &Path, depth: usize, ids: &[u64], found: &mut Vec<(u64, bool)>, whole: &mut bool) {
+    let mut missed = |error: &io::Error| *whole &= error.kind() == io::ErrorKind::NotFound;
+    match fs::metadata(dir) {
+        Ok(meta) if ids.contains(&meta.ino()) => {
             // Processes of other PID namespaces are listed too, as zeroes.
-            && fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty())
-        {
-            found.push(meta.ino());
+            let procs = fs::read_to_string(dir.join("cgroup.procs"));
+            found.push((meta.ino(), procs.map_or(true, |procs| !procs.is_empty())));
         }
-        true
-    };
-    look(attached);
-    walk(attached, SEARCH_DEPTH, &mut look);
-    found
+        Ok(_) => {}
+        Err(error) => missed(&error),
+    }
+    if depth == 0 {
+        return;
+    }
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                match entry.and_then(|entry| Ok((entry.file_type()?.is_dir(), entry.path()))) {
+                    Ok((true, path)) => look_for_use(&path, depth - 1, ids, found, whole),
+                    Ok((false, _)) => {}
+                    Err(error) => *whole &= error.kind() == io::ErrorKind::NotFound,
+                }
+            }
+        }
+        Err(error) => missed(&error),
+    }
 }
 
 /// Tells the kernel which cgroups stand between the attached one and the pods.
@@ -259,6 +282,27 @@ mod tests {
                       50 25 0:40 / /sys/fs/bpf rw - bpf bpf rw\n";
         assert_eq!(parse_mounts(hybrid), [PathBuf::from("/sys/fs/cgroup/unified")]);
         assert!(parse_mounts("").is_empty());
+    }
+
+    #[test]
+    fn only_what_is_gone_or_empty_for_certain_is_unused() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, procs: Option<&str>| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            if let Some(procs) = procs {
+                fs::write(path.join("cgroup.procs"), procs).unwrap();
+            }
+            fs::metadata(&path).unwrap().ino()
+        };
+        let empty = make("pod1/empty", Some(""));
+        let used = make("pod1/used", Some("12\n"));
+        let elsewhere = make("pod2/elsewhere", Some("0\n"));
+        let unreadable = make("pod2/unreadable", None);
+        let gone = u64::MAX;
+        assert_eq!(unused(dir.path(), &[empty, used, elsewhere, unreadable, gone]), [empty, gone]);
+        // A file in a directory's place: what is below could not be looked at, so nothing is known to be gone.
+        assert!(unused(&dir.path().join("pod1/used/cgroup.procs"), &[used, gone]).is_empty());
     }
 
     #[test]

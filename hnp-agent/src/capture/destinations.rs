@@ -67,6 +67,8 @@ struct Captured {
     weakest: Enforcement,
     /// Some pods have another enforcement.
     overridden: bool,
+    /// As far as this agent knows, the rules for pods are those that a former agent listed pods by.
+    rules_are_old: bool,
     /// Empty for what a former agent captured, until it is desired: nobody is served there yet.
     routes: Vec<RouteIndex>,
     /// What the routes are counted in; `None` while there are none.
@@ -94,6 +96,8 @@ impl Destinations {
             last_id: 0,
             published,
         };
+        // A number that pods are still listed for must not come to mean another destination.
+        destinations.last_id = destinations.overrides.last_id();
         destinations.inherit()?;
         Ok(destinations)
     }
@@ -137,10 +141,12 @@ impl Destinations {
         strict.map(|(range, _)| *range)
     }
 
-    /// The destination with this number, and the routes it belongs to.
-    pub(super) fn by_id(&self, id: u32) -> Option<(AddrRange, &[RouteIndex])> {
-        let found = self.captured.iter().find(|(_, captured)| captured.id == id);
-        found.map(|(range, captured)| (*range, captured.routes.as_slice()))
+    /// The destination with this number, and the names of the routes it belongs to.
+    pub(super) fn by_id(&self, id: u32) -> Option<(AddrRange, Vec<Arc<str>>)> {
+        let (range, captured) = self.captured.iter().find(|(_, captured)| captured.id == id)?;
+        let plan = captured.generation.as_ref().map(|generation| &generation.plan);
+        let name = |route: &RouteIndex| plan.map(|plan| plan.routes[*route].name.clone());
+        Some((*range, captured.routes.iter().filter_map(name).collect()))
     }
 
     /// Forgets what has been gone for long enough.
@@ -164,7 +170,6 @@ impl Destinations {
         let mut outcome = Ok(());
         let complete = desired.complete;
         let generation = desired.generation.clone();
-        let plan = &*generation.plan;
         self.gone.retain(|(since, ..)| since.elapsed() < ON_ITS_WAY);
         let desired: HashMap<AddrRange, &DesiredDestination> =
             desired.destinations.iter().map(|desired| (desired.at, desired)).collect();
@@ -181,7 +186,7 @@ impl Destinations {
         self.publish();
 
         // Pods first: a pod that is to be let off must not be refused for a moment.
-        outcome = outcome.and(self.apply_overrides(plan));
+        outcome = outcome.and(self.apply_overrides());
         for range in changed {
             if let Err(error) = self.capture(range) {
                 self.forget(range);
@@ -208,16 +213,17 @@ impl Destinations {
     }
 
     /// Tells the kernel what holds for each of the pods that are known.
-    pub(super) fn set_pods(&mut self, plan: &Plan, pods: Vec<PodFacts>) -> Result<(), CaptureError> {
+    pub(super) fn set_pods(&mut self, pods: Vec<PodFacts>) -> Result<(), CaptureError> {
         self.overrides.set_pods(pods);
-        self.apply_overrides(plan)
+        self.apply_overrides()
     }
 
-    fn apply_overrides(&mut self, plan: &Plan) -> Result<(), CaptureError> {
+    fn apply_overrides(&mut self) -> Result<(), CaptureError> {
         let overridden = self.captured.values().filter(|captured| captured.overridden);
         self.overrides.apply(overridden.map(|captured| overrides::Destination {
             id: captured.id,
-            enforcement: Box::new(|pod| possible(plan, &captured.routes, pod)),
+            keeps_listed: captured.rules_are_old,
+            enforcement: Box::new(|pod| captured.possible(pod)),
         }))
     }
 
@@ -235,6 +241,7 @@ impl Destinations {
         let overridden = routes().any(|route| !route.overrides.is_empty());
         if let Some(captured) = self.captured.get_mut(&range) {
             let changed = (captured.enforcement, captured.overridden) != (enforcement, overridden);
+            captured.rules_are_old &= captured.has_the_rules_of(plan, &desired.routes);
             captured.enforcement = enforcement;
             captured.weakest = weakest;
             captured.overridden = overridden;
@@ -249,7 +256,9 @@ impl Destinations {
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let routes = desired.routes.clone();
         let (id, generation) = (self.last_id, Some(generation.clone()));
-        let captured = Captured { vip, id, enforcement, weakest, overridden, routes, generation };
+        let rules_are_old = false;
+        let captured =
+            Captured { vip, id, enforcement, weakest, overridden, rules_are_old, routes, generation };
         self.captured.insert(range, captured);
         Ok(true)
     }
@@ -319,7 +328,30 @@ impl Captured {
         let overridden = value.overridden != 0;
         let weakest = if overridden { Enforcement::Observe } else { enforcement };
         let (id, routes) = (value.id, Vec::new());
-        Self { vip, id, enforcement, weakest, overridden, routes, generation: None }
+        let rules_are_old = true;
+        Self { vip, id, enforcement, weakest, overridden, rules_are_old, routes, generation: None }
+    }
+
+    /// What may hold for a pod. The routes are those of the generation that was applied last, and not of a
+    /// newer one; of what a former agent captured it is not known yet.
+    fn possible(&self, pod: PodTraits<'_>) -> PossibleEnforcement {
+        match &self.generation {
+            Some(generation) => possible(&generation.plan, &self.routes, pod),
+            None => PossibleEnforcement { weakest: Enforcement::Observe, strictest: Enforcement::Strict },
+        }
+    }
+
+    /// Whether pods are told apart as they are now; also where that is not known.
+    fn has_the_rules_of(&self, plan: &Plan, routes: &[RouteIndex]) -> bool {
+        let Some(generation) = &self.generation else { return true };
+        let rules = |plan: &Plan, routes: &[RouteIndex]| -> Vec<_> {
+            routes
+                .iter()
+                .map(|route| &plan.routes[*route])
+                .map(|r| (r.enforcement, r.overrides.clone()))
+                .collect()
+        };
+        rules(&generation.plan, &self.routes) == rules(plan, routes)
     }
 
     /// What the agent has to know of it; `None`: nobody is served there yet.

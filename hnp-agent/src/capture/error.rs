@@ -46,6 +46,12 @@ pub enum CaptureError {
         /// The version of the running agent.
         version: String,
     },
+    /// The running agent has another set of programs attached, which it could not put back.
+    #[error(
+        "capture.raw_sockets is another than the running agent's, and a take-over cannot change it: stop the running \
+         agent, then start this one"
+    )]
+    OtherPrograms,
     /// A successor is taking over: what the kernel captures is not to be changed.
     #[error("a successor is taking over; trying again if it does not")]
     HandingOver,

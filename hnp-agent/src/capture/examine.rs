@@ -2,6 +2,7 @@
 //! Touches nothing; works beside a running agent and without one.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -15,7 +16,7 @@ use super::attach;
 use super::former::Former;
 use super::{CaptureError, Node, foreign, guard, pins, sys};
 use crate::clock::monotonic_ns;
-use crate::config::plan::{self, Enforcement, Plan};
+use crate::config::plan::{self, Enforcement, Plan, Target};
 
 /// How a thing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -156,11 +157,23 @@ fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
     programs.into_iter().map(look).collect()
 }
 
+/// The addresses of destinations: what is captured, and the first of each range.
+fn guarded(whole: &Plan) -> Vec<IpAddr> {
+    let map = open::<HashMap<MapData, DestinationKey, Destination>>(&whole.capture.bpffs, "DESTINATIONS");
+    let captured = map.into_iter().flat_map(|map| map.keys().flatten().collect::<Vec<_>>());
+    let ranges = whole.routes.iter().flat_map(|route| &route.destinations);
+    let ranges = ranges.filter_map(|destination| match &destination.target {
+        Target::Net(net) => Some(net.addr),
+        Target::Name(_) => None,
+    });
+    captured.map(|key| IpAddr::from(key.address)).chain(ranges).collect()
+}
+
 /// What passes no socket hook, and what was there before.
 fn guard(whole: &Plan) -> Vec<Finding> {
     let plan = &whole.capture;
     let wanted = whole.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
-    let (state, detail) = match (plan.guard, guard::look(&pins::guard_dir(&plan.bpffs))) {
+    let (state, detail) = match (plan.guard, guard::look(&pins::guard_dir(&plan.bpffs), &guarded(whole))) {
         (plan::Guard::Off, _) => {
             (State::Degraded, "off: sockets that pass no connect() under kubepods go direct".to_owned())
         }
@@ -183,8 +196,11 @@ fn guard(whole: &Plan) -> Vec<Finding> {
     let mut findings = vec![Finding::new("guard", "pods' veths", state, detail)];
     if wanted {
         let (state, detail) = match (plan.destroy_older_flows, plan.guard) {
-            (true, _) => (State::Good, "destroyed at once, by sock_diag"),
-            (false, plan::Guard::Auto) => (State::Good, "reset by the guard with their next packet"),
+            (true, _) => {
+                (State::Good, "destroyed at once, by sock_diag, when the agent captures a destination")
+            }
+            // As good as the guard is.
+            (false, plan::Guard::Auto) => (state, "reset by the guard with their next packet"),
             (false, plan::Guard::Off) => (
                 State::Degraded,
                 "go on in the clear: set capture.guard: auto, or capture.destroy_older_flows: true",

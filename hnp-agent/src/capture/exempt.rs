@@ -42,7 +42,7 @@ impl Exemption {
         if map.get(&cgroup, 0).is_ok() {
             return Ok(None);
         }
-        prune(&mut map, attached)?;
+        prune(&mut map, attached, Some(cgroup))?;
         map.insert(cgroup, 1, 0).map_err(|source| error(doing, source))?;
         Ok(Some(Self { map, cgroup, kept: false }))
     }
@@ -67,28 +67,36 @@ impl Drop for Exemption {
 }
 
 /// Who is exempt by this agent's programs.
-pub(super) struct Exempt(HashMap<MapData, u64, u8>);
+pub(super) struct Exempt {
+    map: HashMap<MapData, u64, u8>,
+    /// The agent's own, which stays whatever is found.
+    own: Option<u64>,
+}
 
 impl Exempt {
-    pub(super) fn new(map: Map) -> Result<Self, CaptureError> {
-        HashMap::try_from(map).map(Self).map_err(|source| error("open", source))
+    /// With the agent's own cgroup, where it is below the attached one.
+    pub(super) fn new(map: Map, own: Option<u64>) -> Result<Self, CaptureError> {
+        let map = HashMap::try_from(map).map_err(|source| error("open", source))?;
+        Ok(Self { map, own })
     }
 
-    pub(super) fn insert(&mut self, cgroup: u64) -> Result<(), CaptureError> {
-        self.0.insert(cgroup, 1, 0).map_err(|source| error("insert into", source))
+    /// Exempts the agent's own cgroup.
+    pub(super) fn insert_own(&mut self) -> Result<(), CaptureError> {
+        let Some(own) = self.own else { return Ok(()) };
+        self.map.insert(own, 1, 0).map_err(|source| error("insert into", source))
     }
 
     /// No longer exempts cgroups at or below `attached` in which no process is.
     pub(super) fn prune(&mut self, attached: &Path) -> Result<(), CaptureError> {
-        prune(&mut self.0, attached)
+        prune(&mut self.map, attached, self.own)
     }
 }
 
-fn prune(map: &mut HashMap<MapData, u64, u8>, attached: &Path) -> Result<(), CaptureError> {
+fn prune(map: &mut HashMap<MapData, u64, u8>, attached: &Path, own: Option<u64>) -> Result<(), CaptureError> {
     let listed = map.keys().collect::<Result<Vec<_>, _>>().map_err(|source| error("read", source))?;
-    let in_use = cgroups::in_use(attached, &listed);
-    for cgroup in listed.iter().filter(|cgroup| !in_use.contains(cgroup)) {
-        match map.remove(cgroup) {
+    let unused = cgroups::unused(attached, &listed);
+    for cgroup in unused.into_iter().filter(|cgroup| Some(*cgroup) != own) {
+        match map.remove(&cgroup) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(source) => return Err(error("remove from", source)),
         }

@@ -49,7 +49,7 @@ pub use observed::Observation;
 pub use overrides::PodFacts;
 pub use preflight::Node;
 
-use crate::config::plan::{self, Plan};
+use crate::config::plan;
 use crate::proxy::flow::{FlowSource, SharedVipTable};
 use crate::proxy::pulse::Pulse;
 use crate::resolve::Desired;
@@ -222,7 +222,7 @@ impl Capture {
         };
         let destinations = destinations::Destinations::new(maps, plan, vips)?;
         let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
-        let exempt = exempt::Exempt::new(loaded.map(exempt::MAP)?)?;
+        let exempt = exempt::Exempt::new(loaded.map(exempt::MAP)?, loaded.own_cgroup)?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
         let guard = match plan.guard {
@@ -327,8 +327,8 @@ impl Capture {
     ///
     /// # Errors
     /// When map entries run out, or the kernel refuses.
-    pub fn set_pods(&mut self, plan: &Plan, pods: Vec<PodFacts>) -> Result<(), CaptureError> {
-        self.destinations.set_pods(plan, pods)
+    pub fn set_pods(&mut self, pods: Vec<PodFacts>) -> Result<(), CaptureError> {
+        self.destinations.set_pods(pods)
     }
 
     /// Looks whether the programs are still where the pods are. Cheap; to be called every second or so.

@@ -1,5 +1,6 @@
 //! Who dials observed destinations: counted by the kernel, named by the agent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -8,15 +9,15 @@ use hnp_common::layout::{self, PodDestination};
 use super::destinations::Destinations;
 use super::error::CaptureError;
 use crate::clock::monotonic_ns;
-use crate::config::plan::{AddrRange, RouteIndex};
+use crate::config::plan::AddrRange;
 
 /// One workload's dials to one observed destination.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Observation {
     /// What was dialled.
     pub destination: AddrRange,
-    /// The routes it belongs to.
-    pub routes: Vec<RouteIndex>,
+    /// The names of the routes it belongs to.
+    pub routes: Vec<Arc<str>>,
     /// The pod's cgroup.
     pub pod_id: u64,
     /// Cgroup of the task that called last.
@@ -48,7 +49,7 @@ impl Observed {
             let Some((destination, routes)) = destinations.by_id(key.destination) else { continue };
             all.push(Observation {
                 destination,
-                routes: routes.to_vec(),
+                routes,
                 pod_id: key.pod_id,
                 cgroup_id: seen.cgroup_id,
                 ancestor_ids: seen.ancestor_ids,

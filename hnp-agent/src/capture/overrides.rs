@@ -3,7 +3,7 @@
 //! A pod that the kernel has not heard of gets the strictest that any pod may get; so every pod that is
 //! known is listed for every destination with overrides, also where none of them names it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use aya::maps::{HashMap as KernelMap, Map, MapData, MapError};
@@ -34,6 +34,8 @@ impl PodFacts {
 pub(super) struct Destination<'a> {
     /// Its number.
     pub(super) id: u32,
+    /// What a former agent listed may stay where it is not known better.
+    pub(super) keeps_listed: bool,
     /// What may hold for a pod.
     pub(super) enforcement: Box<dyn Fn(PodTraits<'_>) -> PossibleEnforcement + 'a>,
 }
@@ -55,6 +57,11 @@ impl Overrides {
         Ok(Self { map, listed, pods: None })
     }
 
+    /// The highest number of a destination that pods are listed for; 0 where none is.
+    pub(super) fn last_id(&self) -> u32 {
+        self.listed.keys().map(|key| key.destination).max().unwrap_or(0)
+    }
+
     pub(super) fn set_pods(&mut self, pods: Vec<PodFacts>) {
         self.pods = Some(pods);
     }
@@ -64,14 +71,15 @@ impl Overrides {
         &mut self,
         destinations: impl Iterator<Item = Destination<'a>>,
     ) -> Result<(), CaptureError> {
-        let Some(pods) = &self.pods else { return Ok(()) };
-        let mut wanted = HashMap::new();
+        let (mut wanted, mut overridden) = (HashMap::new(), HashSet::new());
         for destination in destinations {
-            for pod in pods {
+            overridden.insert(destination.id);
+            for pod in self.pods.iter().flatten() {
                 let key = PodDestination { pod_id: pod.cgroup_id, destination: destination.id, pad: 0 };
                 let possible = (destination.enforcement)(pod.traits());
                 // An agent that has just begun does not know labels that the one before it knew.
-                let listed = self.listed.get(&key).copied().filter(|listed| possible.includes(*listed));
+                let listed = self.listed.get(&key).copied();
+                let listed = listed.filter(|it| destination.keeps_listed && possible.includes(*it));
                 wanted.insert(key, listed.unwrap_or_else(|| u32::from(number(possible.strictest))));
             }
         }
@@ -84,7 +92,12 @@ impl Overrides {
                 }
             }
         }
-        let gone: Vec<_> = self.listed.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
+        // Until the pods are known, only what is of no destination any more is known to be over.
+        let is_over = |key: &&PodDestination| match self.pods {
+            Some(_) => !wanted.contains_key(*key),
+            None => !overridden.contains(&key.destination),
+        };
+        let gone: Vec<_> = self.listed.keys().filter(is_over).copied().collect();
         for key in gone {
             match self.map.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => drop(self.listed.remove(&key)),

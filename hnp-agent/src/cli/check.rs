@@ -318,6 +318,13 @@ mod tests {
             |line: &String| line.contains("routes[0].overrides: route \"m\" is strict and not guarded");
         assert_eq!(warnings.iter().filter(|line| said(line)).count(), 1, "{warnings:?}");
         assert!(shown(off).contains("  overrides     observe for namespaces a, b\n"), "{}", shown(off));
+        // What is asked for does not hold where the guard would not either.
+        let asked = format!("{off}}}\ncapture: {{raw_sockets: refuse, destroy_older_flows: true");
+        let line = &Scene::good(&asked).lines(|report| &report.warnings)[1];
+        assert!(line.contains("lent and packet sockets, flows older than the agent go direct"), "{line}");
+        assert!(shown(&asked).contains("flows older than the agent\n"), "{}", shown(&asked));
+        let all = "strict}\ncapture: {raw_sockets: refuse, destroy_older_flows: true";
+        assert!(!shown(all).contains("flows older than the agent"), "{}", shown(all));
     }
 
     #[test]

@@ -22,29 +22,34 @@ use crate::config::plan::Kubernetes;
 use crate::config::selector::Labels;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
+use crate::workload::PodCgroup;
 
 /// After so long without an event the watch is begun anew: who has gone without a word is noticed.
 const WATCH: Duration = Duration::from_secs(120);
 /// Nothing came on a connection for longer than any watch lasts.
 const SILENCE: Duration = Duration::from_secs(130);
-/// Static pods are in the API under another UID than the kubelet's; this annotation holds the kubelet's.
-const STATIC_UID: &str = "kubernetes.io/config.hash";
+/// Static pods are in the API as mirrors, under another UID than the kubelet's, which both annotations hold.
+const MIRROR: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
 
-/// The labels by the pods' UIDs, as far as they are known. Cheap to clone.
+/// Namespace, name and UID: anybody may write annotations, so a UID alone would be a pod of anybody's choice.
+type Key = (String, String, String);
+
+/// The labels of pods, as far as they are known. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct PodLabels(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    known: RwLock<HashMap<String, Arc<Labels>>>,
+    known: RwLock<HashMap<Key, Arc<Labels>>>,
     in_step: AtomicBool,
     failures: Failures,
 }
 
 impl PodLabels {
     /// A pod's labels.
-    pub fn of(&self, uid: &str) -> Option<Arc<Labels>> {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    pub fn of(&self, pod: &PodCgroup) -> Option<Arc<Labels>> {
+        let key = (pod.namespace.to_string(), pod.name.to_string(), pod.uid.clone());
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
     /// Writes `hnp_pod_labels_in_step` and `hnp_pod_labels_failures`; for
@@ -54,7 +59,7 @@ impl PodLabels {
         self.0.failures.write(&names::POD_LABELS_FAILURES, out);
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<String, Arc<Labels>>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Key, Arc<Labels>>) -> T) -> T {
         change(&mut self.0.known.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -126,20 +131,24 @@ async fn keep(
             }
             Ok(Event::Apply(pod)) => labels.change(|known| known.extend(entry(pod))),
             Ok(Event::Delete(pod)) => {
-                if let Some((uid, _)) = entry(pod) {
-                    labels.change(|known| known.remove(&uid));
+                if let Some((key, _)) = entry(pod) {
+                    labels.change(|known| known.remove(&key));
                 }
             }
+            // The server has forgotten what came since; the watcher lists anew by itself.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => {}
             Err(error) => return error.into(),
         }
     }
     ApiError::Unreachable("the watch ended".into())
 }
 
-fn entry(pod: Meta) -> Option<(String, Arc<Labels>)> {
+fn entry(pod: Meta) -> Option<(Key, Arc<Labels>)> {
     let meta = pod.metadata;
-    let uid = meta.annotations.and_then(|mut all| all.remove(STATIC_UID)).or(meta.uid)?;
-    Some((uid, Arc::new(meta.labels.unwrap_or_default())))
+    let annotations = meta.annotations.unwrap_or_default();
+    let [mirror, hash] = MIRROR.map(|name| annotations.get(name));
+    let uid = hash.filter(|_| mirror == hash).cloned().or(meta.uid)?;
+    Some(((meta.namespace?, meta.name?, uid), Arc::new(meta.labels.unwrap_or_default())))
 }
 
 impl From<watcher::Error> for ApiError {
@@ -164,11 +173,15 @@ mod tests {
     use super::*;
 
     fn pod(uid: &str, app: &str) -> Meta {
-        let annotations = if uid.starts_with("static") { json!({STATIC_UID: uid}) } else { json!({}) };
+        let mirror = json!({MIRROR[0]: uid, MIRROR[1]: uid});
+        pod_with(uid, app, if uid.starts_with("static") { mirror } else { json!({}) })
+    }
+
+    fn pod_with(uid: &str, app: &str, annotations: serde_json::Value) -> Meta {
         serde_json::from_value(json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
             "metadata": {
-                "name": uid, "uid": uid.replace("static", "mirror"),
+                "namespace": "ns", "name": uid, "uid": uid.replace("static", "mirror"),
                 "labels": {"app": app}, "annotations": annotations,
             },
         }))
@@ -178,7 +191,11 @@ mod tests {
     #[tokio::test]
     async fn lists_replace_what_was_known_only_once_they_are_whole() {
         let labels = PodLabels::default();
-        let known = |uid: &str| labels.of(uid).map(|labels| labels["app"].clone());
+        let known = |uid: &str| {
+            let (uid, namespace, name) = (uid.to_owned(), "ns".into(), uid.into());
+            let pod = PodCgroup { cgroup_id: 1, uid, namespace, name };
+            labels.of(&pod).map(|labels| labels["app"].clone())
+        };
         let mut retry = Retry::default();
         let gone = || Err(watcher::Error::NoResourceVersion);
         let first = [
@@ -195,6 +212,24 @@ mod tests {
         assert!(error.to_string().contains("without a resource version"), "{error}");
         assert_eq!((known("a").as_deref(), known("static-b").as_deref()), (Some("3"), Some("2")));
         assert_eq!((known("c"), known("mirror-b")), (None, None));
+
+        // A pod of somebody's that says it is another one is not.
+        let forged = pod_with("e", "9", json!({MIRROR[0]: "a", MIRROR[1]: "a"}));
+        let expired = serde_json::from_value(json!({"code": 410, "message": "too old"})).unwrap();
+        let events = [
+            Ok(Event::Apply(forged)),
+            Ok(Event::Apply(pod_with("f", "8", json!({MIRROR[1]: "g"})))),
+            // No reason to begin anew: what follows is taken in.
+            Err(watcher::Error::WatchError(Box::new(expired))),
+            Ok(Event::Apply(pod("h", "7"))),
+            gone(),
+        ];
+        keep(stream::iter(events), &labels, &mut retry).await;
+        assert_eq!(
+            (known("a").as_deref(), known("f").as_deref(), known("h").as_deref()),
+            (Some("3"), Some("8"), Some("7"))
+        );
+        assert_eq!((known("e"), known("g")), (None, None));
 
         // Half a list is none.
         let half = [Ok(Event::Init), Ok(Event::InitApply(pod("d", "5"))), gone()];

@@ -163,16 +163,16 @@ impl ApiServer {
         self.state().meddle = Some(taints);
     }
 
-    /// A pod of the node is there, or has changed.
-    pub fn apply_pod(&self, uid: &str, labels: Value) {
+    /// A pod of the node, in the namespace `default`, is there, or has changed.
+    pub fn apply_pod(&self, name: &str, uid: &str, labels: Value) {
         let mut state = self.state();
         let node = state.node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        state.pods.apply(uid, &node, labels);
+        state.pods.apply(name, uid, &node, labels);
     }
 
     /// A pod of another node is there: nobody here is to hear of it.
-    pub fn apply_pod_elsewhere(&self, uid: &str, labels: Value) {
-        self.state().pods.apply(uid, "another-node", labels);
+    pub fn apply_pod_elsewhere(&self, name: &str, uid: &str, labels: Value) {
+        self.state().pods.apply(name, uid, "another-node", labels);
     }
 
     /// A pod has gone.

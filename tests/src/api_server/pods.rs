@@ -54,14 +54,14 @@ impl Default for Pods {
 }
 
 impl Pods {
-    pub(super) fn apply(&mut self, uid: &str, node: &str, labels: Value) {
+    pub(super) fn apply(&mut self, name: &str, uid: &str, node: &str, labels: Value) {
         let is_new = !self.now.iter().any(|pod| pod.uid() == uid);
         let version = self.next_version();
         let object = json!({
             "apiVersion": "meta.k8s.io/v1",
             "kind": METADATA,
             "metadata": {
-                "name": format!("pod-{uid}"),
+                "name": name,
                 "namespace": "default",
                 "uid": uid,
                 "labels": labels,

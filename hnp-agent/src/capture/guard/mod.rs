@@ -12,6 +12,7 @@ mod tables;
 mod watch;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,12 +142,12 @@ pub(super) struct Look {
     pub(super) open: Vec<String>,
 }
 
-/// Looks at what is there, and touches nothing.
+/// Looks at what is there, and touches nothing. `towards` are guarded addresses: the ways to them are no pods'.
 ///
 /// # Errors
 /// When the directory or netlink cannot be read.
-pub(super) fn look(dir: &Path) -> io::Result<Look> {
-    posts::look(dir)
+pub(super) fn look(dir: &Path, towards: &[IpAddr]) -> io::Result<Look> {
+    posts::look(dir, towards)
 }
 
 /// Takes off what any agent with this directory left, for a start without a guard.

@@ -221,12 +221,12 @@ impl Posts {
 }
 
 /// As [`super::look`].
-pub(super) fn look(dir: &Path) -> io::Result<Look> {
+pub(super) fn look(dir: &Path, towards: &[IpAddr]) -> io::Result<Look> {
     let held = Pins(dir.to_owned()).interfaces().map_err(io::Error::other)?;
     let pins = Pins(dir.to_owned());
     let by_link = |index: &&u32| pins.link(**index).exists();
     let mut netlink = Netlink::open()?;
-    let uplinks = netlink.uplinks(&[])?;
+    let uplinks = netlink.uplinks(towards)?;
     let open = netlink.veths()?.into_iter().filter(|veth| !uplinks.contains(&veth.index));
     Ok(Look {
         by_link: held.iter().filter(by_link).count(),

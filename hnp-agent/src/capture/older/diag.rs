@@ -24,31 +24,41 @@ const ID: usize = 48;
 /// One socket, as the kernel names it: `struct inet_diag_sockid`, 48 bytes.
 type Id = [u8; ID];
 
-/// Destroys every TCP socket whose remote end is meant; returns how many. The process sees ECONNABORTED,
-/// the other side a reset.
-///
-/// # Errors
-/// When the kernel cannot list sockets or destroy any; one that has ended meanwhile is none.
-pub(super) fn destroy(is_meant: &dyn Fn(SocketAddr) -> bool) -> io::Result<u64> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    let mut count = 0;
+/// Destroys every TCP socket whose remote end is meant; returns how many, and the first thing that failed: the
+/// others are tried all the same. The process sees ECONNABORTED, the other side a reset.
+pub(super) fn destroy(is_meant: &dyn Fn(SocketAddr) -> bool) -> (u64, Option<io::Error>) {
+    let (mut count, mut failed) = (0, None);
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut meant = Vec::new();
-        ask(&socket, &request(BY_FAMILY, libc::NLM_F_DUMP, family, STATES, &[0; ID]), &mut |id| {
-            if is_meant(remote(family, id)) {
-                meant.push(*id);
-            }
-        })?;
-        for id in meant {
-            match ask(&socket, &request(DESTROY, libc::NLM_F_ACK, family, 0, &id), &mut |_| {}) {
-                Ok(()) => count += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        if let Err(error) = destroy_of(family, is_meant, &mut count, &mut failed) {
+            failed.get_or_insert(error);
         }
     }
-    Ok(count)
+    (count, failed)
+}
+
+fn destroy_of(
+    family: u8,
+    is_meant: &dyn Fn(SocketAddr) -> bool,
+    count: &mut u64,
+    failed: &mut Option<io::Error>,
+) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let mut meant = Vec::new();
+    ask(&socket, &request(BY_FAMILY, libc::NLM_F_DUMP, family, STATES, &[0; ID]), &mut |id| {
+        if is_meant(remote(family, id)) {
+            meant.push(*id);
+        }
+    })?;
+    for id in meant {
+        match ask(&socket, &request(DESTROY, libc::NLM_F_ACK, family, 0, &id), &mut |_| {}) {
+            Ok(()) => *count += 1,
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => drop(failed.get_or_insert(error)),
+        }
+    }
+    Ok(())
 }
 
 fn request(kind: u16, flags: i32, family: u8, states: u32, id: &Id) -> Vec<u8> {
@@ -74,8 +84,8 @@ fn ask(socket: &Socket, request: &[u8], each: &mut dyn FnMut(&Id)) -> io::Result
         while let Some((kind, body, after)) = next_message(rest) {
             rest = after;
             match i32::from(kind) {
-                libc::NLMSG_DONE => return Ok(()),
-                libc::NLMSG_ERROR => return outcome(body),
+                // Both begin with an errno; a dump that was cut short says so in the end.
+                libc::NLMSG_DONE | libc::NLMSG_ERROR => return outcome(body),
                 // `struct inet_diag_msg`: four bytes, then the id.
                 _ => {
                     if let Some(id) = body.get(4..).and_then(<[u8]>::first_chunk) {
@@ -95,7 +105,7 @@ fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// `struct nlmsgerr` begins with a negative errno, or 0.
+/// A negative errno, or 0; the first field of `struct nlmsgerr`.
 fn outcome(body: &[u8]) -> io::Result<()> {
     match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
@@ -140,13 +150,13 @@ mod tests {
             addr == meant
         };
         match destroy(&remote) {
-            Ok(count) => {
+            (count, None) => {
                 assert_eq!((count, seen.get()), (1, 1));
                 assert_eq!(gone.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
                 assert!(stays.take_error().unwrap().is_none());
             }
             // Without CAP_NET_ADMIN: listed, and refused.
-            Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}"),
+            (_, Some(error)) => assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}"),
         }
     }
 }

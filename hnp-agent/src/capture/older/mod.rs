@@ -82,21 +82,21 @@ struct Found {
 /// Changes the network namespace of the thread that calls.
 fn destroy_below(cgroup: &Path, ranges: &[AddrRange]) -> Found {
     let mut found = Found::default();
-    let namespaces = match namespaces_below(cgroup) {
-        Ok(namespaces) => namespaces,
-        Err(error) => return Found { failed: Some(error), ..found },
-    };
+    let (namespaces, failed) = namespaces_below(cgroup);
+    found.failed = failed;
     for namespace in namespaces.into_values() {
         found.namespaces += 1;
         let done = setns(&namespace.file, CloneFlags::CLONE_NEWNET)
             .map_err(|error| format!("cannot enter the network namespace of pid {}: {error}", namespace.pid))
             .and_then(|()| {
-                diag::destroy(&|remote| ranges.iter().any(|range| range.contains(remote)))
-                    .map_err(|error| format!("sock_diag in the namespace of pid {}: {error}", namespace.pid))
+                let (count, failed) =
+                    diag::destroy(&|remote| ranges.iter().any(|range| range.contains(remote)));
+                found.count += count;
+                let say = |error| format!("sock_diag in the namespace of pid {}: {error}", namespace.pid);
+                failed.map_or(Ok(()), |error| Err(say(error)))
             });
-        match done {
-            Ok(count) => found.count += count,
-            Err(error) => drop(found.failed.get_or_insert(error)),
+        if let Err(error) = done {
+            found.failed.get_or_insert(error);
         }
     }
     found
@@ -107,23 +107,33 @@ struct Namespace {
     pid: u32,
 }
 
-/// The network namespaces of all processes below a cgroup, by device and inode; not the agent's own.
-fn namespaces_below(cgroup: &Path) -> Result<HashMap<(u64, u64), Namespace>, String> {
-    let own = fs::metadata("/proc/self/ns/net").map_err(|error| format!("/proc/self/ns/net: {error}"))?;
-    let mut found = HashMap::new();
-    let mut failed = None;
+/// The network namespaces of all processes below a cgroup, by device and inode; not the agent's own. And what
+/// could not be looked at.
+fn namespaces_below(cgroup: &Path) -> (HashMap<(u64, u64), Namespace>, Option<String>) {
+    let (mut found, mut failed) = (HashMap::new(), None);
+    let own = match fs::metadata("/proc/self/ns/net") {
+        Ok(own) => (own.dev(), own.ino()),
+        Err(error) => return (found, Some(format!("/proc/self/ns/net: {error}"))),
+    };
     cgroups::walk(cgroup, DEPTH, &mut |dir| {
-        let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let procs = dir.join("cgroup.procs");
+        let pids = match fs::read_to_string(&procs) {
+            Ok(pids) => pids,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => {
+                failed = Some(format!("{}: {error}", procs.display()));
+                String::new()
+            }
+        };
         for pid in pids.lines().filter_map(|line| line.parse::<u32>().ok()) {
             if pid == 0 {
-                failed = Some(
-                    "pods' processes are not seen from here: the agent needs the node's pids (hostPID)"
-                        .into(),
-                );
+                let what =
+                    "pods' processes are not seen from here: the agent needs the node's pids (hostPID)";
+                failed = Some(what.to_owned());
                 continue;
             }
             match open(pid) {
-                Ok((key, _)) if key == (own.dev(), own.ino()) => {}
+                Ok((key, _)) if key == own => {}
                 Ok((key, file)) => drop(found.entry(key).or_insert(Namespace { file, pid })),
                 // It has ended.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -132,10 +142,7 @@ fn namespaces_below(cgroup: &Path) -> Result<HashMap<(u64, u64), Namespace>, Str
         }
         true
     });
-    match failed {
-        Some(error) if found.is_empty() => Err(error),
-        _ => Ok(found),
-    }
+    (found, failed)
 }
 
 fn open(pid: u32) -> io::Result<((u64, u64), File)> {

@@ -55,12 +55,31 @@ pub(super) fn unguarded(index: usize, route: &Route, capture: &Capture) -> Optio
         ),
         Guard::Auto => return None,
     };
+    let mut direct = vec!["lent and packet sockets"];
+    if capture.raw_sockets == RawSockets::Allow {
+        direct.push("raw sockets");
+    }
+    if !destroys_older(route, capture) {
+        direct.push("flows older than the agent");
+    }
     let what = format!(
-        "route {:?} is strict and not guarded, because {why}: flows older than the agent and lent, raw and \
-         packet sockets go direct; connect(), sendto() and bind() hold. To close it, {fix}",
-        route.name
+        "route {:?} is strict and not guarded, because {why}: {} go direct; connect(), sendto() and bind() hold. To \
+         close it, {fix}",
+        route.name,
+        direct.join(", ")
     );
     Some(Finding::elsewhere(format!("routes[{index}].{key}"), what))
+}
+
+/// Whether packets of any pod to the route's destinations are refused. They do not say which pod sent them, so
+/// only where none is let off.
+fn is_guarded(route: &Route, capture: &Capture) -> bool {
+    capture.guard == Guard::Auto && route.weakest_enforcement() == Enforcement::Strict
+}
+
+/// Whether flows to the route's destinations that are older than their capture are destroyed.
+fn destroys_older(route: &Route, capture: &Capture) -> bool {
+    capture.destroy_older_flows && route.weakest_enforcement() == Enforcement::Strict
 }
 
 /// What no setting holds for a strict route, in a few words each; nothing for other routes.
@@ -79,13 +98,15 @@ pub(super) fn not_held(route: &Route, capture: &Capture) -> Vec<&'static str> {
         }
         RawSockets::Refuse => "packet sockets on interfaces that are not veth (macvlan, ipvlan, SR-IOV)",
     });
-    if capture.guard == Guard::Auto {
+    if is_guarded(route, capture) {
         not_held.push(
             "the moment between a veth's birth and the guard's attach (sockets without connect() only)",
         );
     }
-    if !capture.destroy_older_flows {
-        not_held.push("a flow older than the agent, until its next packet");
+    match (destroys_older(route, capture), is_guarded(route, capture)) {
+        (true, _) => {}
+        (false, true) => not_held.push("a flow older than the agent, until its next packet"),
+        (false, false) => not_held.push("flows older than the agent"),
     }
     not_held.push("tunnels that end on the node, and other addresses of the manager");
     not_held

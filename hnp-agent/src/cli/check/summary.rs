@@ -103,8 +103,10 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
 /// What becomes of flows to strict destinations that were there before.
 fn older_flows(capture: &Capture) -> &'static str {
     match (capture.destroy_older_flows, capture.guard) {
-        (true, _) => "destroyed at once",
-        (false, Guard::Auto) => "reset by the guard with their next packet",
+        (true, _) => "destroyed at once, where a route is strict for every pod",
+        (false, Guard::Auto) => {
+            "reset by the guard with their next packet, where a route is strict for every pod"
+        }
         (false, Guard::Off) => "go on in the clear: the guard is off",
     }
 }

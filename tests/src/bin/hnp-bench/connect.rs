@@ -12,6 +12,7 @@ use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{self, MANAGER4, OTHER4, Topology, World};
+use nix::sys::signal::Signal;
 
 use crate::figures::{Comparison, Report};
 
@@ -30,6 +31,8 @@ const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(169, 254, 77, 1), 15001);
 /// Samples of one client in one round.
 const BATCHES: u64 = 300;
 const CONNECTS: u64 = 400;
+/// Two clients' connections wait in the halted agent's queue.
+const _: () = assert!(2 * CONNECTS < 4096);
 const BULK: u64 = 300;
 
 /// A client: what it does, with what, and how much of it.
@@ -62,6 +65,8 @@ fn measure_in(scene: &Scene, rounds: usize, perfmon: bool) -> Result<Report> {
     let (with, without) = (&*pod, pod.outside_cgroup());
     for round in 0..rounds {
         progress("connect()", round, rounds);
+        // Halted, so that it does not work on the clients' own processor: connect() waits for the kernel alone.
+        let halted = Halted::new(&agent);
         for (client, address, count, samples) in [
             ("udp-connect", [manager(DATAGRAMS); 2], BATCHES, &mut udp),
             ("tcp-connect-own", [SocketAddr::from(OWN); 2], CONNECTS, &mut miss),
@@ -74,6 +79,8 @@ fn measure_in(scene: &Scene, rounds: usize, perfmon: bool) -> Result<Report> {
                 || run(with, (client, address[1], count)),
             )?);
         }
+        drop(halted);
+        eventually(Duration::from_secs(20), "the agent has taken them all", || flows(&agent) == 0.0);
     }
     let elsewhere = |port| SocketAddr::from((OTHER4, port));
     // To an address that nobody guards, and to another port of one that is.
@@ -122,6 +129,22 @@ fn measure_in(scene: &Scene, rounds: usize, perfmon: bool) -> Result<Report> {
     })
 }
 
+/// An agent that does nothing, until this is dropped.
+struct Halted<'a>(&'a Agent);
+
+impl<'a> Halted<'a> {
+    fn new(agent: &'a Agent) -> Self {
+        agent.signal(Signal::SIGSTOP);
+        Self(agent)
+    }
+}
+
+impl Drop for Halted<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::SIGCONT);
+    }
+}
+
 /// Each goes first every other time: what the machine does more and more, or less and less, cancels out.
 fn in_turns(
     round: usize,
@@ -154,7 +177,15 @@ fn start(scene: &Scene, config: &Config, perfmon: bool) -> Agent {
 }
 
 fn config(scene: &Scene, route: Route) -> Config {
-    scene.config().route(route.with(IDENTITY, TRUST))
+    let mut config = scene.config().route(route.with(IDENTITY, TRUST));
+    // It goes on for as long as the agent is halted.
+    config.capture = "heartbeat: 5m".to_owned();
+    config
+}
+
+/// Connections that wait to be accepted.
+fn flows(agent: &Agent) -> f64 {
+    agent.metrics().sum("hnp_flows", &[])
 }
 
 fn interfaces(agent: &Agent) -> f64 {
