@@ -16,7 +16,7 @@ use crate::shell::{self, note};
 const GUEST: &str = include_str!("guest.sh");
 
 /// How long a guest may take for everything. Emulated, the scenarios take a few minutes.
-const DEADLINE: Duration = Duration::from_secs(30 * 60);
+const DEADLINE: Duration = Duration::from_secs(45 * 60);
 
 /// What guards indirect branches, hardens memory and looks for mistakes in it only makes the emulator slow. So do
 /// huge pages, whose entries in its cache are forgotten with any other. Not `mitigations=off`: the verifier would
