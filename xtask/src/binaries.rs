@@ -15,15 +15,7 @@ use crate::toolchain::{Workspace, cargo};
 pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
     build_ebpf::build(workspace)?;
     step("building the agent and the test kit's programs");
-    shell::run(cargo().current_dir(&workspace.root).args([
-        "build",
-        "--locked",
-        "-p",
-        "hnp-agent",
-        "-p",
-        "hnp-tests",
-        "--bins",
-    ]))?;
+    build(workspace, &["--bins"])?;
     Ok(workspace.debug_bin("hnp-agent"))
 }
 
@@ -34,19 +26,14 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
 /// When the build fails.
 pub(crate) fn agent_of_another_shape(workspace: &Workspace) -> Result<()> {
     step("building the agent with maps of another shape");
-    // The test kit is named so that dependencies have the same features, and are not built anew.
-    shell::run(cargo().current_dir(&workspace.root).args([
-        "build",
-        "--locked",
-        "-p",
-        "hnp-agent",
-        "-p",
-        "hnp-tests",
-        "--features",
-        "hnp-agent/other-shape",
-        "--bin",
-        "hnp-agent-other-shape",
-    ]))
+    build(workspace, &["--features", "hnp-agent/other-shape", "--bin", "hnp-agent-other-shape"])
+}
+
+/// Agent and test kit are always named together, so that dependencies have the same features and are not
+/// built anew.
+fn build(workspace: &Workspace, what: &[&str]) -> Result<()> {
+    let packages = ["build", "--locked", "-p", "hnp-agent", "-p", "hnp-tests"];
+    shell::run(cargo().current_dir(&workspace.root).args(packages).args(what))
 }
 
 /// Builds a package's tests and returns the executables: they can then be run as root without cargo

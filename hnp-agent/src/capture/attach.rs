@@ -64,7 +64,7 @@ const GUARD: &str = "hnp_guard";
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     /// The agent's own cgroup, where it is below the attached one.
-    pub(super) own_cgroup: Option<u64>,
+    own_cgroup: Option<u64>,
     /// What is to hang on the cgroup, and where.
     programs: Vec<(&'static str, u32)>,
     /// VIPs that rest, and whether this build made the map; of no use to the programs, and so not in the
@@ -148,7 +148,7 @@ impl Loaded {
                 former.migrate(name, data_of(map)?)?;
             }
         }
-        exempt::Exempt::new(loaded.map(exempt::MAP)?, loaded.own_cgroup)?.insert_own()?;
+        loaded.exempt()?.insert_own()?;
         Ok(loaded)
     }
 
@@ -162,6 +162,11 @@ impl Loaded {
         let error = |source| CaptureError::Map { doing: "open", map: name, source };
         let fd = fd.try_clone_to_owned().map_err(|source| error(io_error(source)))?;
         MapData::from_fd(fd).and_then(Map::from_map_data).map_err(error)
+    }
+
+    /// Who is exempt by these programs.
+    pub(super) fn exempt(&self) -> Result<exempt::Exempt, CaptureError> {
+        exempt::Exempt::new(self.map(exempt::MAP)?, self.own_cgroup)
     }
 
     /// The guard, attached to nothing yet. It has its maps by itself.

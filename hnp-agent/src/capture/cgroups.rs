@@ -4,6 +4,7 @@
 //! Layouts differ (cgroupfs or systemd driver, kind, hybrid mounts), so nothing is hard-coded but the
 //! names kubelet gives: the tree is walked.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -154,20 +155,39 @@ fn stem(dir: &Path) -> &str {
     name.strip_suffix(".slice").unwrap_or(name)
 }
 
-/// Visits the directories below `dir`; `visit` says whether to go deeper.
+/// Visits the directories below `dir`; `visit` says whether to go deeper. What cannot be looked at is left out.
 pub(super) fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path) -> bool) {
+    try_walk(dir, depth, visit, &mut |_| {});
+}
+
+/// The same, and tells what could not be looked at. A cgroup that vanishes meanwhile is no loss.
+fn try_walk(
+    dir: &Path,
+    depth: usize,
+    visit: &mut impl FnMut(&Path) -> bool,
+    missed: &mut impl FnMut(&io::Error),
+) {
     if depth == 0 {
         return;
     }
-    // A cgroup that vanishes meanwhile is no loss.
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let path = entry.path();
-            if visit(&path) {
-                walk(&path, depth - 1, visit);
+    let mut look = || -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            match entry.and_then(|entry| Ok((entry.file_type()?.is_dir(), entry.path()))) {
+                Ok((true, path)) if visit(&path) => try_walk(&path, depth - 1, visit, missed),
+                Ok(_) => {}
+                Err(error) => tell(&error, missed),
             }
         }
+        Ok(())
+    };
+    if let Err(error) = look() {
+        tell(&error, missed);
+    }
+}
+
+fn tell(error: &io::Error, missed: &mut impl FnMut(&io::Error)) {
+    if error.kind() != io::ErrorKind::NotFound {
+        missed(error);
     }
 }
 
@@ -195,41 +215,26 @@ pub(super) fn own_below(attached: &Path) -> Option<u64> {
 ///
 /// Looks where [`own_below`] looks.
 pub(super) fn unused(attached: &Path, ids: &[u64]) -> Vec<u64> {
-    let (mut in_use, mut whole) = (Vec::new(), true);
-    look_for_use(attached, SEARCH_DEPTH, ids, &mut in_use, &mut whole);
-    let empty = |id: &u64| in_use.iter().any(|(known, used)| known == id && !used);
-    let gone = |id: &u64| whole && in_use.iter().all(|(known, _)| known != id);
-    ids.iter().filter(|id| empty(id) || gone(id)).copied().collect()
-}
-
-/// Notes which of `ids` are there and whether they are used; `whole` becomes false when something could not
-/// be looked at. What vanishes meanwhile is gone.
-fn look_for_use(dir: &Path, depth: usize, ids: &[u64], found: &mut Vec<(u64, bool)>, whole: &mut bool) {
-    let mut missed = |error: &io::Error| *whole &= error.kind() == io::ErrorKind::NotFound;
-    match fs::metadata(dir) {
-        Ok(meta) if ids.contains(&meta.ino()) => {
-            // Processes of other PID namespaces are listed too, as zeroes.
-            let procs = fs::read_to_string(dir.join("cgroup.procs"));
-            found.push((meta.ino(), procs.map_or(true, |procs| !procs.is_empty())));
-        }
-        Ok(_) => {}
-        Err(error) => missed(&error),
-    }
-    if depth == 0 {
-        return;
-    }
-    match fs::read_dir(dir) {
-        Ok(entries) => {
-            for entry in entries {
-                match entry.and_then(|entry| Ok((entry.file_type()?.is_dir(), entry.path()))) {
-                    Ok((true, path)) => look_for_use(&path, depth - 1, ids, found, whole),
-                    Ok((false, _)) => {}
-                    Err(error) => *whole &= error.kind() == io::ErrorKind::NotFound,
-                }
+    let whole = Cell::new(true);
+    let mut missed = |_: &io::Error| whole.set(false);
+    let mut found = Vec::new();
+    let mut look = |dir: &Path| {
+        match fs::metadata(dir) {
+            Ok(meta) if ids.contains(&meta.ino()) => {
+                // Processes of other PID namespaces are listed too, as zeroes.
+                let procs = fs::read_to_string(dir.join("cgroup.procs"));
+                found.push((meta.ino(), procs.map_or(true, |procs| !procs.is_empty())));
             }
+            Ok(_) => {}
+            Err(error) => tell(&error, &mut |_| whole.set(false)),
         }
-        Err(error) => missed(&error),
-    }
+        true
+    };
+    look(attached);
+    try_walk(attached, SEARCH_DEPTH, &mut look, &mut missed);
+    let empty = |id: &u64| found.contains(&(*id, false));
+    let gone = |id: &u64| whole.get() && found.iter().all(|(known, _)| known != id);
+    ids.iter().filter(|id| empty(id) || gone(id)).copied().collect()
 }
 
 /// Tells the kernel which cgroups stand between the attached one and the pods.

@@ -2,6 +2,7 @@
 //! Touches nothing; works beside a running agent and without one.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,7 +17,7 @@ use super::attach;
 use super::former::Former;
 use super::{CaptureError, Node, foreign, guard, pins, sys};
 use crate::clock::monotonic_ns;
-use crate::config::plan::{self, Enforcement, Plan, Target};
+use crate::config::plan::{self, Plan, Target};
 
 /// How a thing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -172,26 +173,15 @@ fn guarded(whole: &Plan) -> Vec<IpAddr> {
 /// What passes no socket hook, and what was there before.
 fn guard(whole: &Plan) -> Vec<Finding> {
     let plan = &whole.capture;
-    let wanted = whole.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Strict);
-    let (state, detail) = match (plan.guard, guard::look(&pins::guard_dir(&plan.bpffs), &guarded(whole))) {
-        (plan::Guard::Off, _) => {
+    let wanted = !whole.strict_routes().is_empty();
+    let (state, detail) = match plan.guard {
+        plan::Guard::Off => {
             (State::Degraded, "off: sockets that pass no connect() under kubepods go direct".to_owned())
         }
-        (plan::Guard::Auto, _) if !wanted => {
+        plan::Guard::Auto if !wanted => {
             (State::Good, "not attached: no route is strict for every pod".to_owned())
         }
-        (plan::Guard::Auto, Err(error)) => (State::Bad, format!("cannot be looked at: {error}")),
-        (plan::Guard::Auto, Ok(guard::Look { held, by_link, open })) if open.is_empty() => {
-            let way = if by_link == held { "tcx" } else { "clsact" };
-            (
-                State::Good,
-                if held == 0 { "no pod's veth is here".into() } else { format!("{held} veths, by {way}") },
-            )
-        }
-        (plan::Guard::Auto, Ok(guard::Look { open, .. })) => (
-            State::Bad,
-            format!("not on {}: is the agent running, in the node's network namespace?", open.join(", ")),
-        ),
+        plan::Guard::Auto => veths(guard::look(&pins::guard_dir(&plan.bpffs), &guarded(whole))),
     };
     let mut findings = vec![Finding::new("guard", "pods' veths", state, detail)];
     if wanted {
@@ -209,6 +199,22 @@ fn guard(whole: &Plan) -> Vec<Finding> {
         findings.push(Finding::new("guard", "older flows", state, detail));
     }
     findings
+}
+
+fn veths(looked: io::Result<guard::Look>) -> (State, String) {
+    let guard::Look { held, by_link, open } = match looked {
+        Ok(look) => look,
+        Err(error) => return (State::Bad, format!("cannot be looked at: {error}")),
+    };
+    if !open.is_empty() {
+        let open = open.join(", ");
+        return (
+            State::Bad,
+            format!("not on {open}: is the agent running, in the node's network namespace?"),
+        );
+    }
+    let way = if by_link == held { "tcx" } else { "clsact" };
+    (State::Good, if held == 0 { "no pod's veth is here".into() } else { format!("{held} veths, by {way}") })
 }
 
 fn agent(bpffs: &Path) -> Vec<Finding> {

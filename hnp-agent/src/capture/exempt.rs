@@ -12,7 +12,7 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, MapError};
 
 use super::error::CaptureError;
-use super::{cgroups, pins};
+use super::{Node, cgroups, pins};
 
 /// The map's name in the object and below the pins.
 pub(super) const MAP: &str = "EXEMPT";
@@ -25,13 +25,10 @@ pub(super) struct Exemption {
 }
 
 impl Exemption {
-    /// Exempts the cgroup from a dead agent's programs; `None`: there are none, or they know no such
-    /// map. Makes room by what is not in use any more, at or below `attached`.
-    pub(super) fn from_dead_agent(
-        bpffs: &Path,
-        attached: &Path,
-        cgroup: u64,
-    ) -> Result<Option<Self>, CaptureError> {
+    /// Exempts the agent's own cgroup from a former agent's programs; `None`: it needs none, there are no
+    /// programs, or they know no such map. Makes room by what is not in use any more.
+    pub(super) fn from_former_agent(bpffs: &Path, node: &Node) -> Result<Option<Self>, CaptureError> {
+        let Some(cgroup) = node.own_cgroup else { return Ok(None) };
         let pin = pins::map_pin(bpffs, MAP);
         if !pin.exists() {
             return Ok(None);
@@ -42,7 +39,7 @@ impl Exemption {
         if map.get(&cgroup, 0).is_ok() {
             return Ok(None);
         }
-        prune(&mut map, attached, Some(cgroup))?;
+        prune(&mut map, &node.cgroup.path, Some(cgroup))?;
         map.insert(cgroup, 1, 0).map_err(|source| error(doing, source))?;
         Ok(Some(Self { map, cgroup, kept: false }))
     }

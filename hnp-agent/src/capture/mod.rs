@@ -72,10 +72,7 @@ impl Turn {
     /// When another agent is running, or a dead one's map cannot be written.
     pub fn take(node: &Node, plan: &plan::Capture) -> Result<Self, CaptureError> {
         let lock = pins::Lock::take(&plan.bpffs)?;
-        let exemption = match node.own_cgroup {
-            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, &node.cgroup.path, cgroup)?,
-            None => None,
-        };
+        let exemption = exempt::Exemption::from_former_agent(&plan.bpffs, node)?;
         Ok(Self { exemption, lock })
     }
 
@@ -86,10 +83,7 @@ impl Turn {
     /// When that agent has other pins, or its map cannot be written.
     pub fn inherit(node: &Node, plan: &plan::Capture, lock: OwnedFd) -> Result<Self, CaptureError> {
         let lock = pins::Lock::from_inherited(&plan.bpffs, lock)?;
-        let exemption = match node.own_cgroup {
-            Some(cgroup) => exempt::Exemption::from_dead_agent(&plan.bpffs, &node.cgroup.path, cgroup)?,
-            None => None,
-        };
+        let exemption = exempt::Exemption::from_former_agent(&plan.bpffs, node)?;
         Ok(Self { exemption, lock })
     }
 }
@@ -222,7 +216,7 @@ impl Capture {
         };
         let destinations = destinations::Destinations::new(maps, plan, vips)?;
         let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
-        let exempt = exempt::Exempt::new(loaded.map(exempt::MAP)?, loaded.own_cgroup)?;
+        let exempt = loaded.exempt()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
         let guard = match plan.guard {

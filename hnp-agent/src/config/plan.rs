@@ -42,7 +42,7 @@ pub struct Plan {
 impl Plan {
     /// The names of the routes that are strict for every pod.
     pub fn strict_routes(&self) -> Vec<&str> {
-        let strict = self.routes.iter().filter(|route| route.weakest_enforcement() == Enforcement::Strict);
+        let strict = self.routes.iter().filter(|route| route.is_strict_for_all());
         strict.map(|route| &*route.name).collect()
     }
 }
@@ -408,6 +408,11 @@ impl Route {
     /// The strictest that any pod may get: what one gets that nothing is known of.
     pub fn strictest_enforcement(&self) -> Enforcement {
         self.enforcement_for(PodTraits::default()).strictest
+    }
+
+    /// Whether no pod is let off: then packets are refused, too, which do not say whose they are.
+    pub fn is_strict_for_all(&self) -> bool {
+        self.weakest_enforcement() == Enforcement::Strict
     }
 
     /// Whether pods' labels decide anything.

@@ -222,8 +222,8 @@ impl Posts {
 
 /// As [`super::look`].
 pub(super) fn look(dir: &Path, towards: &[IpAddr]) -> io::Result<Look> {
-    let held = Pins(dir.to_owned()).interfaces().map_err(io::Error::other)?;
     let pins = Pins(dir.to_owned());
+    let held = pins.interfaces().map_err(io::Error::other)?;
     let by_link = |index: &&u32| pins.link(**index).exists();
     let mut netlink = Netlink::open()?;
     let uplinks = netlink.uplinks(towards)?;

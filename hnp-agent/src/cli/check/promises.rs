@@ -48,7 +48,7 @@ pub(super) fn unguarded(index: usize, route: &Route, capture: &Capture) -> Optio
     }
     let (key, why, fix) = match capture.guard {
         Guard::Off => ("enforcement", "capture.guard is off", "set capture.guard: auto"),
-        Guard::Auto if route.weakest_enforcement() != Enforcement::Strict => (
+        Guard::Auto if !route.is_strict_for_all() => (
             "overrides",
             "its overrides let some pods off, and a packet does not say which pod sent it",
             "where pods try to get around capture, give those that are let off a route of their own",
@@ -74,12 +74,12 @@ pub(super) fn unguarded(index: usize, route: &Route, capture: &Capture) -> Optio
 /// Whether packets of any pod to the route's destinations are refused. They do not say which pod sent them, so
 /// only where none is let off.
 fn is_guarded(route: &Route, capture: &Capture) -> bool {
-    capture.guard == Guard::Auto && route.weakest_enforcement() == Enforcement::Strict
+    capture.guard == Guard::Auto && route.is_strict_for_all()
 }
 
 /// Whether flows to the route's destinations that are older than their capture are destroyed.
 fn destroys_older(route: &Route, capture: &Capture) -> bool {
-    capture.destroy_older_flows && route.weakest_enforcement() == Enforcement::Strict
+    capture.destroy_older_flows && route.is_strict_for_all()
 }
 
 /// What no setting holds for a strict route, in a few words each; nothing for other routes.

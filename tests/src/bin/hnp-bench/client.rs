@@ -37,14 +37,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
 fn udp_connect(address: SocketAddr, count: u64) -> Result<Vec<f64>> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     let to = SockAddr::from(address);
-    let batch = || -> Result<f64> {
-        let began = Instant::now();
-        for _ in 0..TOGETHER {
-            socket.connect(&to)?;
-        }
-        Ok(began.elapsed().as_nanos() as f64 / f64::from(TOGETHER))
-    };
-    (0..count).map(|_| batch()).collect()
+    together(count, || Ok(socket.connect(&to)?))
 }
 
 /// Nanoseconds of connect() on a new TCP socket, handshake included.
@@ -75,14 +68,17 @@ fn udp_send(address: SocketAddr, count: u64) -> Result<Vec<f64>> {
     let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(address)?;
     let packet = [0; 100];
-    let batch = || -> Result<f64> {
+    together(count, || socket.send(&packet).map(|_| ()).map_err(Into::into))
+}
+
+/// Nanoseconds of a call, as means of many in a row.
+fn together(count: u64, call: impl Fn() -> Result<()>) -> Result<Vec<f64>> {
+    let batch = |_| {
         let began = Instant::now();
-        for _ in 0..TOGETHER {
-            socket.send(&packet)?;
-        }
+        (0..TOGETHER).try_for_each(|_| call())?;
         Ok(began.elapsed().as_nanos() as f64 / f64::from(TOGETHER))
     };
-    (0..count).map(|_| batch()).collect()
+    (0..count).map(batch).collect()
 }
 
 /// Bytes a second of one TCP stream that is written as fast as it goes.
