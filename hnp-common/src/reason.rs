@@ -107,15 +107,20 @@ reasons! {
     /// The request's Host is not one that this strict route serves.
     HostRefused = 44, "host_refused", Client, 421, "Add the name to the route's destinations, or to its passthrough, or have the client dial another address.";
     /// The client speaks TLS to a route that expects plaintext.
-    TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination.";
+    TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination, or set `mode: tunnel` on the route: then hnp presents no certificate.";
     /// The client speaks a protocol that this route does not carry.
     ProtocolRefused = 46, "protocol_refused", Client, 0, "Set `protocol: opaque` on the route if the bytes are not HTTP.";
     /// The client's request asks for something hnp does not do on this route (CONNECT, HTTP/2).
     NotImplemented = 47, "not_implemented", Client, 501, "Use HTTP/1.1 with an origin-form target.";
     /// The server name in the client's TLS hello (SNI) is not one that this strict route serves.
     SniRefused = 48, "sni_refused", Client, 0, "Add the name to the route's passthrough, or have the client dial another address.";
-    /// The client speaks TLS to a strict route and its hello names no server, or cannot be read.
-    TlsWithoutName = 49, "tls_without_name", Client, 0, "Give the workload an http:// URL for this destination.";
+    /// The client speaks TLS to a strict route or to a tunnel and its hello names no server, or cannot be read.
+    TlsWithoutName = 49, "tls_without_name", Client, 0, "Give the workload an http:// URL for this destination; or, where the route tunnels, have it send a server name or set `tunnel.nameless: tunnel`.";
+    /// The server name in the client's TLS hello is encrypted (Encrypted Client Hello), or the client pretends
+    /// that it is, and this route does not tunnel what it cannot read.
+    EncryptedHello = 50, "encrypted_hello", Client, 0, "Switch Encrypted Client Hello off in the client, or set `tunnel.encrypted_hello: tunnel` if the upstream may be asked for any name.";
+    /// The client sends plaintext to a route that tunnels TLS; it went nowhere.
+    TlsExpected = 51, "tls_expected", Client, 421, "Give the workload an https:// URL for this destination, or set `mode: reverse-proxy` on the route.";
 
     /// The upstream's name does not resolve.
     UpstreamNameNotFound = 60, "upstream_name_not_found", Upstream, 502, "Check the upstream's host name and the node's DNS.";

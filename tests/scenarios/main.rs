@@ -30,6 +30,7 @@ mod reload;
 mod restart;
 mod rotation;
 mod startup_taint;
+mod tunnel;
 mod unguardable;
 mod upgrade;
 mod upstream_failures;

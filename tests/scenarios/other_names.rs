@@ -117,30 +117,45 @@ fn tls_of_another_name_passes_a_loose_route_untouched_and_is_refused_on_a_strict
 }
 
 #[test]
-fn tls_of_the_routes_own_name_or_of_none_is_refused_everywhere() {
-    for (enforcement, nameless) in [("loose", "tls_from_client"), ("strict", "tls_without_name")] {
-        let names = Names::with(enforcement, enforcement);
-        let own = names.curl(A, &[]);
-        assert!(!own.status.success() && own.stderr.contains("alert"), "{own}");
-        let line = names.agent.access_line_with("tls_from_client");
-        assert_eq!(line["route"], "a", "{line}");
-        let seen = names.agent.access_lines().len();
-        // An address is no server name, so curl sends none.
-        let url = format!("https://{MANAGER4}:80/hello");
-        let refused = names.pod.command("curl").args(["-sSk", &url]).run();
-        assert!(!refused.status.success() && refused.stderr.contains("alert"), "{refused}");
-        names.agent.access_line("the nameless one", |_| names.agent.access_lines().len() > seen);
-        let line = &names.agent.access_lines()[seen];
-        assert_eq!(line["reason"], nameless, "{line}");
-        // What is no hello at all.
-        let garbage = names.raw("\x16\x03\x01\0\x05hello");
-        assert_eq!(garbage.bytes.first(), Some(&21), "an alert: {garbage:?}");
-        assert_eq!(names.original.connections().len(), 0);
-    }
+fn tls_of_the_routes_own_name_or_of_none_is_refused_on_a_strict_route() {
+    let names = Names::with("strict", "strict");
+    let own = names.curl(A, &[]);
+    assert!(!own.status.success() && own.stderr.contains("alert"), "{own}");
+    let line = names.agent.access_line_with("tls_from_client");
+    assert_eq!(line["route"], "a", "{line}");
+    let refused = names.curl_the_address();
+    assert!(!refused.status.success() && refused.stderr.contains("alert"), "{refused}");
+    names.agent.access_line_with("tls_without_name");
+    names.refuse_what_is_no_hello();
+    assert_eq!(names.a.connections().len() + names.original.connections().len(), 0);
     // The control: outside the pod's cgroup the same address takes that name's TLS. On a loose route, for the
     // guard keeps even those who are outside from a strict one's.
     let names = Names::with("loose", "loose");
     assert!(names.curl_in(names.pod.outside_cgroup(), A, &[]).status.success());
+}
+
+#[test]
+fn tls_of_the_routes_own_name_or_of_none_goes_to_the_upstream_on_a_loose_route() {
+    let names = Names::with("loose", "loose");
+    // A certificate of the pod's own: that of the node is not lent to it.
+    let own = names.scene.clients.client();
+    let files = own.write(names.scene.dir(), "pod");
+    let (certificate, key) = (files.certificate.display().to_string(), files.key.display().to_string());
+    let answer = names.curl(A, &["--cert", &certificate, "--key", &key]);
+    assert!(answer.ok().contains("\"manager\":\"a\""), "{answer}");
+    let seen = names.a.last_request().expect("one came").tls.expect("its own TLS").client;
+    assert_ne!(seen.expect("its own certificate").serial, names.scene.client_serial);
+    let line = names.agent.access_line("what was carried", |line| line["mode"] == "tunnel");
+    assert_eq!((&line["route"], &line["tls"]), (&"a".into(), &serde_json::Value::Null), "{line}");
+    // Without one, the strict upstream itself refuses it.
+    let refused = names.curl(A, &[]);
+    assert!(!refused.status.success() && refused.stderr.contains("certificate required"), "{refused}");
+    let before = names.a.connections().len();
+    let nameless = names.curl_the_address();
+    assert!(!nameless.status.success() && nameless.stderr.contains("certificate required"), "{nameless}");
+    assert_eq!(names.a.connections().len(), before + 1, "it is taken for the first route's own");
+    names.refuse_what_is_no_hello();
+    assert_eq!(names.original.connections().len(), 0);
 }
 
 /// Two names for one address, each with a manager of its own behind the agent; and what listens on
@@ -212,6 +227,17 @@ impl Names {
         let (resolve, url) = (format!("{name}:80:{MANAGER4}"), format!("https://{name}:80/hello"));
         let command = place.command("curl").args(["-sS", "--resolve", &resolve, &url, "--cacert"]);
         command.arg(&self.scene.roots).args(more).run()
+    }
+
+    /// Over TLS without a server name: an address is none.
+    fn curl_the_address(&self) -> Finished {
+        let url = format!("https://{MANAGER4}:80/hello");
+        self.pod.command("curl").args(["-sSk", &url]).run()
+    }
+
+    fn refuse_what_is_no_hello(&self) {
+        let garbage = self.raw("\x16\x03\x01\0\x05hello");
+        assert_eq!(garbage.bytes.first(), Some(&21), "an alert: {garbage:?}");
     }
 
     fn raw(&self, bytes: &str) -> RawAnswer {

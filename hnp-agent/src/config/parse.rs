@@ -10,7 +10,8 @@ use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
     Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode,
-    NamePattern, Override, Plan, Protocol, Resolver, Roots, Route, Target, Timeouts, Trust, Upstream,
+    NamePattern, Override, Plan, Protocol, Resolver, ReverseProxy, Roots, Route, Target, Timeouts, Trust,
+    Tunnel, Unreadable, Upstream,
 };
 use super::read::{Reader, Section};
 use super::selector::Selector;
@@ -57,6 +58,7 @@ const ROUTE: &[&str] = &[
     "server_name",
     "protocol",
     "mode",
+    "tunnel",
     "enforcement",
     "overrides",
     "passthrough",
@@ -66,6 +68,7 @@ const ROUTE: &[&str] = &[
     "pool_idle",
 ];
 const OVERRIDE: &[&str] = &["namespaces", "selector", "enforcement"];
+const TUNNEL: &[&str] = &["names", "nameless", "encrypted_hello"];
 const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -82,9 +85,12 @@ fn all_keys() -> Vec<String> {
         below("trusts.NAME", TRUST),
         below("routes[]", ROUTE)
             .into_iter()
-            .filter(|key| !["routes[].timeouts", "routes[].overrides"].contains(&key.as_str()))
+            .filter(|key| {
+                !["routes[].timeouts", "routes[].overrides", "routes[].tunnel"].contains(&key.as_str())
+            })
             .collect(),
         below("routes[].overrides[]", OVERRIDE),
+        below("routes[].tunnel", TUNNEL),
         below("routes[].timeouts", TIMEOUTS),
         below("limits", LIMITS),
         below("resolver", RESOLVER),
@@ -318,6 +324,50 @@ fn route(
     }
     let destinations = destinations(r, s, capture, seen);
     let upstream = upstream(r, s, capture);
+    let mode = match r.or(s, "mode", Way::ReverseProxy, way) {
+        Way::ReverseProxy => reverse_proxy(r, s, identities, trusts).map(Mode::ReverseProxy),
+        Way::Tunnel => Some(Mode::Tunnel(tunnel(r, s, &destinations, upstream.as_ref()))),
+    };
+    let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
+    let overrides = overrides(r, s, seen.cluster);
+    let passthrough = passthrough(r, s, &destinations);
+    let timeouts = timeouts(r, s);
+    // Everything was read and its mistakes noted; only now may one of them end this.
+    Some(Route {
+        name: name?,
+        destinations,
+        upstream: upstream?,
+        mode: mode?,
+        enforcement,
+        overrides,
+        passthrough,
+        timeouts,
+    })
+}
+
+/// A mode, by its word.
+#[derive(Clone, Copy)]
+enum Way {
+    ReverseProxy,
+    Tunnel,
+}
+
+fn way(text: &str) -> Result<Way, Wrong> {
+    values::word(text, &[("reverse-proxy", Way::ReverseProxy), ("tunnel", Way::Tunnel)])
+}
+
+fn reverse_proxy(
+    r: &mut Reader,
+    s: &Section<'_>,
+    identities: &mut Named<Identity>,
+    trusts: &mut Named<Trust>,
+) -> Option<ReverseProxy> {
+    only_with(r, s, &["tunnel"], "mode: tunnel");
+    let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
+    if protocol == Protocol::Opaque && !r.list(s, "passthrough").is_empty() {
+        let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
+        r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
+    }
     let identity = reference(r, s, "identity", "identities", identities);
     let trust = match s.get("trust") {
         Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
@@ -325,26 +375,59 @@ fn route(
         }
         _ => Some(system_trust(trusts, s.mark)),
     };
-    let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
-    let mode = r.or(s, "mode", Mode::ReverseProxy, values::mode);
-    let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
-    let overrides = overrides(r, s, seen.cluster);
-    let passthrough = passthrough(r, s, protocol, &destinations);
-    let timeouts = timeouts(r, s);
-    // Everything was read and its mistakes noted; only now may one of them end this.
-    Some(Route {
-        name: name?,
-        destinations,
-        upstream: upstream?,
-        protocol,
-        mode,
-        enforcement,
-        overrides,
-        passthrough,
-        identity: identity?,
-        trust: trust?,
-        timeouts,
-    })
+    Some(ReverseProxy { protocol, identity: identity?, trust: trust? })
+}
+
+/// Its names are the destinations' and the upstream's, unless others are written.
+fn tunnel(
+    r: &mut Reader,
+    s: &Section<'_>,
+    destinations: &[Destination],
+    upstream: Option<&Upstream>,
+) -> Tunnel {
+    only_with(r, s, &["protocol", "identity", "trust", "server_name", "pool_idle"], "mode: reverse-proxy");
+    if upstream.is_some_and(|upstream| !upstream.base_path.is_empty()) {
+        let what = "has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]";
+        r.mistake(s.mark_of("upstream"), s.key("upstream"), what);
+    }
+    let t = r.section(s, "tunnel", TUNNEL);
+    let nameless = r.or(&t, "nameless", Unreadable::Refuse, values::unreadable);
+    let encrypted_hello = r.or(&t, "encrypted_hello", Unreadable::Refuse, values::unreadable);
+    let mut names: Vec<NamePattern> = Vec::new();
+    for (index, node) in r.list(&t, "names").iter().enumerate() {
+        let key = format!("{}[{index}]", t.key("names"));
+        names.extend(r.item(node, &key, hosts::name_pattern));
+    }
+    if t.get("names").is_none() {
+        let named = destinations.iter().filter_map(|destination| match &destination.target {
+            Target::Name(name) => Some(name),
+            Target::Net(_) => None,
+        });
+        let upstream = upstream.and_then(|upstream| match &upstream.host {
+            Host::Name(name) => Some(name),
+            Host::Addr(_) => None,
+        });
+        for name in named.chain(upstream) {
+            let name = NamePattern::Exact(Arc::clone(name));
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if names.is_empty() && nameless == Unreadable::Refuse {
+            let what = "is missing, and neither the destinations nor the upstream have a name; allowed: a list \
+                        of names or *.SUFFIX, or nameless: tunnel";
+            r.mistake(t.mark, t.key("names"), what);
+        }
+    }
+    Tunnel { names, nameless, encrypted_hello }
+}
+
+/// Notes keys that mean nothing in the route's mode: whoever wrote them expects something of them.
+fn only_with(r: &mut Reader, s: &Section<'_>, keys: &[&str], allowed: &str) {
+    for key in keys.iter().filter(|key| s.get(key).is_some()) {
+        let what = format!("means nothing in this route's mode; allowed: with {allowed}");
+        r.mistake(s.mark_of(key), s.key(key), what);
+    }
 }
 
 fn overrides(r: &mut Reader, s: &Section<'_>, cluster: bool) -> Vec<Override> {
@@ -408,17 +491,8 @@ fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut S
     destinations
 }
 
-fn passthrough(
-    r: &mut Reader,
-    s: &Section<'_>,
-    protocol: Protocol,
-    destinations: &[Destination],
-) -> Vec<NamePattern> {
+fn passthrough(r: &mut Reader, s: &Section<'_>, destinations: &[Destination]) -> Vec<NamePattern> {
     let nodes = r.list(s, "passthrough");
-    if !nodes.is_empty() && protocol == Protocol::Opaque {
-        let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
-        r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
-    }
     let mut patterns: Vec<NamePattern> = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let key = format!("{}[{index}]", s.key("passthrough"));

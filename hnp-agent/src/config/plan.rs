@@ -113,9 +113,7 @@ pub struct Route {
     pub destinations: Vec<Destination>,
     /// What the agent dials.
     pub upstream: Upstream,
-    /// How the pod's bytes are understood.
-    pub protocol: Protocol,
-    /// The relay's mode.
+    /// How connections are carried, and what that way needs.
     pub mode: Mode,
     /// What happens to connections that cannot be served.
     pub enforcement: Enforcement,
@@ -123,10 +121,6 @@ pub struct Route {
     pub overrides: Vec<Override>,
     /// Other names on the destinations' addresses that go on untouched to where the client was going.
     pub passthrough: Vec<NamePattern>,
-    /// Index into [`Plan::identities`].
-    pub identity: usize,
-    /// Index into [`Plan::trusts`].
-    pub trust: usize,
     /// This route's deadlines.
     pub timeouts: Timeouts,
 }
@@ -203,10 +197,44 @@ pub enum Protocol {
 }
 
 /// How a route carries connections.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Plaintext in, mutual TLS out.
-    ReverseProxy,
+    ReverseProxy(ReverseProxy),
+    /// The pod's own TLS, end to end: its hello is read, and every byte goes on as it came.
+    Tunnel(Tunnel),
+}
+
+/// What a reverse proxy needs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ReverseProxy {
+    /// How the pod's bytes are understood.
+    pub protocol: Protocol,
+    /// Index into [`Plan::identities`].
+    pub identity: usize,
+    /// Index into [`Plan::trusts`].
+    pub trust: usize,
+}
+
+/// What a tunnel needs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tunnel {
+    /// The server names (SNI) that are carried; of an encrypted hello, the outer one. None, where hellos without
+    /// a name are carried.
+    pub names: Vec<NamePattern>,
+    /// A hello that names no server.
+    pub nameless: Unreadable,
+    /// A hello whose real name is encrypted (Encrypted Client Hello).
+    pub encrypted_hello: Unreadable,
+}
+
+/// What becomes of a hello that does not say, or not to everybody, whom it is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unreadable {
+    /// The client gets a TLS alert.
+    Refuse,
+    /// It goes to the upstream.
+    Tunnel,
 }
 
 /// Another enforcement for some pods.
@@ -385,7 +413,65 @@ impl NamePattern {
     }
 }
 
+impl Mode {
+    /// The word in the configuration, in logs and in reports.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::ReverseProxy(_) => "reverse-proxy",
+            Self::Tunnel(_) => "tunnel",
+        }
+    }
+}
+
+impl Protocol {
+    /// The word in the configuration and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Opaque => "opaque",
+        }
+    }
+}
+
+impl Unreadable {
+    /// The word in the configuration and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+impl Tunnel {
+    /// Whether a server name (lower case, without a trailing dot) is carried.
+    pub fn carries(&self, name: &str) -> bool {
+        self.names.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
 impl Route {
+    /// What the route presents and trusts; a tunnel does neither.
+    pub fn reverse_proxy(&self) -> Option<&ReverseProxy> {
+        match &self.mode {
+            Mode::ReverseProxy(reverse_proxy) => Some(reverse_proxy),
+            Mode::Tunnel(_) => None,
+        }
+    }
+
+    /// Set where the route tunnels.
+    pub fn tunnel(&self) -> Option<&Tunnel> {
+        match &self.mode {
+            Mode::Tunnel(tunnel) => Some(tunnel),
+            Mode::ReverseProxy(_) => None,
+        }
+    }
+
+    /// Whether nothing is read of what a client sends, not even its first byte.
+    pub fn is_opaque(&self) -> bool {
+        self.reverse_proxy().is_some_and(|mode| mode.protocol == Protocol::Opaque)
+    }
+
     /// The enforcement for a pod, as far as what is known of it decides that.
     pub fn enforcement_for(&self, pod: PodTraits<'_>) -> PossibleEnforcement {
         let mut possible: Option<PossibleEnforcement> = None;

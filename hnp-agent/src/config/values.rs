@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Enforcement, Guard, LogFormat, Mode, Protocol, RawSockets};
+use super::plan::{Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -147,12 +147,12 @@ pub(super) fn boolean(text: &str) -> Value<bool> {
 
 /// `http` or `opaque`.
 pub(super) fn protocol(text: &str) -> Value<Protocol> {
-    word(text, &[("http", Protocol::Http), ("opaque", Protocol::Opaque)])
+    word(text, &[Protocol::Http, Protocol::Opaque].map(|protocol| (protocol.as_str(), protocol)))
 }
 
-/// `reverse-proxy`.
-pub(super) fn mode(text: &str) -> Value<Mode> {
-    word(text, &[("reverse-proxy", Mode::ReverseProxy)])
+/// `refuse` or `tunnel`.
+pub(super) fn unreadable(text: &str) -> Value<Unreadable> {
+    word(text, &[Unreadable::Refuse, Unreadable::Tunnel].map(|one| (one.as_str(), one)))
 }
 
 /// `observe`, `loose` or `strict`.
@@ -176,7 +176,7 @@ pub(super) fn log_format(text: &str) -> Value<LogFormat> {
     word(text, &[("json", LogFormat::Json), ("text", LogFormat::Text)])
 }
 
-fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Value<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Value<T> {
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(*value);
     }

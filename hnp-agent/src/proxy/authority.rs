@@ -21,6 +21,8 @@ pub enum Choice {
 /// Chooses among the routes that include `destination`, which must not be empty. `host` is the
 /// request's, lower case, without port; `None` (HTTP/1.0) names nothing else, so the first route serves.
 ///
+/// A tunnel serves the names it carries and no others, whatever its destinations are.
+///
 /// `enforcement` is what holds for this client. A name that a route lists goes to that route. One that is
 /// listed under `passthrough` goes on: by every strict route here, for each of them promises that nothing else
 /// does. Otherwise the route that lists the address itself, or the narrowest range around it, takes every
@@ -38,9 +40,12 @@ pub fn choose(
     let lists = |route: &RouteIndex, wanted: &dyn Fn(&Target) -> bool| {
         plan.routes[*route].destinations.iter().any(|d| d.port == destination.port() && wanted(&d.target))
     };
-    if let Some(route) =
-        routes.iter().find(|r| lists(r, &|h| matches!(h, Target::Name(name) if **name == *host)))
-    {
+    let carries = |route: &RouteIndex| plan.routes[*route].tunnel().map(|tunnel| tunnel.carries(host));
+    let names = |route: &&RouteIndex| {
+        carries(route)
+            .unwrap_or_else(|| lists(route, &|h| matches!(h, Target::Name(name) if **name == *host)))
+    };
+    if let Some(route) = routes.iter().find(names) {
         return Choice::Serve(*route);
     }
     let passes = |route: &&RouteIndex| plan.routes[**route].passthrough.iter().any(|p| p.matches(host));
@@ -51,7 +56,8 @@ pub fn choose(
     {
         return Choice::Passthrough(*route);
     }
-    let nearest = routes.iter().filter_map(|route| Some((narrowest(plan, *route, destination)?, *route)));
+    let takes_all = routes.iter().filter(|route| carries(route).is_none());
+    let nearest = takes_all.filter_map(|route| Some((narrowest(plan, *route, destination)?, *route)));
     // Of several that are as narrow, the first of the Plan.
     if let Some((_, route)) = nearest.max_by_key(|(prefix, route)| (*prefix, std::cmp::Reverse(*route))) {
         return Choice::Serve(route);
@@ -78,6 +84,8 @@ fn narrowest(plan: &Plan, route: RouteIndex, destination: SocketAddr) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// Routes with a destination, and an enforcement with what else the route says.
@@ -100,6 +108,17 @@ mod tests {
         let destination: SocketAddr = "198.18.0.9:80".parse().unwrap();
         let enforcement = plan.routes.iter().map(|route| route.enforcement).max().unwrap();
         choose(plan, &routes, destination, "169.254.77.5".parse().unwrap(), enforcement, host)
+    }
+
+    #[test]
+    fn a_tunnel_serves_its_names_and_no_others() {
+        let text = "routes:\n  - {name: t, destinations: [\"198.18.0.0/16:80\"], upstream: \"https://u.test\", \
+                    mode: tunnel, enforcement: strict, tunnel: {names: [a.test]}}\n";
+        let mut plan = crate::config::parse(text, std::path::Path::new("test.yaml")).unwrap();
+        assert_eq!(ask(&plan, Some("a.test")), Choice::Serve(0));
+        assert_eq!(ask(&plan, Some("u.test")), Choice::Refuse(0), "the range takes no other name");
+        Arc::make_mut(&mut plan.routes[0]).enforcement = Enforcement::Loose;
+        assert_eq!(ask(&plan, Some("u.test")), Choice::Passthrough(0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::flow::Flow;
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque, relay};
-use crate::config::plan::{Enforcement, Plan, Protocol, RouteIndex};
+use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::telemetry::record::AccessRecord;
 use crate::workload::Workload;
 
@@ -58,12 +58,13 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             base.direct = flow.direct;
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
-            let protocol = worker.plan.routes[routes[0]].protocol;
+            let opaque = worker.plan.routes[routes[0]].is_opaque();
             let client = Client { stream, flow, destination, routes, base, last: false };
-            match protocol {
+            if opaque {
                 // Boxed: HTTP connections would hold its state too.
-                Protocol::Opaque => Box::pin(opaque::serve(&worker, client)).await,
-                Protocol::Http => http1::serve::serve(lanes, worker, client).await,
+                Box::pin(opaque::serve(&worker, client)).await;
+            } else {
+                http1::serve::serve(lanes, worker, client).await;
             }
         }
         Err(reason) => {

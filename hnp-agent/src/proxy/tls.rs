@@ -1,8 +1,9 @@
-//! A client that speaks TLS where plaintext is expected: refused, or let through untouched.
+//! A client that speaks TLS where its first byte may be anything: tunnelled to the upstream, let through to
+//! where it was going, or refused.
 //!
-//! Its SNI decides as a Host would. What is let through goes on with every byte as it came, hello
-//! included, to where the client was going; hnp holds no key to it. What is refused gets an alert, so
-//! that the client's error names TLS and not a broken connection.
+//! Its SNI decides as a Host would. What is carried goes on with every byte as it came, hello included; hnp
+//! holds no key to it and lends it no identity. What is refused gets an alert, so that the client's error
+//! names TLS and not a broken connection.
 
 use std::future::poll_fn;
 
@@ -18,7 +19,17 @@ use super::hello::{Hello, HelloReader};
 use super::record::Recording;
 use super::relay::{relay, reset_on_close};
 use super::worker::Worker;
-use crate::config::plan::{Enforcement, RouteIndex};
+use crate::config::plan::{Enforcement, Mode, Plan, RouteIndex, Unreadable};
+
+/// What becomes of a hello.
+enum Verdict {
+    /// To the route's upstream.
+    Tunnel,
+    /// To where the client was going.
+    Pass,
+    /// Nowhere.
+    Refuse(Reason, String),
+}
 
 /// Serves a connection whose first byte, in `bytes`, begins a TLS handshake.
 pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer) {
@@ -37,47 +48,62 @@ pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer
             return refuse(client, recording, Reason::HeadTimeout, detail).await;
         }
     };
-    let is_strict =
-        |route: &&RouteIndex| worker.plan.routes[**route].strictest_enforcement() == Enforcement::Strict;
-    let strict = match client.enforcement(&worker.plan) {
+    let (route, verdict) = judge(&worker.plan, &client, hello);
+    recording.record.route = Some(worker.plan.routes[route].name.clone());
+    match verdict {
+        Verdict::Refuse(reason, detail) => refuse(client, recording, reason, detail).await,
+        Verdict::Tunnel | Verdict::Pass => carry(worker, client, bytes, recording, route, verdict).await,
+    }
+}
+
+/// Which route a hello belongs to, and what that route does with it.
+fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
+    let enforcement = client.enforcement(plan);
+    // A hello without a name names nothing else, so it is taken for the route's own name: a strict one's
+    // before all.
+    let is_strict = |route: &&RouteIndex| plan.routes[**route].strictest_enforcement() == Enforcement::Strict;
+    let strict = match enforcement {
         Enforcement::Strict => client.routes.iter().find(is_strict).copied(),
         Enforcement::Loose | Enforcement::Observe => None,
     };
-    let nameless = match hello {
-        Hello::Name(name) => Ok(name),
-        Hello::NoName => Err("the TLS hello names no server (SNI)".into()),
-        Hello::Unreadable(why) => Err(format!("the TLS hello cannot be read: {why}")),
-    };
-    let name = match nameless {
-        Ok(name) => name,
-        Err(detail) => {
-            // It names nothing else, so it is taken for the route's own name; a strict route says more.
-            let (route, reason) = match strict {
-                Some(strict) => (strict, Reason::TlsWithoutName),
-                None => (first, Reason::TlsFromClient),
+    let own = strict.unwrap_or(client.routes[0]);
+    let (name, encrypted) = match hello {
+        Hello::Name { name, encrypted } => (name, encrypted),
+        Hello::NoName => {
+            let detail = "the TLS hello names no server (SNI)".to_owned();
+            let verdict = match &plan.routes[own].mode {
+                Mode::Tunnel(tunnel) if tunnel.nameless == Unreadable::Tunnel => Verdict::Tunnel,
+                Mode::ReverseProxy(_) if strict.is_none() => Verdict::Tunnel,
+                Mode::Tunnel(_) | Mode::ReverseProxy(_) => Verdict::Refuse(Reason::TlsWithoutName, detail),
             };
-            recording.record.route = Some(worker.plan.routes[route].name.clone());
-            return refuse(client, recording, reason, detail).await;
+            return (own, verdict);
+        }
+        Hello::Unreadable(why) => {
+            let reason = if strict.is_some() { Reason::TlsWithoutName } else { Reason::TlsFromClient };
+            return (own, Verdict::Refuse(reason, format!("the TLS hello cannot be read: {why}")));
         }
     };
-    match choose(
-        &worker.plan,
-        &client.routes,
-        client.destination,
-        client.flow.vip,
-        client.enforcement(&worker.plan),
-        Some(&name),
-    ) {
+    let choice = choose(plan, &client.routes, client.destination, client.flow.vip, enforcement, Some(&name));
+    match choice {
         Choice::Serve(route) => {
-            recording.record.route = Some(worker.plan.routes[route].name.clone());
-            refuse(client, recording, Reason::TlsFromClient, fix()).await;
+            let verdict = match &plan.routes[route].mode {
+                Mode::Tunnel(tunnel) if encrypted && tunnel.encrypted_hello == Unreadable::Refuse => {
+                    let detail = format!("behind {name:?} the TLS hello may ask for another name");
+                    Verdict::Refuse(Reason::EncryptedHello, detail)
+                }
+                Mode::ReverseProxy(_) if enforcement == Enforcement::Strict => {
+                    Verdict::Refuse(Reason::TlsFromClient, Reason::TlsFromClient.fix().into())
+                }
+                // A loose route disturbs nobody who keeps his own TLS.
+                Mode::Tunnel(_) | Mode::ReverseProxy(_) => Verdict::Tunnel,
+            };
+            (route, verdict)
         }
         Choice::Refuse(route) => {
-            recording.record.route = Some(worker.plan.routes[route].name.clone());
             let detail = format!("this address serves other names than {name:?}");
-            refuse(client, recording, Reason::SniRefused, detail).await;
+            (route, Verdict::Refuse(Reason::SniRefused, detail))
         }
-        Choice::Passthrough(route) => pass(worker, client, bytes, recording, route).await,
+        Choice::Passthrough(route) => (route, Verdict::Pass),
     }
 }
 
@@ -99,22 +125,30 @@ async fn read(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Resul
     }
 }
 
-/// On to where the client was going, byte for byte.
-async fn pass(
+/// On, byte for byte, until both sides have ended.
+async fn carry(
     worker: &Worker,
     mut client: Client,
     mut bytes: Buffer,
     mut recording: Recording<'_>,
     route: RouteIndex,
+    way: Verdict,
 ) {
     let plan = &worker.plan.routes[route];
-    recording.record.route = Some(plan.name.clone());
-    recording.record.mode = "passthrough";
-    let dialled = worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await;
+    let (mode, authority, dialled) = if let Verdict::Tunnel = way {
+        let dialled = worker.upstreams.connect_tunnel(route).await;
+        let reason = dialled.as_ref().map_or_else(|error| error.reason, |_| Reason::Ok);
+        worker.stats.upstream_dialed(route, reason);
+        ("tunnel", plan.upstream.authority.clone(), dialled)
+    } else {
+        let dialled = worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await;
+        ("passthrough", client.destination.to_string(), dialled)
+    };
+    recording.record.mode = mode;
     let mut upstream = match dialled {
         Ok(upstream) => upstream,
         Err(error) => {
-            recording.failed_upstream(&client.destination.to_string(), error.addr);
+            recording.failed_upstream(&authority, error.addr);
             reset_on_close(&client.stream);
             return recording.finish(error.reason, Some(error.detail));
         }
@@ -126,7 +160,10 @@ async fn pass(
         relay(&mut client.stream, &mut upstream.io, &mut bytes, &mut down, idle, &worker.kill).await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
-    let reason = if relayed.reason == Reason::Ok { Reason::Passthrough } else { relayed.reason };
+    let reason = match (relayed.reason, way) {
+        (Reason::Ok, Verdict::Pass) => Reason::Passthrough,
+        (reason, _) => reason,
+    };
     recording.finish(reason, relayed.detail);
 }
 
@@ -135,8 +172,4 @@ async fn refuse(mut client: Client, recording: Recording<'_>, reason: Reason, de
     let _ = timeout(LAST_WORDS, client.stream.write_all(&answer::tls_alert(reason))).await;
     recording.finish(reason, Some(detail));
     answer::linger(&mut client.stream).await;
-}
-
-fn fix() -> String {
-    Reason::TlsFromClient.fix().into()
 }

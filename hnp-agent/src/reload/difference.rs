@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::config::plan::{Admin, Capture, Limits, Log, Plan, Route};
+use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route};
 
 /// What differs between the configuration in force and the one in the file, in words.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -66,8 +66,10 @@ impl Difference {
 
 /// What of a route differs; `None`: nothing.
 fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -> Option<String> {
-    let identity = |plan: &Plan, route: &Route| plan.identities[route.identity].name.clone();
-    let trust = |plan: &Plan, route: &Route| plan.trusts[route.trust].name.clone();
+    let protocol = |route: &Route| route.reverse_proxy().map(|mode| mode.protocol);
+    let identity =
+        |plan: &Plan, route: &Route| Some(plan.identities[route.reverse_proxy()?.identity].name.clone());
+    let trust = |plan: &Plan, route: &Route| Some(plan.trusts[route.reverse_proxy()?.trust].name.clone());
     let mut what = Vec::new();
     if old.enforcement != new.enforcement {
         what.push(format!("enforcement {} -> {}", old.enforcement.as_str(), new.enforcement.as_str()));
@@ -75,8 +77,9 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
     for (key, differs) in [
         ("destinations", old.destinations != new.destinations),
         ("upstream", old.upstream != new.upstream),
-        ("protocol", old.protocol != new.protocol),
-        ("mode", old.mode != new.mode),
+        ("mode", old.mode.as_str() != new.mode.as_str()),
+        ("protocol", protocol(old) != protocol(new)),
+        ("tunnel", old.tunnel() != new.tunnel()),
         ("overrides", old.overrides != new.overrides),
         ("passthrough", old.passthrough != new.passthrough),
         ("identity", identity(old_plan, old) != identity(new_plan, new)),
@@ -88,7 +91,11 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         }
     }
     // Whatever keys there will be: a place in a list is no difference, all else is one.
-    let same = Route { identity: new.identity, trust: new.trust, ..old.clone() } == *new;
+    let mut placed = old.clone();
+    if let (Mode::ReverseProxy(old), Some(new)) = (&mut placed.mode, new.reverse_proxy()) {
+        (old.identity, old.trust) = (new.identity, new.trust);
+    }
+    let same = placed == *new;
     if what.is_empty() && !same {
         what.push("other keys".to_owned());
     }

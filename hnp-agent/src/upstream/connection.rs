@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::pool::PoolKey;
 
-/// The bytes' way: TLS on routes, cleartext only on passthrough to where the client was going.
+/// The bytes' way: TLS of the agent; or what the client sends, to where it was going or in a tunnel.
 pub enum Io {
     /// Verified and authenticated. Boxed: a TLS session is some kilobytes.
     Tls(Box<TlsStream<TcpStream>>),
@@ -55,9 +55,9 @@ pub struct UpstreamConnection {
 }
 
 impl UpstreamConnection {
-    pub(super) fn plain(tcp: TcpStream, addr: SocketAddr, connect: Duration) -> Self {
+    pub(super) fn plain(tcp: TcpStream, authority: Arc<str>, addr: SocketAddr, connect: Duration) -> Self {
         let info = ConnectionInfo {
-            authority: addr.to_string().into(),
+            authority,
             addr,
             connect,
             tls_version: None,

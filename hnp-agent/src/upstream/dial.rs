@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{ConnectionInfo, Io, PoolKey, UpstreamConnection, Upstreams};
-use crate::config::plan::{Host, RouteIndex};
+use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::ResolveError;
 use crate::trust;
 
@@ -36,9 +36,7 @@ impl Upstreams {
     ) -> Result<UpstreamConnection, DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
-        let addrs = self.addresses(&plan.upstream.host, plan.upstream.port, plan.timeouts.connect).await?;
-        let tcp = self.tcp(&addrs, plan.timeouts.connect.saturating_sub(started.elapsed())).await?;
-        let addr = tcp.peer_addr().unwrap_or(addrs[0]);
+        let (tcp, addr) = self.reach(plan).await?;
 
         let failed = |reason, detail| DialError { reason, detail, addr: Some(addr) };
         let config = self
@@ -73,6 +71,23 @@ impl Upstreams {
             reused: false,
             key: Some(key),
         })
+    }
+
+    pub(super) async fn dial_plain(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
+        let plan = &self.plan().routes[route];
+        let started = Instant::now();
+        let (tcp, addr) = self.reach(plan).await?;
+        let authority = plan.upstream.authority.as_str().into();
+        Ok(UpstreamConnection::plain(tcp, authority, addr, started.elapsed()))
+    }
+
+    /// The way to a route's upstream, before anything is said on it; and the address it goes to.
+    async fn reach(&self, plan: &Route) -> Result<(TcpStream, SocketAddr), DialError> {
+        let started = Instant::now();
+        let addrs = self.addresses(&plan.upstream.host, plan.upstream.port, plan.timeouts.connect).await?;
+        let tcp = self.tcp(&addrs, plan.timeouts.connect.saturating_sub(started.elapsed())).await?;
+        let addr = tcp.peer_addr().unwrap_or(addrs[0]);
+        Ok((tcp, addr))
     }
 
     async fn addresses(

@@ -98,7 +98,15 @@ impl Upstreams {
         Box::pin(self.dial_tls(route, key)).await
     }
 
-    /// A cleartext connection to where a client was going: passthrough. Never pooled.
+    /// A connection to the route's upstream that carries the client's own TLS. Never pooled.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn connect_tunnel(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
+        Box::pin(self.dial_plain(route)).await
+    }
+
+    /// A connection to where a client was going: passthrough. Never pooled.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -109,7 +117,7 @@ impl Upstreams {
     ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
         let tcp = Box::pin(self.tcp(&[addr], deadline)).await?;
-        Ok(UpstreamConnection::plain(tcp, addr, started.elapsed()))
+        Ok(UpstreamConnection::plain(tcp, addr.to_string().into(), addr, started.elapsed()))
     }
 
     /// Takes a connection back. Only for one whose request and answer both ended exactly; it is
@@ -129,6 +137,10 @@ impl Upstreams {
     /// The key of a route's connections now.
     fn key(&self, route: RouteIndex) -> Result<Rc<PoolKey>, DialError> {
         let plan = &self.plan().routes[route];
+        let Some(mode) = plan.reverse_proxy() else {
+            let detail = "a tunnel presents no identity".into();
+            return Err(DialError { reason: Reason::Internal, detail, addr: None });
+        };
         let unavailable = |what: &str, name: &str| DialError {
             reason: Reason::IdentityUnavailable,
             detail: format!(
@@ -136,13 +148,13 @@ impl Upstreams {
             ),
             addr: None,
         };
-        let identity = self.generation.identities[plan.identity].load();
-        let trust = self.generation.trusts[plan.trust].load();
+        let identity = self.generation.identities[mode.identity].load();
+        let trust = self.generation.trusts[mode.trust].load();
         let identity = identity
             .as_ref()
-            .ok_or_else(|| unavailable("identity", &self.plan().identities[plan.identity].name))?;
+            .ok_or_else(|| unavailable("identity", &self.plan().identities[mode.identity].name))?;
         let trust =
-            trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[plan.trust].name))?;
+            trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
         let known = &mut self.keys.borrow_mut()[route];
         if let Some(key) = known
             && Arc::ptr_eq(&key.identity, identity)
@@ -155,7 +167,7 @@ impl Upstreams {
             host: plan.upstream.host.clone(),
             port: plan.upstream.port,
             server_name: plan.upstream.server_name.clone(),
-            protocol: plan.protocol,
+            protocol: mode.protocol,
             identity: identity.clone(),
             trust: trust.clone(),
         });

@@ -160,6 +160,15 @@ impl Route {
         Self::new(name, destinations, upstream, "strict", "opaque")
     }
 
+    /// A strict route that carries the pod's own TLS. It presents nothing: [`Route::with`] is not for it.
+    pub fn tunnel(name: &str, destinations: &[&str], upstream: &str) -> Self {
+        let yaml = format!(
+            "  - name: {name}\n    destinations: {destinations:?}\n    upstream: {upstream}\n    \
+             mode: tunnel\n    enforcement: strict\n"
+        );
+        Self { yaml }
+    }
+
     fn new(name: &str, destinations: &[&str], upstream: &str, enforcement: &str, protocol: &str) -> Self {
         let yaml = format!(
             "  - name: {name}\n    destinations: {destinations:?}\n    upstream: {upstream}\n    \

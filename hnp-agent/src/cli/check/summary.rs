@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::promises;
 use crate::config::humane;
-use crate::config::plan::{Capture, Guard, Mode, Plan, Protocol, RawSockets, Route};
+use crate::config::plan::{Capture, Guard, Plan, RawSockets, Route};
 
 /// The Plan in words.
 #[derive(Debug, Serialize)]
@@ -22,20 +22,36 @@ pub(super) struct Summary {
 pub(super) struct RouteSummary {
     pub(super) name: String,
     pub(super) enforcement: &'static str,
-    pub(super) protocol: &'static str,
     pub(super) mode: &'static str,
+    /// What only a reverse proxy has; its keys stand beside the others.
+    #[serde(flatten)]
+    pub(super) reverse_proxy: Option<ReverseProxySummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tunnel: Option<TunnelSummary>,
     pub(super) destinations: Vec<String>,
     pub(super) overrides: Vec<String>,
     pub(super) passthrough: Vec<String>,
     pub(super) upstream: String,
-    pub(super) server_name: String,
-    pub(super) identity: String,
-    pub(super) trust: String,
     pub(super) timeouts: String,
-    pub(super) pool_idle: usize,
     /// What a strict route does not hold; nothing for others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) not_held: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ReverseProxySummary {
+    pub(super) protocol: &'static str,
+    pub(super) server_name: String,
+    pub(super) identity: String,
+    pub(super) trust: String,
+    pub(super) pool_idle: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct TunnelSummary {
+    pub(super) names: Vec<String>,
+    pub(super) nameless: &'static str,
+    pub(super) encrypted_hello: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,22 +96,24 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
     RouteSummary {
         name: route.name.to_string(),
         enforcement: route.enforcement.as_str(),
-        protocol: match route.protocol {
-            Protocol::Http => "http",
-            Protocol::Opaque => "opaque",
-        },
-        mode: match route.mode {
-            Mode::ReverseProxy => "reverse-proxy",
-        },
+        mode: route.mode.as_str(),
+        reverse_proxy: route.reverse_proxy().map(|mode| ReverseProxySummary {
+            protocol: mode.protocol.as_str(),
+            server_name: route.upstream.server_name.to_str().into_owned(),
+            identity: plan.identities[mode.identity].name.to_string(),
+            trust: plan.trusts[mode.trust].name.to_string(),
+            pool_idle: route.upstream.pool_idle,
+        }),
+        tunnel: route.tunnel().map(|tunnel| TunnelSummary {
+            names: tunnel.names.iter().map(ToString::to_string).collect(),
+            nameless: tunnel.nameless.as_str(),
+            encrypted_hello: tunnel.encrypted_hello.as_str(),
+        }),
         destinations: route.destinations.iter().map(ToString::to_string).collect(),
         overrides: route.overrides.iter().map(ToString::to_string).collect(),
         passthrough: route.passthrough.iter().map(ToString::to_string).collect(),
         upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
-        server_name: route.upstream.server_name.to_str().into_owned(),
-        identity: plan.identities[route.identity].name.to_string(),
-        trust: plan.trusts[route.trust].name.to_string(),
         timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
-        pool_idle: route.upstream.pool_idle,
         not_held: promises::not_held(route, &plan.capture),
     }
 }
@@ -196,14 +214,28 @@ impl Summary {
 
 impl RouteSummary {
     fn write(&self, text: &mut String) {
-        let mut rows = vec![
-            ("destinations", self.destinations.join(", ")),
-            ("upstream", format!("{} (certificate for {})", self.upstream, self.server_name)),
-            ("identity", self.identity.clone()),
-            ("trust", self.trust.clone()),
-            ("timeouts", self.timeouts.clone()),
-            ("pool", format!("{} idle connections per worker", self.pool_idle)),
-        ];
+        let mut rows = vec![("destinations", self.destinations.join(", "))];
+        let mut kind = vec![self.enforcement, self.mode];
+        if let Some(mode) = &self.reverse_proxy {
+            kind.insert(1, mode.protocol);
+            rows.extend([
+                ("upstream", format!("{} (certificate for {})", self.upstream, mode.server_name)),
+                ("identity", mode.identity.clone()),
+                ("trust", mode.trust.clone()),
+                ("timeouts", self.timeouts.clone()),
+                ("pool", format!("{} idle connections per worker", mode.pool_idle)),
+            ]);
+        }
+        if let Some(tunnel) = &self.tunnel {
+            let names = if tunnel.names.is_empty() { "none".into() } else { tunnel.names.join(", ") };
+            rows.extend([
+                ("upstream", self.upstream.clone()),
+                ("names", names),
+                ("nameless", tunnel.nameless.into()),
+                ("encrypted hello", tunnel.encrypted_hello.into()),
+                ("timeouts", self.timeouts.clone()),
+            ]);
+        }
         if !self.passthrough.is_empty() {
             rows.insert(1, ("passthrough", self.passthrough.join(", ")));
         }
@@ -213,11 +245,7 @@ impl RouteSummary {
         // A line each; docs/security.md says why.
         let heads = std::iter::once("not held").chain(std::iter::repeat(""));
         rows.extend(heads.zip(self.not_held.iter().map(ToString::to_string)));
-        table(
-            text,
-            format!("route {} ({}, {}, {})", self.name, self.enforcement, self.protocol, self.mode),
-            &rows,
-        );
+        table(text, format!("route {} ({})", self.name, kind.join(", ")), &rows);
     }
 }
 

@@ -83,9 +83,10 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.base_path, "/base");
     assert_eq!(route.upstream.server_name.to_str(), "other.hnp.test");
     assert_eq!(route.upstream.pool_idle, 0);
-    assert_eq!((route.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    assert_eq!(plan.identities[route.identity].key, Path::new("/etc/mtls/client.key"));
-    assert_eq!(plan.trusts[route.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
+    let mode = route.reverse_proxy().expect("not a tunnel");
+    assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
+    assert_eq!(plan.identities[mode.identity].key, Path::new("/etc/mtls/client.key"));
+    assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
     let seconds = Duration::from_secs;
     let timeouts = Timeouts {
         head: seconds(1),
@@ -119,10 +120,11 @@ fn a_small_configuration_gets_the_defaults() {
     assert_eq!(plan.capture.cgroup, None);
     assert_eq!(plan.capture.port, defaults::PORT);
     let route = &plan.routes[0];
-    assert_eq!((route.protocol, route.enforcement), (Protocol::Http, Enforcement::Loose));
+    let mode = route.reverse_proxy().expect("not a tunnel");
+    assert_eq!((mode.protocol, route.enforcement), (Protocol::Http, Enforcement::Loose));
     assert_eq!(route.upstream.authority, "m.test", "443 is not written");
     assert_eq!(route.upstream.server_name.to_str(), "m.test");
-    assert_eq!(plan.trusts[route.trust].roots, Roots::System);
+    assert_eq!(plan.trusts[mode.trust].roots, Roots::System);
     assert_eq!(plan.admin.listen, Some(defaults::ADMIN_LISTEN));
     assert_eq!(plan.workers, 5);
     assert_eq!(plan.run_dir, Path::new("/run/hnp"));
@@ -316,6 +318,40 @@ fn names_that_share_an_address_may_belong_to_different_routes() {
 }
 
 #[test]
+fn a_tunnel_carries_the_names_that_are_meant() {
+    let route = |more: &str| {
+        format!(
+            "routes:\n  - name: t\n    destinations: [m.test:443, 198.18.0.9:443]\n    \
+             upstream: https://n.test:8443\n    mode: tunnel\n{more}"
+        )
+    };
+    let names = |more: &str| {
+        let plan = read(&route(more));
+        let tunnel = plan.routes[0].tunnel().expect("a tunnel").clone();
+        let names: Vec<_> = tunnel.names.iter().map(ToString::to_string).collect();
+        (names.join(" "), tunnel.nameless, tunnel.encrypted_hello)
+    };
+    let (refuse, tunnel) = (Unreadable::Refuse, Unreadable::Tunnel);
+    assert_eq!(names(""), ("m.test n.test".into(), refuse, refuse));
+    let all = "    tunnel: {names: [a.test, '*.b.test'], nameless: tunnel, encrypted_hello: tunnel}\n";
+    assert_eq!(names(all), ("a.test *.b.test".into(), tunnel, tunnel));
+    // What belongs to the other mode, and what there is none of.
+    let wrong = route("    identity: c\n    protocol: http\n    pool_idle: 1\n").replace("8443", "8443/base");
+    assert_eq!(
+        mistakes(&wrong),
+        "\
+hnp.yaml:4:15: routes[0].upstream: has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]
+hnp.yaml:6:15: routes[0].identity: means nothing in this route's mode; allowed: with mode: reverse-proxy
+hnp.yaml:7:15: routes[0].protocol: means nothing in this route's mode; allowed: with mode: reverse-proxy
+hnp.yaml:8:16: routes[0].pool_idle: means nothing in this route's mode; allowed: with mode: reverse-proxy"
+    );
+    let nameless = route("").replace("m.test:443, ", "").replace("n.test", "198.18.0.10");
+    assert!(mistakes(&nameless).contains("routes[0].tunnel.names: is missing"), "{}", mistakes(&nameless));
+    let tunnelled = format!("{SMALL}    tunnel: {{nameless: tunnel}}\n");
+    assert!(mistakes(&tunnelled).contains("routes[0].tunnel: means nothing"), "{}", mistakes(&tunnelled));
+}
+
+#[test]
 fn what_no_route_uses_is_a_warning() {
     let text = SMALL
         .replace("routes:", "  d: {certificate: /d.crt, key: /d.key}\ntrusts: {t: {roots: system}}\nroutes:");
@@ -400,7 +436,9 @@ proptest! {
             Ok((plan, _)) => {
                 prop_assert!(!plan.routes.is_empty());
                 for route in &plan.routes {
-                    prop_assert!(route.identity < plan.identities.len() && route.trust < plan.trusts.len());
+                    if let Some(mode) = route.reverse_proxy() {
+                        prop_assert!(mode.identity < plan.identities.len() && mode.trust < plan.trusts.len());
+                    }
                     prop_assert!(!route.destinations.is_empty());
                 }
             }

@@ -74,6 +74,10 @@ pub async fn forward(
     };
     let plan = &worker.plan.routes[route];
     recording.record.route = Some(plan.name.clone());
+    if let (Way::Upstream, Some(_)) = (way, plan.tunnel()) {
+        let detail = "this route tunnels TLS and carries no plaintext".to_owned();
+        return Box::pin(answer_and_end(client, recording, &incoming, Reason::TlsExpected, detail)).await;
+    }
     recording.record.mode = match way {
         Way::Upstream => "reverse-proxy",
         Way::Direct => "passthrough",

@@ -17,7 +17,6 @@ use super::forward::{self, Next};
 use super::head::{HeadError, find_end};
 use super::request::Request;
 use super::syntax::is_token_byte;
-use crate::config::plan::Protocol;
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
@@ -103,7 +102,7 @@ fn keep_up(lanes: &Lanes, worker: &mut Rc<Worker>, client: &mut Client) {
         Since::Same => {}
         Since::Changed(next, entry)
             if entry.destination.contains(client.destination)
-                && next.plan.routes[entry.routes[0]].protocol == Protocol::Http =>
+                && !next.plan.routes[entry.routes[0]].is_opaque() =>
         {
             *worker = next;
             client.routes = entry.routes;
