@@ -101,7 +101,7 @@ async fn serve(
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
         Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
-    let prepared = Prepared::load(&turn, &node, &plan.capture)?;
+    let prepared = Prepared::load(&turn, &node, &plan.capture, &plan.strict_routes())?;
     if let Some(before) = &mut before {
         tokio::select! {
             ready = begin::until_as_ready_as(before, &readiness) => ready?,
@@ -109,7 +109,7 @@ async fn serve(
         }
         before.pause().await.context("cannot take over from the running agent")?;
     }
-    let mut capture = Capture::start(turn, prepared, &plan.capture, &plan.strict_routes(), vips.clone())?;
+    let mut capture = Capture::start(turn, prepared, &plan.capture, vips.clone())?;
     let flows = capture.flow_source();
     let mut failed: Option<anyhow::Error> = None;
 

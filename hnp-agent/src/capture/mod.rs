@@ -92,15 +92,31 @@ impl Turn {
 /// former agent pinned, so that one may still be running.
 pub struct Prepared {
     ready: NotYetHung,
+    /// `None`: switched off. It has attached nothing yet.
+    guard: Option<guard::Guard>,
 }
 
 impl Prepared {
-    /// Loads the programs.
+    /// Loads the programs. `strict`: the names of the routes that are strict for every pod.
     ///
     /// # Errors
-    /// When the kernel refuses them, or a running agent's cannot be replaced in place.
-    pub fn load(turn: &Turn, node: &Node, plan: &plan::Capture) -> Result<Self, CaptureError> {
-        Ok(Self { ready: Hung::load(node, plan, &turn.lock)? })
+    /// When the kernel refuses the programs or cannot keep what a strict route promises, or a running agent's
+    /// cannot be replaced in place. The message says what to do. Whoever runs goes on undisturbed.
+    pub fn load(
+        turn: &Turn,
+        node: &Node,
+        plan: &plan::Capture,
+        strict: &[&str],
+    ) -> Result<Self, CaptureError> {
+        let ready = Hung::load(node, plan, &turn.lock)?;
+        let guard = match plan.guard {
+            plan::Guard::Auto => Some(ready.loaded.guard(&pins::guard_dir(&plan.bpffs))?),
+            plan::Guard::Off => None,
+        };
+        if let Some(guard) = &guard {
+            guard.require(strict)?;
+        }
+        Ok(Self { ready, guard })
     }
 }
 
@@ -191,21 +207,18 @@ impl Capture {
     /// From here on what a former agent captured stays captured; new destinations come with
     /// [`Capture::sync`], and nothing is redirected before [`Capture::beat`]. `vips` is published by this
     /// room alone. Must be called in the network namespace the agent listens in.
-    /// `strict`: the names of the routes that are strict for every pod.
     ///
     /// # Errors
-    /// When the kernel refuses a step, or cannot keep what a strict route promises. The message says what
-    /// to do. What a former agent left goes on enforcing.
+    /// When the kernel refuses a step. The message says what to do. What a former agent left goes on enforcing.
     pub fn start(
         turn: Turn,
         prepared: Prepared,
         plan: &plan::Capture,
-        strict: &[&str],
         vips: SharedVipTable,
     ) -> Result<Self, CaptureError> {
         let Turn { exemption, mut lock } = turn;
         let mut routes = anyip::Routes::ensure(&[plan.vips4, plan.vips6])?;
-        let Prepared { ready } = prepared;
+        let Prepared { ready, guard } = prepared;
         let loaded = &ready.loaded;
         let maps = destinations::KernelMaps {
             hosts: loaded.map("DESTINATIONS")?,
@@ -219,13 +232,6 @@ impl Capture {
         let exempt = loaded.exempt()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
-        let guard = match plan.guard {
-            plan::Guard::Auto => Some(loaded.guard(&pins::guard_dir(&plan.bpffs))?),
-            plan::Guard::Off => None,
-        };
-        if let Some(guard) = &guard {
-            guard.require(strict)?;
-        }
         let hung = ready.attach(&lock)?;
         lock.own();
         // Nothing fails from here on, and of a dead agent there is only what is ours now.

@@ -60,9 +60,9 @@ pub fn run(args: &Args) -> ExitCode {
 fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     let node = wait_for_node(plan, patience)?;
     let turn = Turn::take(&node, &plan.capture)?;
-    let prepared = Prepared::load(&turn, &node, &plan.capture)?;
+    let prepared = Prepared::load(&turn, &node, &plan.capture, &[])?;
     // Not refused where strict routes cannot be kept: without an agent, what the hooks hold is better than nothing.
-    let mut capture = Capture::start(turn, prepared, &plan.capture, &[], SharedVipTable::default())?;
+    let mut capture = Capture::start(turn, prepared, &plan.capture, SharedVipTable::default())?;
     let mut destinations = NameTable::new(plan, Instant::now()).desired(Instant::now());
     destinations.retain(|destination| {
         let strictest = |route: &usize| plan.routes[*route].strictest_enforcement() == Enforcement::Strict;
