@@ -50,6 +50,29 @@ fn the_base_path_stands_before_every_path() {
 }
 
 #[test]
+fn the_host_is_the_clients_where_the_route_says_so() {
+    let scene = Scene::for_test();
+    let manager = scene.strict_manager();
+    let route = scene.route().set("authority", "original");
+    let _agent = Agent::start(&scene, &scene.config().route(route));
+    let pod = scene.pod();
+    let send = |text: &str| client::raw(&pod, (MANAGER4, 80), vec![RawCase::new(text)]).remove(0);
+    for (request, host) in [
+        ("GET /hello?token=a HTTP/1.1\r\nHost: Manager.HNP.test:80", "Manager.HNP.test:80"),
+        (
+            "GET http://manager.hnp.test:81/hello?token=b HTTP/1.1\r\nHost: manager.hnp.test",
+            "manager.hnp.test:81",
+        ),
+        ("GET /hello?token=c HTTP/1.0", "manager.hnp.test:80"),
+    ] {
+        let answer = send(&format!("{request}\r\nConnection: close\r\n\r\n"));
+        assert_eq!(answer.status(), Some(200), "{}", answer.text());
+        let token = request.split("token=").nth(1).and_then(|rest| rest.get(..1)).expect("a token");
+        assert_eq!(manager.request(token).host(), host, "{request}");
+    }
+}
+
+#[test]
 fn server_name_is_verified_and_announced_apart_from_the_host() {
     let scene = Scene::for_test();
     let server = scene.servers.server(&["certified.hnp.test"]);

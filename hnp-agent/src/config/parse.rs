@@ -9,7 +9,7 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode,
+    Admin, Authority, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode,
     NamePattern, Override, Plan, Protocol, Resolver, ReverseProxy, Roots, Route, Target, Timeouts, Trust,
     Tunnel, Unreadable, Upstream,
 };
@@ -57,6 +57,7 @@ const ROUTE: &[&str] = &[
     "upstream",
     "server_name",
     "protocol",
+    "authority",
     "mode",
     "tunnel",
     "enforcement",
@@ -368,6 +369,12 @@ fn reverse_proxy(
         let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
         r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
     }
+    let authority = r.optional(s, "authority", values::authority);
+    if authority.is_some() && protocol == Protocol::Opaque {
+        let what = "is a field of HTTP, and an opaque route reads none; allowed: with protocol: http";
+        r.mistake(s.mark_of("authority"), s.key("authority"), what);
+    }
+    let authority = authority.unwrap_or(Authority::Upstream);
     let identity = reference(r, s, "identity", "identities", identities);
     let trust = match s.get("trust") {
         Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
@@ -375,7 +382,7 @@ fn reverse_proxy(
         }
         _ => Some(system_trust(trusts, s.mark)),
     };
-    Some(ReverseProxy { protocol, identity: identity?, trust: trust? })
+    Some(ReverseProxy { protocol, authority, identity: identity?, trust: trust? })
 }
 
 /// Its names are the destinations' and the upstream's, unless others are written.
@@ -385,7 +392,12 @@ fn tunnel(
     destinations: &[Destination],
     upstream: Option<&Upstream>,
 ) -> Tunnel {
-    only_with(r, s, &["protocol", "identity", "trust", "server_name", "pool_idle"], "mode: reverse-proxy");
+    only_with(
+        r,
+        s,
+        &["protocol", "authority", "identity", "trust", "server_name", "pool_idle"],
+        "mode: reverse-proxy",
+    );
     if upstream.is_some_and(|upstream| !upstream.base_path.is_empty()) {
         let what = "has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]";
         r.mistake(s.mark_of("upstream"), s.key("upstream"), what);

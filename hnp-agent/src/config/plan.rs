@@ -181,7 +181,7 @@ pub struct Upstream {
     pub base_path: String,
     /// The name the certificate must carry and that SNI announces.
     pub server_name: rustls_pki_types::ServerName<'static>,
-    /// The `Host` of forwarded requests: the host, and the port where it is not 443.
+    /// The host, and the port where it is not 443.
     pub authority: String,
     /// How many idle connections one worker keeps; 0 keeps none.
     pub pool_idle: usize,
@@ -210,10 +210,21 @@ pub enum Mode {
 pub struct ReverseProxy {
     /// How the pod's bytes are understood.
     pub protocol: Protocol,
+    /// The `Host` of forwarded requests.
+    pub authority: Authority,
     /// Index into [`Plan::identities`].
     pub identity: usize,
     /// Index into [`Plan::trusts`].
     pub trust: usize,
+}
+
+/// The `Host` of forwarded requests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Authority {
+    /// [`Upstream::authority`].
+    Upstream,
+    /// What the client wrote; the upstream's where a client of HTTP/1.0 wrote none.
+    Original,
 }
 
 /// What a tunnel needs.
@@ -429,6 +440,16 @@ impl Protocol {
         match self {
             Self::Http => "http",
             Self::Opaque => "opaque",
+        }
+    }
+}
+
+impl Authority {
+    /// The word in the configuration and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Original => "original",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
+use super::plan::{Authority, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -148,6 +148,11 @@ pub(super) fn boolean(text: &str) -> Value<bool> {
 /// `http` or `opaque`.
 pub(super) fn protocol(text: &str) -> Value<Protocol> {
     word(text, &[Protocol::Http, Protocol::Opaque].map(|protocol| (protocol.as_str(), protocol)))
+}
+
+/// `upstream` or `original`.
+pub(super) fn authority(text: &str) -> Value<Authority> {
+    word(text, &[Authority::Upstream, Authority::Original].map(|authority| (authority.as_str(), authority)))
 }
 
 /// `refuse` or `tunnel`.

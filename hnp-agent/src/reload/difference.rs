@@ -67,6 +67,7 @@ impl Difference {
 /// What of a route differs; `None`: nothing.
 fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -> Option<String> {
     let protocol = |route: &Route| route.reverse_proxy().map(|mode| mode.protocol);
+    let authority = |route: &Route| route.reverse_proxy().map(|mode| mode.authority);
     let identity =
         |plan: &Plan, route: &Route| Some(plan.identities[route.reverse_proxy()?.identity].name.clone());
     let trust = |plan: &Plan, route: &Route| Some(plan.trusts[route.reverse_proxy()?.trust].name.clone());
@@ -79,6 +80,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         ("upstream", old.upstream != new.upstream),
         ("mode", old.mode.as_str() != new.mode.as_str()),
         ("protocol", protocol(old) != protocol(new)),
+        ("authority", authority(old) != authority(new)),
         ("tunnel", old.tunnel() != new.tunnel()),
         ("overrides", old.overrides != new.overrides),
         ("passthrough", old.passthrough != new.passthrough),

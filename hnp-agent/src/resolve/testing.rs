@@ -243,7 +243,12 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
                 authority: "manager.test".into(),
                 pool_idle: 0,
             },
-            mode: Mode::ReverseProxy(plan::ReverseProxy { protocol: Protocol::Http, identity: 0, trust: 0 }),
+            mode: Mode::ReverseProxy(plan::ReverseProxy {
+                protocol: Protocol::Http,
+                authority: plan::Authority::Upstream,
+                identity: 0,
+                trust: 0,
+            }),
             enforcement: *enforcement,
             overrides: Vec::new(),
             passthrough: Vec::new(),

@@ -41,6 +41,7 @@ pub(super) struct RouteSummary {
 #[derive(Debug, Serialize)]
 pub(super) struct ReverseProxySummary {
     pub(super) protocol: &'static str,
+    pub(super) authority: &'static str,
     pub(super) server_name: String,
     pub(super) identity: String,
     pub(super) trust: String,
@@ -99,6 +100,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         mode: route.mode.as_str(),
         reverse_proxy: route.reverse_proxy().map(|mode| ReverseProxySummary {
             protocol: mode.protocol.as_str(),
+            authority: mode.authority.as_str(),
             server_name: route.upstream.server_name.to_str().into_owned(),
             identity: plan.identities[mode.identity].name.to_string(),
             trust: plan.trusts[mode.trust].name.to_string(),
@@ -220,6 +222,7 @@ impl RouteSummary {
             kind.insert(1, mode.protocol);
             rows.extend([
                 ("upstream", format!("{} (certificate for {})", self.upstream, mode.server_name)),
+                ("authority", mode.authority.into()),
                 ("identity", mode.identity.clone()),
                 ("trust", mode.trust.clone()),
                 ("timeouts", self.timeouts.clone()),

@@ -7,7 +7,7 @@ use hnp_common::Reason;
 use super::exchange::{self, End, Ended, Failure, Terms};
 use super::response::Asked;
 use super::serve::{Incoming, rest_of};
-use crate::config::plan::{Route, RouteIndex};
+use crate::config::plan::{Authority, Route, RouteIndex};
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::authority::{Choice, choose};
 use crate::proxy::buffer::Buffer;
@@ -196,8 +196,13 @@ fn take_message(bytes: &mut Buffer, incoming: &Incoming, plan: &Route, way: Way)
     let mut message = Vec::with_capacity(head.len() + body.len() + plan.upstream.base_path.len() + 128);
     match way {
         Way::Upstream => {
-            let upstream = &plan.upstream;
-            incoming.request.write_for_upstream(head, &upstream.authority, &upstream.base_path, &mut message);
+            let (request, upstream) = (&incoming.request, &plan.upstream);
+            let original = match plan.reverse_proxy().map(|mode| mode.authority) {
+                Some(Authority::Original) => request.authority(head),
+                Some(Authority::Upstream) | None => None,
+            };
+            let authority = original.unwrap_or(upstream.authority.as_bytes());
+            request.write_for_upstream(head, authority, &upstream.base_path, &mut message);
         }
         Way::Direct => message.extend_from_slice(head),
     }

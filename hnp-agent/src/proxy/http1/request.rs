@@ -34,6 +34,9 @@ pub struct Request {
     nominated: Vec<Range<usize>>,
 }
 
+/// What an absolute target begins with.
+const SCHEME: &[u8] = b"http://";
+
 impl Request {
     /// Parses a whole head, as [`super::head::find_end`] found it.
     ///
@@ -65,9 +68,19 @@ impl Request {
         Ok(request)
     }
 
-    /// Writes the head for the upstream: its authority as `Host`, its base path before the path,
+    /// Host and port as the client wrote them, in an absolute target before all; HTTP/1.0 may have none.
+    pub fn authority<'h>(&self, head: &'h [u8]) -> Option<&'h [u8]> {
+        let target = self.method.end + 1;
+        if self.path.start > target {
+            return Some(&head[target + SCHEME.len()..self.path.start]);
+        }
+        let is_host = |field: &&Field| head[field.name.clone()].eq_ignore_ascii_case(b"host");
+        self.fields.iter().find(is_host).map(|field| &head[field.value.clone()])
+    }
+
+    /// Writes the head for the upstream: this authority as `Host`, its base path before the path,
     /// everything else byte for byte, without what belongs to the client's hop.
-    pub fn write_for_upstream(&self, head: &[u8], authority: &str, base_path: &str, out: &mut Vec<u8>) {
+    pub fn write_for_upstream(&self, head: &[u8], authority: &[u8], base_path: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(&head[self.method.clone()]);
         out.push(b' ');
         let path = &head[self.path.clone()];
@@ -79,7 +92,7 @@ impl Request {
         }
         out.extend_from_slice(path);
         out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
-        out.extend_from_slice(authority.as_bytes());
+        out.extend_from_slice(authority);
         out.extend_from_slice(b"\r\n");
         for field in &self.fields {
             let name = &head[field.name.clone()];
@@ -175,7 +188,6 @@ impl Request {
         if bytes.starts_with(b"/") || (bytes == b"*" && &head[self.method.clone()] == b"OPTIONS") {
             return Ok(());
         }
-        const SCHEME: &[u8] = b"http://";
         if bytes.len() <= SCHEME.len() || !bytes[..SCHEME.len()].eq_ignore_ascii_case(SCHEME) {
             return Err(HeadError::Target);
         }
@@ -251,7 +263,7 @@ mod tests {
 
     fn rewritten(head: &str) -> String {
         let mut out = Vec::new();
-        parse(head).unwrap().write_for_upstream(head.as_bytes(), "up.test:8443", "/base", &mut out);
+        parse(head).unwrap().write_for_upstream(head.as_bytes(), b"up.test:8443", "/base", &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -262,6 +274,18 @@ mod tests {
             rewritten(&format!("PoSt {odd} HTTP/1.1\r\nhOsT: Manager.Test:80\r\nX-a:  b \r\n\r\n")),
             format!("PoSt /base{odd} HTTP/1.1\r\nHost: up.test:8443\r\nX-a:  b \r\n\r\n")
         );
+    }
+
+    #[test]
+    fn the_clients_own_authority_is_the_targets_where_it_is_there() {
+        for (head, authority) in [
+            ("GET / HTTP/1.1\r\nHost:  Manager.Test:80 \r\n\r\n", Some("Manager.Test:80")),
+            ("GET http://a.test:81/x HTTP/1.1\r\nHost: a.test\r\n\r\n", Some("a.test:81")),
+            ("GET / HTTP/1.0\r\n\r\n", None),
+        ] {
+            let found = parse(head).unwrap().authority(head.as_bytes()).map(<[u8]>::to_vec);
+            assert_eq!(found, authority.map(|text| text.as_bytes().to_vec()), "{head}");
+        }
     }
 
     #[test]
@@ -433,7 +457,7 @@ mod properties {
                 prop_assert_eq!(&head[ours.value.clone()], theirs.value);
             }
             let mut out = Vec::new();
-            request.write_for_upstream(head, "up.test", "", &mut out);
+            request.write_for_upstream(head, b"up.test", "", &mut out);
             prop_assert_eq!(find_end(&out, &mut 0, 65536), Ok(Some(out.len())));
             let again = Request::parse(&out);
             prop_assert!(again.is_ok());
