@@ -35,4 +35,5 @@ mod unguardable;
 mod upgrade;
 mod upstream_failures;
 mod vendor_certificate;
+mod wire_calls;
 mod world;
