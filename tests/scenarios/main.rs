@@ -17,6 +17,7 @@ mod guard;
 mod handover;
 mod http_semantics;
 mod logs_and_metrics;
+mod long_way;
 mod main_job;
 mod many_connections;
 mod names;
