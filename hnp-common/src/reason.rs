@@ -146,6 +146,20 @@ reasons! {
     UpstreamTruncated = 70, "upstream_truncated", Upstream, 502, "The manager or something between closed the connection mid-answer.";
     /// The upstream closed or reset the connection in the middle of the exchange.
     UpstreamReset = 71, "upstream_reset", Upstream, 502, "The manager or something between reset the connection.";
+    /// The proxy on the way to the upstream cannot be reached.
+    ProxyUnreachable = 72, "proxy_unreachable", Upstream, 502, "Check the proxy's `url`, the node's DNS, and whether the proxy listens; the message says what failed.";
+    /// The proxy did not accept the connection, finish its TLS or answer CONNECT in time.
+    ProxyTimeout = 73, "proxy_timeout", Upstream, 504, "The message says which; the proxy, or what it dials, is slow or silent. Deadlines are the proxy's `timeouts`.";
+    /// The TLS handshake with the proxy itself failed, its certificate included.
+    ProxyTlsFailed = 74, "proxy_tls_failed", Upstream, 502, "Compare the proxy's `trust` with the certificate it shows, and `https://` with what it speaks on that port.";
+    /// The proxy refused to open a tunnel to the upstream.
+    ProxyRefused = 75, "proxy_refused", Upstream, 502, "Ask whoever runs the proxy: 403 is its rules, 502 to 504 that it cannot reach the upstream.";
+    /// The proxy wants credentials, or others than it got (407).
+    ProxyAuthenticationRequired = 76, "proxy_authentication_required", Local, 502, "Check the credentials in the proxy's `credentials` file or `url`; hnp knows Basic.";
+    /// The proxy's answer to CONNECT is not HTTP, too long, or followed by bytes that nobody asked for.
+    ProxyBadResponse = 77, "proxy_bad_response", Upstream, 502, "Is this an HTTP proxy's port? The message names the rule that was broken.";
+    /// The proxy closed or reset the connection instead of an answer to CONNECT.
+    ProxyClosed = 78, "proxy_closed", Upstream, 502, "The proxy restarted, or wants TLS on that port (`https://`).";
 
     /// The upstream's certificate has expired, or is not valid yet.
     UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock.";
@@ -162,6 +176,8 @@ reasons! {
     IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for the file and the mistake in it.";
     /// The agent has as many connections as it may have.
     TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
+    /// The credentials for the proxy could not be read, so nobody was dialled.
+    ProxyCredentialsUnavailable = 92, "proxy_credentials_unavailable", Local, 503, "The message names the file and what is wrong with it: one line, user:password.";
     /// A bug in hnp.
     Internal = 99, "internal", Local, 500, "Please report it with the log.";
 }

@@ -15,10 +15,14 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::config::plan::{Identity, Plan, Roots, Trust};
+use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
-use crate::{identity, trust};
-use summary::{IdentitySummary, LeafSummary, Summary, TrustSummary, agent_summary, route_summary};
+use crate::{identity, trust, upstream};
+use summary::{
+    IdentitySummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary, route_summary,
+    upstream_proxy_summary,
+};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -117,6 +121,7 @@ impl Report {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
             identities: plan.identities.iter().map(|identity| self.identity(identity)).collect(),
             trusts: plan.trusts.iter().map(|trust| self.trust(trust)).collect(),
+            upstream_proxies: plan.upstream_proxies.iter().map(|proxy| self.upstream_proxy(proxy)).collect(),
             agent: agent_summary(plan),
         }
     }
@@ -169,6 +174,14 @@ impl Report {
             Roots::System => "the system's store".into(),
         };
         TrustSummary { name: trust.name.to_string(), source, roots }
+    }
+
+    fn upstream_proxy(&mut self, proxy: &UpstreamProxy) -> UpstreamProxySummary {
+        if let Err(error) = upstream::credentials(proxy) {
+            let key = format!("upstream_proxies.{}.credentials", proxy.name);
+            self.mistakes.push(Finding::elsewhere(key, error));
+        }
+        upstream_proxy_summary(proxy)
     }
 
     /// A finding as a compiler would print it.
@@ -359,6 +372,53 @@ mod tests {
         );
         let report = scene.report();
         assert!(!report.ok && report.text().contains("route m (loose"));
+    }
+
+    #[test]
+    fn a_proxy_is_shown_without_its_password_and_its_file_is_looked_at() {
+        let scene = Scene::good("loose, upstream_proxy: p");
+        let base = std::fs::read_to_string(scene.0.path().join("hnp.yaml")).unwrap();
+        let with = |proxy: &str| {
+            scene.write("hnp.yaml", &format!("{base}upstream_proxies: {{p: {{{proxy}}}}}\n"));
+            scene.report()
+        };
+        let everything = |report: &Report| {
+            let findings = [&report.mistakes, &report.warnings].map(|all| format!("{all:?}")).concat();
+            format!("{}{findings}{}{report:?}", report.text(), serde_json::to_string(report).unwrap())
+        };
+        let report =
+            with("url: 'https://u:geheim@proxy.test:3128', trust: t, no_proxy: [a.test, 10.0.0.0/8]");
+        assert!(report.ok, "{report:?}");
+        for line in [
+            "  upstream      https://m.test:8443/b (certificate for m.test) through proxy p",
+            "upstream proxy p",
+            "  url           https://proxy.test:3128",
+            "  trust         t",
+            "  credentials   in the url",
+            "  not for       a.test, 10.0.0.0/8",
+            "  timeouts      connect 5s, tls 5s, answer 10s",
+        ] {
+            assert!(
+                report.text().lines().any(|found| found == line),
+                "{line:?} is not in\n{}",
+                report.text()
+            );
+        }
+        assert!(!everything(&report).contains("geheim"));
+        let exempt = with("url: 'http://proxy.test:3128', no_proxy: [test]");
+        assert!(exempt.text().contains("m.test) directly: proxy p is not for it\n"), "{}", exempt.text());
+
+        let file = scene.0.path().join("password");
+        let in_file = format!("url: 'http://proxy.test:3128', credentials: {}", file.display());
+        let missing = with(&in_file);
+        assert!(!missing.ok && missing.mistakes[0].key == "upstream_proxies.p.credentials", "{missing:?}");
+        scene.write("password", "geheim\n");
+        let broken = with(&in_file);
+        assert!(!broken.ok && broken.mistakes[0].what.contains("has no colon"), "{broken:?}");
+        assert!(!everything(&broken).contains("geheim"));
+        scene.write("password", "u:geheim\n");
+        let good = with(&in_file);
+        assert!(good.ok && !everything(&good).contains("geheim"), "{good:?}");
     }
 
     #[test]

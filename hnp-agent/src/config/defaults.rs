@@ -36,6 +36,8 @@ pub const TIMEOUT_IDLE: Duration = Duration::from_secs(90);
 pub const TIMEOUT_CONNECT: Duration = Duration::from_secs(5);
 /// A handshake is two round trips and one signature; with 2 s of injected delay it still fits.
 pub const TIMEOUT_TLS: Duration = Duration::from_secs(5);
+/// A proxy resolves and dials before it answers: twice what the agent itself gives that.
+pub const TIMEOUT_PROXY_ANSWER: Duration = Duration::from_secs(10);
 /// The usual patience of HTTP clients with a slow answer.
 pub const TIMEOUT_RESPONSE: Duration = Duration::from_secs(60);
 /// Idle upstream connections a worker keeps per route: enough for bursts of a node's pods, and few

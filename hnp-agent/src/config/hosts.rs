@@ -41,7 +41,7 @@ pub(super) fn vips(v4: bool) -> impl Fn(&str) -> Value<Cidr> {
 
 impl Cidr {
     /// The address with all bits after the prefix zero.
-    fn base(&self) -> IpAddr {
+    pub(super) fn base(&self) -> IpAddr {
         match self.addr {
             IpAddr::V4(addr) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
@@ -252,7 +252,7 @@ pub(super) fn server_name_of(host: &Host) -> ServerName<'static> {
 }
 
 /// Host and port as written; `None` when this is neither `HOST`, `HOST:PORT` nor `[IPv6]:PORT`.
-fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
+pub(super) fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
     let (host, port) = if text.starts_with('[') {
         let end = text.find(']')? + 1;
         let rest = &text[end..];
@@ -268,7 +268,7 @@ fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
 }
 
 /// A host: a DNS name, an IPv4 address or an IPv6 address in brackets (or bare, for server names).
-fn host(text: &str) -> Value<Host> {
+pub(super) fn host(text: &str) -> Value<Host> {
     const ALLOWED: &str = "a DNS name, an IPv4 address, or an IPv6 address in brackets";
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let addr = match bare {

@@ -1,13 +1,15 @@
 //! YAML -> a validated [`plan::Plan`]. Parsed once; no other room reads raw configuration.
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
-//! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys. A pure
+//! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys, `upstream_proxy` says which
+//! upstreams a proxy is for. A pure
 //! function of the text and of `surroundings` (CPUs, a few environment variables) from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
 pub mod defaults;
 pub mod plan;
 pub mod selector;
+pub mod upstream_proxy;
 
 mod error;
 mod hosts;

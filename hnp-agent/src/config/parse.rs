@@ -1,5 +1,7 @@
 //! The table of keys: raw tree -> [`Plan`]. One function per section, in the order of the Plan.
 
+mod upstream_proxies;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ const TOP: &[&str] = &[
     "capture",
     "identities",
     "trusts",
+    "upstream_proxies",
     "routes",
     "limits",
     "resolver",
@@ -65,6 +68,7 @@ const ROUTE: &[&str] = &[
     "passthrough",
     "identity",
     "trust",
+    "upstream_proxy",
     "timeouts",
     "pool_idle",
 ];
@@ -84,6 +88,11 @@ fn all_keys() -> Vec<String> {
         below("capture", CAPTURE),
         below("identities.NAME", IDENTITY),
         below("trusts.NAME", TRUST),
+        below("upstream_proxies.NAME", upstream_proxies::KEYS)
+            .into_iter()
+            .filter(|key| key != "upstream_proxies.NAME.timeouts")
+            .collect(),
+        below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
         below("routes[]", ROUTE)
             .into_iter()
             .filter(|key| {
@@ -118,9 +127,11 @@ pub(super) fn plan(
     let capture = capture(&mut r, &top);
     let mut identities = identities(&mut r, &top);
     let mut trusts = trusts(&mut r, &top);
+    let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
-    let routes = routes(&mut r, &top, &capture, &mut identities, &mut trusts, cluster);
+    let mut named = References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
+    let routes = routes(&mut r, &top, &capture, &mut named, cluster);
     let limits = limits(&mut r, &top);
     if capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
@@ -143,6 +154,7 @@ pub(super) fn plan(
         routes,
         identities: identities.list,
         trusts: trusts.list,
+        upstream_proxies: proxies.list.iter().map(|one| Arc::clone(&one.proxy)).collect(),
     };
     r.finish().map(|warnings| (plan, warnings)).map_err(errors)
 }
@@ -278,8 +290,7 @@ fn routes(
     r: &mut Reader,
     top: &Section<'_>,
     capture: &Capture,
-    identities: &mut Named<Identity>,
-    trusts: &mut Named<Trust>,
+    named: &mut References<'_>,
     cluster: bool,
 ) -> Vec<Arc<Route>> {
     let nodes = r.list(top, "routes");
@@ -290,11 +301,19 @@ fn routes(
     let mut routes = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let section = r.known(node, format!("routes[{index}]"), ROUTE);
-        routes.extend(route(r, &section, capture, identities, trusts, &mut seen).map(Arc::new));
+        routes.extend(route(r, &section, capture, named, &mut seen).map(Arc::new));
     }
-    identities.warn_unused(r, "identities");
-    trusts.warn_unused(r, "trusts");
+    named.identities.warn_unused(r, "identities");
+    named.trusts.warn_unused(r, "trusts");
+    named.proxies.warn_unused(r, "upstream_proxies");
     routes
+}
+
+/// What routes refer to.
+struct References<'n> {
+    identities: &'n mut Named<Identity>,
+    trusts: &'n mut Named<Trust>,
+    proxies: &'n mut Named<upstream_proxies::Proxy>,
 }
 
 /// What routes have in common: what must not be written twice, and where they are.
@@ -309,8 +328,7 @@ fn route(
     r: &mut Reader,
     s: &Section<'_>,
     capture: &Capture,
-    identities: &mut Named<Identity>,
-    trusts: &mut Named<Trust>,
+    named: &mut References<'_>,
     seen: &mut Seen,
 ) -> Option<Route> {
     let name = r.required(s, "name", "a name, unique among the routes", values::name);
@@ -325,8 +343,10 @@ fn route(
     }
     let destinations = destinations(r, s, capture, seen);
     let upstream = upstream(r, s, capture);
+    let through =
+        upstream_proxies::way(r, s, upstream.as_ref().map(|upstream| &upstream.host), named.proxies);
     let mode = match r.or(s, "mode", Way::ReverseProxy, way) {
-        Way::ReverseProxy => reverse_proxy(r, s, identities, trusts).map(Mode::ReverseProxy),
+        Way::ReverseProxy => reverse_proxy(r, s, named).map(Mode::ReverseProxy),
         Way::Tunnel => Some(Mode::Tunnel(tunnel(r, s, &destinations, upstream.as_ref()))),
     };
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
@@ -338,6 +358,7 @@ fn route(
         name: name?,
         destinations,
         upstream: upstream?,
+        way: through?,
         mode: mode?,
         enforcement,
         overrides,
@@ -357,12 +378,7 @@ fn way(text: &str) -> Result<Way, Wrong> {
     values::word(text, &[("reverse-proxy", Way::ReverseProxy), ("tunnel", Way::Tunnel)])
 }
 
-fn reverse_proxy(
-    r: &mut Reader,
-    s: &Section<'_>,
-    identities: &mut Named<Identity>,
-    trusts: &mut Named<Trust>,
-) -> Option<ReverseProxy> {
+fn reverse_proxy(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<ReverseProxy> {
     only_with(r, s, &["tunnel"], "mode: tunnel");
     let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
     if protocol == Protocol::Opaque && !r.list(s, "passthrough").is_empty() {
@@ -375,12 +391,12 @@ fn reverse_proxy(
         r.mistake(s.mark_of("authority"), s.key("authority"), what);
     }
     let authority = authority.unwrap_or(Authority::Upstream);
-    let identity = reference(r, s, "identity", "identities", identities);
+    let identity = reference(r, s, "identity", "identities", named.identities);
     let trust = match s.get("trust") {
         Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
-            reference(r, s, "trust", "trusts", trusts)
+            reference(r, s, "trust", "trusts", named.trusts)
         }
-        _ => Some(system_trust(trusts, s.mark)),
+        _ => Some(system_trust(named.trusts, s.mark)),
     };
     Some(ReverseProxy { protocol, authority, identity: identity?, trust: trust? })
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::selector::{Labels, Selector};
+use super::upstream_proxy::UpstreamProxy;
 
 /// The whole configuration, validated.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Plan {
     pub identities: Vec<Arc<Identity>>,
     /// The trusts that routes refer to by [`Route::trust`].
     pub trusts: Vec<Arc<Trust>>,
+    /// The proxies that routes refer to by [`Route::way`].
+    pub upstream_proxies: Vec<Arc<UpstreamProxy>>,
     /// Limits of the whole agent.
     pub limits: Limits,
     /// How names are resolved.
@@ -113,6 +116,8 @@ pub struct Route {
     pub destinations: Vec<Destination>,
     /// What the agent dials.
     pub upstream: Upstream,
+    /// How it is reached.
+    pub way: UpstreamWay,
     /// How connections are carried, and what that way needs.
     pub mode: Mode,
     /// What happens to connections that cannot be served.
@@ -185,6 +190,27 @@ pub struct Upstream {
     pub authority: String,
     /// How many idle connections one worker keeps; 0 keeps none.
     pub pool_idle: usize,
+}
+
+/// How an upstream is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UpstreamWay {
+    /// The agent resolves and dials it.
+    Direct,
+    /// So it does, because the proxy of this name is not for this upstream.
+    Exempt(Arc<str>),
+    /// A proxy does.
+    Through(Through),
+}
+
+/// A proxy on a route's way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Through {
+    /// One of [`Plan::upstream_proxies`].
+    pub proxy: Arc<UpstreamProxy>,
+    /// Index into [`Plan::trusts`] of the trust that verifies the proxy; there is one where it is spoken
+    /// to over TLS.
+    pub trust: Option<usize>,
 }
 
 /// How the pod's bytes are understood.
@@ -472,6 +498,14 @@ impl Tunnel {
 }
 
 impl Route {
+    /// The proxy that the upstream is dialled through.
+    pub fn through(&self) -> Option<&Through> {
+        match &self.way {
+            UpstreamWay::Through(through) => Some(through),
+            UpstreamWay::Direct | UpstreamWay::Exempt(_) => None,
+        }
+    }
+
     /// What the route presents and trusts; a tunnel does neither.
     pub fn reverse_proxy(&self) -> Option<&ReverseProxy> {
         match &self.mode {

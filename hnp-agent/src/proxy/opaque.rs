@@ -18,7 +18,7 @@ pub async fn serve(worker: &Worker, mut client: Client) {
         Ok(upstream) => upstream,
         Err(error) => {
             worker.stats.upstream_dialed(route, error.reason);
-            recording.failed_upstream(&plan.upstream.authority, error.addr);
+            recording.failed_upstream(plan, error.addr);
             relay::reset_on_close(&client.stream);
             return recording.finish(error.reason, Some(error.detail));
         }

@@ -1,13 +1,15 @@
 //! A record in the making: whatever way a connection ends, one access line is written.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::time::Instant;
 
 use super::worker::Worker;
-use crate::telemetry::record::{AccessRecord, UpstreamRecord};
+use crate::config::plan::Route;
+use crate::telemetry::record::{AccessRecord, UpstreamRecord, WayRecord};
 use crate::upstream::ConnectionInfo;
 
 /// Holds the record until it is finished; dropped unfinished, the connection was cut: by the drain's
@@ -30,7 +32,7 @@ impl<'w> Recording<'w> {
     /// Notes the upstream connection in use.
     pub fn upstream(&mut self, info: &ConnectionInfo, reused: bool) {
         self.record.upstream = Some(UpstreamRecord {
-            authority: info.authority.clone(),
+            way: Arc::clone(&info.way),
             addr: Some(info.addr),
             reused,
             connect: if reused { Duration::ZERO } else { info.connect },
@@ -41,10 +43,19 @@ impl<'w> Recording<'w> {
         });
     }
 
-    /// Notes an upstream that could not be reached, and the last address tried.
-    pub fn failed_upstream(&mut self, authority: &str, addr: Option<SocketAddr>) {
+    /// Notes a route's upstream that could not be reached, and the last address tried.
+    pub fn failed_upstream(&mut self, route: &Route, addr: Option<SocketAddr>) {
+        self.failed(WayRecord::of(route), addr);
+    }
+
+    /// Notes where a client was going and that it could not be reached.
+    pub fn failed_direct(&mut self, destination: SocketAddr, addr: Option<SocketAddr>) {
+        self.failed(WayRecord::direct(destination), addr);
+    }
+
+    fn failed(&mut self, way: WayRecord, addr: Option<SocketAddr>) {
         self.record.upstream = Some(UpstreamRecord {
-            authority: authority.into(),
+            way: Arc::new(way),
             addr,
             reused: false,
             connect: Duration::ZERO,

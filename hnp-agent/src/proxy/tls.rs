@@ -135,20 +135,25 @@ async fn carry(
     way: Verdict,
 ) {
     let plan = &worker.plan.routes[route];
-    let (mode, authority, dialled) = if let Verdict::Tunnel = way {
+    let (mode, dialled) = if let Verdict::Tunnel = way {
         let dialled = worker.upstreams.connect_tunnel(route).await;
         let reason = dialled.as_ref().map_or_else(|error| error.reason, |_| Reason::Ok);
         worker.stats.upstream_dialed(route, reason);
-        ("tunnel", plan.upstream.authority.clone(), dialled)
+        ("tunnel", dialled)
     } else {
         let dialled = worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await;
-        ("passthrough", client.destination.to_string(), dialled)
+        ("passthrough", dialled)
     };
     recording.record.mode = mode;
     let mut upstream = match dialled {
         Ok(upstream) => upstream,
         Err(error) => {
-            recording.failed_upstream(&authority, error.addr);
+            match way {
+                Verdict::Tunnel => recording.failed_upstream(plan, error.addr),
+                Verdict::Pass | Verdict::Refuse(..) => {
+                    recording.failed_direct(client.destination, error.addr)
+                }
+            }
             reset_on_close(&client.stream);
             return recording.finish(error.reason, Some(error.detail));
         }

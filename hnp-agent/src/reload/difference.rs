@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route};
+use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route, UpstreamWay};
 
 /// What differs between the configuration in force and the one in the file, in words.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -37,6 +37,7 @@ impl Difference {
         let settings = &mut difference.settings;
         note(settings, "identities", &old.identities, &new.identities, |one| &one.name);
         note(settings, "trusts", &old.trusts, &new.trusts, |one| &one.name);
+        note(settings, "upstream_proxies", &old.upstream_proxies, &new.upstream_proxies, |one| &one.name);
         if difference.added.is_empty()
             && difference.removed.is_empty()
             && old.routes.iter().zip(&new.routes).any(|(old, new)| old.name != new.name)
@@ -86,6 +87,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         ("passthrough", old.passthrough != new.passthrough),
         ("identity", identity(old_plan, old) != identity(new_plan, new)),
         ("trust", trust(old_plan, old) != trust(new_plan, new)),
+        ("upstream_proxy", way(old) != way(new)),
         ("timeouts", old.timeouts != new.timeouts),
     ] {
         if differs {
@@ -93,7 +95,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         }
     }
     // Whatever keys there will be: a place in a list is no difference, all else is one.
-    let mut placed = old.clone();
+    let mut placed = Route { way: new.way.clone(), ..old.clone() };
     if let (Mode::ReverseProxy(old), Some(new)) = (&mut placed.mode, new.reverse_proxy()) {
         (old.identity, old.trust) = (new.identity, new.trust);
     }
@@ -102,6 +104,15 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         what.push("other keys".to_owned());
     }
     (!what.is_empty()).then(|| format!("{} ({})", new.name, what.join(", ")))
+}
+
+/// How a route's upstream is reached, by name: a proxy's own changes are noted with the proxy.
+fn way(route: &Route) -> (Option<&str>, Option<&str>) {
+    match &route.way {
+        UpstreamWay::Direct => (None, None),
+        UpstreamWay::Exempt(proxy) => (None, Some(proxy)),
+        UpstreamWay::Through(through) => (Some(&through.proxy.name), None),
+    }
 }
 
 /// Notes what was added to, removed from or changed in a list of named things.
@@ -229,6 +240,31 @@ workers: 2
         let (second, rest) = second.split_once('\n').unwrap();
         let turned = format!("{head}- {{name: b{second}\n- {{name: a{first}{rest}");
         assert_eq!(Difference::between(&read(BASE), &read(&turned)).settings, ["the order of routes"]);
+    }
+
+    #[test]
+    fn a_proxy_on_the_way_is_a_change_of_the_route_and_its_own_changes_are_its_own() {
+        let through = |more: &str| {
+            let proxies = format!("upstream_proxies: {{p: {{url: 'http://p:1', {more}}}}}\nroutes:");
+            BASE.replace("routes:", &proxies).replace("{name: a,", "{name: a, upstream_proxy: p,")
+        };
+        let added = Difference::between(&read(BASE), &read(&through("")));
+        assert_eq!(
+            (added.changed, added.settings),
+            (vec!["a (upstream_proxy)".into()], vec!["upstream_proxies.p".into()])
+        );
+        let slower = Difference::between(&read(&through("")), &read(&through("timeouts: {answer: 3s}")));
+        assert_eq!((slower.changed, slower.settings), (vec![], vec!["upstream_proxies.p".into()]));
+        let exempt = Difference::between(&read(&through("")), &read(&through("no_proxy: [a.test]")));
+        assert_eq!(exempt.changed, ["a (upstream_proxy)"]);
+        let secret =
+            |password: &str| read(&through("").replace("http://p", &format!("http://u:{password}@p")));
+        let changed = Difference::between(&secret("one"), &secret("two"));
+        assert_eq!(changed.settings, ["upstream_proxies.p"]);
+        assert!(
+            !format!("{:?}", secret("one")).contains("one@")
+                && !format!("{:?}", secret("qwert")).contains("qwert")
+        );
     }
 
     #[test]

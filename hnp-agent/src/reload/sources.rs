@@ -16,7 +16,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::Readiness;
 use crate::trust::snapshot::TrustSnapshot;
-use crate::{identity, trust};
+use crate::{identity, trust, upstream};
 
 /// All of them.
 pub(super) struct Sources {
@@ -70,7 +70,12 @@ impl Sources {
             let error = trust::load::load(one).err()?;
             Some((format!("trusts.{}", one.name), error.to_string()))
         });
-        identities.chain(trusts).collect()
+        // A file, read anew for every tunnel: nothing of it is held, so all of them are looked at.
+        let proxies = plan.upstream_proxies.iter().filter_map(|one| {
+            let error = upstream::credentials(one).err()?;
+            Some((format!("upstream_proxies.{}.credentials", one.name), error.to_string()))
+        });
+        identities.chain(trusts).chain(proxies).collect()
     }
 
     /// Opens what is new in a Plan, ends what is not in it, and makes a generation of it.

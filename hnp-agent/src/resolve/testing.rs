@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Resolver;
 use crate::config::plan::{
     self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, Plan, Protocol,
-    Route, Target, Timeouts, Upstream,
+    Route, Target, Timeouts, Upstream, UpstreamWay,
 };
 
 /// What the server does when it is asked for a name.
@@ -243,6 +243,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
                 authority: "manager.test".into(),
                 pool_idle: 0,
             },
+            way: UpstreamWay::Direct,
             mode: Mode::ReverseProxy(plan::ReverseProxy {
                 protocol: Protocol::Http,
                 authority: plan::Authority::Upstream,
@@ -278,6 +279,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
         routes: routes.collect(),
         identities: Vec::new(),
         trusts: Vec::new(),
+        upstream_proxies: Vec::new(),
         limits: Limits { connections: 100, head_bytes: 65_536, buffer_bytes: 16_384 },
         resolver: plan::Resolver {
             resolv_conf: "/etc/resolv.conf".into(),

@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 27] = [
+pub const FIELDS: [&str; 28] = [
     "ts",
     "kind",
     "flow",
@@ -29,6 +29,7 @@ pub const FIELDS: [&str; 27] = [
     "destination",
     "direct",
     "upstream",
+    "upstream_proxy",
     "upstream_addr",
     "reused",
     "method",
@@ -109,7 +110,10 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
         sink.raw("direct", true);
     }
     if let Some(upstream) = &record.upstream {
-        sink.text("upstream", &upstream.authority);
+        sink.text("upstream", &upstream.way.authority);
+        if let Some(proxy) = &upstream.way.proxy {
+            sink.text("upstream_proxy", proxy);
+        }
         if let Some(addr) = upstream.addr {
             sink.display("upstream_addr", addr);
         }
@@ -269,7 +273,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::telemetry::record::{HttpRecord, UpstreamRecord};
+    use crate::telemetry::record::{HttpRecord, UpstreamRecord, WayRecord};
     use crate::workload::Workload;
 
     pub(in crate::telemetry) fn record() -> AccessRecord {
@@ -288,7 +292,10 @@ pub(super) mod tests {
             destination: Some("198.18.0.9:80".parse().unwrap()),
             direct: true,
             upstream: Some(UpstreamRecord {
-                authority: "manager.hnp.test:8443".into(),
+                way: Arc::new(WayRecord {
+                    authority: "manager.hnp.test:8443".into(),
+                    proxy: Some("corp".into()),
+                }),
                 addr: Some("192.0.2.1:8443".parse().unwrap()),
                 reused: false,
                 connect: Duration::from_millis(3),

@@ -303,7 +303,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::record::{AccessRecord, HttpRecord, UpstreamRecord};
+    use crate::telemetry::record::{AccessRecord, HttpRecord, UpstreamRecord, WayRecord};
 
     const CONFIG: &str = "
 identities: {c: {certificate: /c, key: /k}}
@@ -339,7 +339,7 @@ workers: 2
             destination: None,
             direct: false,
             upstream: Some(UpstreamRecord {
-                authority: "m.test".into(),
+                way: Arc::new(WayRecord { authority: "m.test".into(), proxy: None }),
                 addr: None,
                 reused: false,
                 connect: Duration::from_millis(3),

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 
+use crate::config::plan::Route;
 use crate::workload::Workload;
 
 /// One finished request or connection. Never holds a header value, a query string or a body.
@@ -48,9 +49,9 @@ pub struct AccessRecord {
 /// The upstream side of a record.
 #[derive(Clone, Debug)]
 pub struct UpstreamRecord {
-    /// The upstream's authority (host and port as configured).
-    pub authority: Arc<str>,
-    /// The address dialled; `None` if it never came to that.
+    /// Where it is as configured.
+    pub way: Arc<WayRecord>,
+    /// The address dialled, the proxy's where there is one; `None` if it never came to that.
     pub addr: Option<SocketAddr>,
     /// The connection came from the pool.
     pub reused: bool,
@@ -64,6 +65,28 @@ pub struct UpstreamRecord {
     pub key_exchange: Option<&'static str>,
     /// The generation of the identity that was presented.
     pub identity_generation: Option<u64>,
+}
+
+/// The way to an upstream as configured; shared by all records of a connection, which stay small so.
+#[derive(Clone, Debug)]
+pub struct WayRecord {
+    /// The upstream's authority: host and port, or the address of a passthrough.
+    pub authority: String,
+    /// The name of the proxy on the way.
+    pub proxy: Option<Arc<str>>,
+}
+
+impl WayRecord {
+    /// The way to a route's upstream.
+    pub fn of(route: &Route) -> Self {
+        let proxy = route.through().map(|through| Arc::clone(&through.proxy.name));
+        Self { authority: route.upstream.authority.clone(), proxy }
+    }
+
+    /// The way to where a client was going.
+    pub fn direct(destination: SocketAddr) -> Self {
+        Self { authority: destination.to_string(), proxy: None }
+    }
 }
 
 /// The HTTP side of a record.

@@ -1,6 +1,6 @@
 //! One connection to an upstream, and what is known about it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,23 +15,34 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::pool::PoolKey;
+use crate::telemetry::record::WayRecord;
 
 /// The bytes' way: TLS of the agent; or what the client sends, to where it was going or in a tunnel.
 pub enum Io {
     /// Verified and authenticated. Boxed: a TLS session is some kilobytes.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Transport>>),
     /// As the client meant it.
-    Plain(TcpStream),
+    Plain(Transport),
+}
+
+/// What carries the bytes.
+pub enum Transport {
+    /// To the upstream.
+    Tcp(TcpStream),
+    /// Through a proxy that is spoken to in cleartext.
+    Tunnel(TcpStream),
+    /// Through a proxy that is itself spoken to over TLS.
+    TlsTunnel(Box<TlsStream<TcpStream>>),
 }
 
 /// What the access log says about a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    /// Host and port as configured, or the address of a passthrough.
-    pub authority: Arc<str>,
-    /// The address dialled.
+    /// Where it goes as configured.
+    pub way: Arc<WayRecord>,
+    /// The address dialled: the proxy's, where there is one.
     pub addr: SocketAddr,
-    /// Resolve, connect and handshake together.
+    /// Resolve, connect, the proxy's part and handshake together.
     pub connect: Duration,
     /// Such as `TLSv1.3`; `None` in cleartext.
     pub tls_version: Option<&'static str>,
@@ -55,9 +66,9 @@ pub struct UpstreamConnection {
 }
 
 impl UpstreamConnection {
-    pub(super) fn plain(tcp: TcpStream, authority: Arc<str>, addr: SocketAddr, connect: Duration) -> Self {
+    pub(super) fn plain(transport: Transport, way: WayRecord, addr: SocketAddr, connect: Duration) -> Self {
         let info = ConnectionInfo {
-            authority,
+            way: Arc::new(way),
             addr,
             connect,
             tls_version: None,
@@ -65,7 +76,7 @@ impl UpstreamConnection {
             resumed: false,
             identity_generation: None,
         };
-        Self { io: Io::Plain(tcp), info: Rc::new(info), reused: false, key: None }
+        Self { io: Io::Plain(transport), info: Rc::new(info), reused: false, key: None }
     }
 
     /// Whether an idle connection can carry a request: still open, and nobody spoke out of turn.
@@ -75,8 +86,8 @@ impl UpstreamConnection {
     /// cheaper than telling them apart here.
     pub fn is_quiet(&mut self) -> bool {
         let tcp = match &self.io {
-            Io::Tls(tls) => tls.get_ref().0,
-            Io::Plain(tcp) => tcp,
+            Io::Tls(tls) => tls.get_ref().0.tcp(),
+            Io::Plain(transport) => transport.tcp(),
         };
         let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
         if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
@@ -89,6 +100,82 @@ impl UpstreamConnection {
     }
 }
 
+impl Transport {
+    /// The TCP connection below.
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => tcp,
+            Self::TlsTunnel(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Ends our direction for whoever is below, a proxy included.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    // TLS hands several records over at once; without these each would be a system call.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => tcp.is_write_vectored(),
+            Self::TlsTunnel(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tcp(tcp) | Self::Tunnel(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    // Below our TLS, in a tunnel: the end of a direction is TLS's own (close_notify), and proxies take half a
+    // connection's end for all of it, squid among them.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tunnel(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::TlsTunnel(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+}
+
 impl AsyncRead for Io {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -97,7 +184,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Plain(transport) => Pin::new(transport).poll_read(cx, buf),
         }
     }
 }
@@ -106,21 +193,22 @@ impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Plain(transport) => Pin::new(transport).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Plain(transport) => Pin::new(transport).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            // The client's own TLS is in it: that it has gone is all that can be told.
+            Self::Plain(transport) => transport.poll_finish(cx),
         }
     }
 }

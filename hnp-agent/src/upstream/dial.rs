@@ -3,18 +3,20 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hnp_common::Reason;
 use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{ConnectionInfo, Io, PoolKey, UpstreamConnection, Upstreams};
+use super::{ConnectionInfo, Io, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::ResolveError;
+use crate::telemetry::record::WayRecord;
 use crate::trust;
 
 /// Why no connection came about.
@@ -36,7 +38,7 @@ impl Upstreams {
     ) -> Result<UpstreamConnection, DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
-        let (tcp, addr) = self.reach(plan).await?;
+        let (transport, addr) = self.way(plan, key.proxy.as_ref()).await?;
 
         let failed = |reason, detail| DialError { reason, detail, addr: Some(addr) };
         let config = self
@@ -45,7 +47,7 @@ impl Upstreams {
             .borrow_mut()
             .config(&key)
             .map_err(|error| failed(Reason::Internal, error.to_string()))?;
-        let handshake = TlsConnector::from(config).connect(key.server_name.clone(), tcp);
+        let handshake = TlsConnector::from(config).connect(key.server_name.clone(), transport);
         let tls = match timeout(plan.timeouts.tls, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
@@ -57,7 +59,7 @@ impl Upstreams {
             }
         };
         let info = ConnectionInfo {
-            authority: plan.upstream.authority.as_str().into(),
+            way: Arc::new(WayRecord::of(plan)),
             addr,
             connect: started.elapsed(),
             tls_version: tls_version(&tls),
@@ -76,16 +78,35 @@ impl Upstreams {
     pub(super) async fn dial_plain(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
-        let (tcp, addr) = self.reach(plan).await?;
-        let authority = plan.upstream.authority.as_str().into();
-        Ok(UpstreamConnection::plain(tcp, authority, addr, started.elapsed()))
+        let proxy = self.proxy(plan)?;
+        let (transport, addr) = self.way(plan, proxy.as_ref()).await?;
+        Ok(UpstreamConnection::plain(transport, WayRecord::of(plan), addr, started.elapsed()))
     }
 
-    /// The way to a route's upstream, before anything is said on it; and the address it goes to.
-    async fn reach(&self, plan: &Route) -> Result<(TcpStream, SocketAddr), DialError> {
+    /// The way to a route's upstream, before anything is said to it; and the address that was dialled.
+    async fn way(
+        &self,
+        plan: &Route,
+        proxy: Option<&ProxyKey>,
+    ) -> Result<(Transport, SocketAddr), DialError> {
+        let upstream = &plan.upstream;
+        if let Some(proxy) = proxy {
+            return self.tunnel(upstream, proxy).await;
+        }
+        let (tcp, addr) = self.reach(&upstream.host, upstream.port, plan.timeouts.connect).await?;
+        Ok((Transport::Tcp(tcp), addr))
+    }
+
+    /// Resolves and connects, both within `deadline`.
+    pub(super) async fn reach(
+        &self,
+        host: &Host,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<(TcpStream, SocketAddr), DialError> {
         let started = Instant::now();
-        let addrs = self.addresses(&plan.upstream.host, plan.upstream.port, plan.timeouts.connect).await?;
-        let tcp = self.tcp(&addrs, plan.timeouts.connect.saturating_sub(started.elapsed())).await?;
+        let addrs = self.addresses(host, port, deadline).await?;
+        let tcp = self.tcp(&addrs, deadline.saturating_sub(started.elapsed())).await?;
         let addr = tcp.peer_addr().unwrap_or(addrs[0]);
         Ok((tcp, addr))
     }
@@ -118,47 +139,38 @@ impl Upstreams {
         Ok(addrs.into_iter().map(|addr| SocketAddr::new(addr, port)).collect())
     }
 
-    /// Tries the addresses in order; each gets an equal share of what is left of `deadline`, so that
-    /// one dead address does not use up the time of the others.
+    /// The first of the addresses that answers, within `deadline`; see [`eyeballs`].
     pub(super) async fn tcp(&self, addrs: &[SocketAddr], deadline: Duration) -> Result<TcpStream, DialError> {
-        let end = Instant::now() + deadline;
-        let mut last = DialError {
+        let (vips, addrs): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            addrs.iter().partition(|addr| self.is_vip(addr.ip()));
+        let lost = match eyeballs::race(&addrs, Instant::now() + deadline, TcpStream::connect).await {
+            Ok((_, tcp)) => {
+                // Heads and small bodies must not wait for an ACK (Nagle); a failure costs only latency.
+                let _ = tcp.set_nodelay(true);
+                return Ok(tcp);
+            }
+            Err(lost) => lost,
+        };
+        let failed = |addr, reason, detail| DialError { reason, detail, addr: Some(addr) };
+        let vips = vips.into_iter().map(|addr| {
+            let detail = format!("{addr} is a VIP of this node: the upstream would be hnp");
+            failed(addr, Reason::UpstreamUnreachable, detail)
+        });
+        let refused = lost
+            .failed
+            .into_iter()
+            .map(|(addr, error)| failed(addr, tcp_reason(&error), format!("{addr}: {error}")));
+        let silent = lost.silent.into_iter().map(|addr| {
+            let detail = format!("{addr}: no connection within {deadline:?}");
+            failed(addr, Reason::UpstreamConnectTimeout, detail)
+        });
+        // `max_by_key` takes the last of equals; the first address is the one people know.
+        let all: Vec<DialError> = vips.chain(refused).chain(silent).collect();
+        Err(all.into_iter().rev().max_by_key(|error| tells(error.reason)).unwrap_or(DialError {
             reason: Reason::UpstreamNameNotFound,
             detail: "the name has no address".into(),
             addr: None,
-        };
-        for (tried, addr) in addrs.iter().enumerate() {
-            let failed = |reason, detail| DialError { reason, detail, addr: Some(*addr) };
-            let mut note = |error: DialError| {
-                if tried == 0 || tells(error.reason) > tells(last.reason) {
-                    last = error;
-                }
-            };
-            if self.is_vip(addr.ip()) {
-                note(failed(
-                    Reason::UpstreamUnreachable,
-                    format!("{addr} is a VIP of this node: the upstream would be hnp"),
-                ));
-                continue;
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(addrs.len() - tried).unwrap_or(1);
-            match timeout_at(Instant::now() + share, TcpStream::connect(addr)).await {
-                Ok(Ok(tcp)) => {
-                    // Heads and small bodies must not wait for an ACK (Nagle); a failure costs only latency.
-                    let _ = tcp.set_nodelay(true);
-                    return Ok(tcp);
-                }
-                Ok(Err(error)) => note(failed(tcp_reason(&error), format!("{addr}: {error}"))),
-                Err(_) => {
-                    note(failed(
-                        Reason::UpstreamConnectTimeout,
-                        format!("{addr}: no connection within {share:?}"),
-                    ));
-                }
-            }
-        }
-        Err(last)
+        }))
     }
 
     fn is_vip(&self, addr: IpAddr) -> bool {
@@ -187,7 +199,7 @@ fn tcp_reason(error: &io::Error) -> Reason {
     }
 }
 
-fn tls_version(tls: &TlsStream<TcpStream>) -> Option<&'static str> {
+fn tls_version(tls: &TlsStream<Transport>) -> Option<&'static str> {
     match tls.get_ref().1.protocol_version()? {
         ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
         ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
@@ -195,7 +207,7 @@ fn tls_version(tls: &TlsStream<TcpStream>) -> Option<&'static str> {
     }
 }
 
-fn key_exchange(tls: &TlsStream<TcpStream>) -> Option<&'static str> {
+fn key_exchange(tls: &TlsStream<Transport>) -> Option<&'static str> {
     Some(match tls.get_ref().1.negotiated_key_exchange_group()?.name() {
         NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
         NamedGroup::secp256r1MLKEM768 => "secp256r1MLKEM768",

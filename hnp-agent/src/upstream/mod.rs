@@ -1,18 +1,22 @@
 //! What the agent dials: resolve, TCP, TLS with the node's identity, and a pool that never mixes.
 //!
 //! One [`Upstreams`] per worker and generation of the configuration; a worker's generations share one
-//! pool ([`Pools`]), workers share nothing. A connection is pooled under everything that
+//! pool ([`Pools`]), workers share nothing. Where a route names a proxy, the upstream's TLS runs through a
+//! tunnel that the proxy opens (`proxy`), end to end. A connection is pooled under everything that
 //! decides who it speaks for and whom it trusts ([`PoolKey`]): when an identity or a trust has a new
 //! generation, no request travels on a connection or a TLS session of the old one.
 
 mod connection;
 mod dial;
+mod eyeballs;
 mod pool;
+mod proxy;
 mod tls;
 
-pub use connection::{ConnectionInfo, Io, UpstreamConnection};
+pub use connection::{ConnectionInfo, Io, Transport, UpstreamConnection};
 pub use dial::DialError;
-pub use pool::PoolKey;
+pub use pool::{PoolKey, ProxyKey};
+pub use proxy::{CredentialsFileError, credentials};
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -23,9 +27,10 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use crate::config::plan::{Plan, RouteIndex};
+use crate::config::plan::{Plan, Route, RouteIndex};
 use crate::generation::Generation;
 use crate::resolve::Resolver;
+use crate::telemetry::record::WayRecord;
 use pool::Pool;
 use tls::TlsConfigs;
 
@@ -48,10 +53,11 @@ pub struct Upstreams {
 impl Pools {
     /// Closes idle connections that are too old, whose generation is over, or that the other side closed.
     /// `upstreams` are all that may still ask for one. Call it every second or so.
-    pub fn sweep<'a>(&self, upstreams: impl Iterator<Item = &'a Upstreams>) {
-        let live: Vec<_> = upstreams.flat_map(Upstreams::live_keys).collect();
+    pub fn sweep<'a>(&self, upstreams: impl Iterator<Item = &'a Upstreams> + Clone) {
+        let live: Vec<_> = upstreams.clone().flat_map(Upstreams::live_keys).collect();
+        let proxies: Vec<_> = upstreams.flat_map(Upstreams::live_proxies).collect();
         self.pool.borrow_mut().sweep(&live, Instant::now());
-        self.configs.borrow_mut().retain(&live);
+        self.configs.borrow_mut().retain(&live, &proxies);
     }
 
     /// Idle connections held for a route, for the gauge.
@@ -117,7 +123,8 @@ impl Upstreams {
     ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
         let tcp = Box::pin(self.tcp(&[addr], deadline)).await?;
-        Ok(UpstreamConnection::plain(tcp, addr.to_string().into(), addr, started.elapsed()))
+        let way = WayRecord::direct(addr);
+        Ok(UpstreamConnection::plain(Transport::Tcp(tcp), way, addr, started.elapsed()))
     }
 
     /// Takes a connection back. Only for one whose request and answer both ended exactly; it is
@@ -128,6 +135,23 @@ impl Upstreams {
             let limit = self.plan().routes[route].upstream.pool_idle;
             self.shared.pool.borrow_mut().give_back(connection, limit, Instant::now());
         }
+    }
+
+    /// The proxy on a route's way now.
+    fn proxy(&self, route: &Route) -> Result<Option<ProxyKey>, DialError> {
+        let Some(through) = route.through() else { return Ok(None) };
+        let trust = match through.trust {
+            Some(index) => {
+                let trust = self.generation.trusts[index].load_full();
+                Some(trust.ok_or_else(|| unavailable("trust", &self.plan().trusts[index].name))?)
+            }
+            None => None,
+        };
+        Ok(Some(ProxyKey { proxy: Arc::clone(&through.proxy), trust }))
+    }
+
+    fn live_proxies(&self) -> impl Iterator<Item = ProxyKey> {
+        self.plan().routes.iter().filter_map(|route| self.proxy(route).ok().flatten())
     }
 
     fn live_keys(&self) -> impl Iterator<Item = Rc<PoolKey>> {
@@ -141,13 +165,6 @@ impl Upstreams {
             let detail = "a tunnel presents no identity".into();
             return Err(DialError { reason: Reason::Internal, detail, addr: None });
         };
-        let unavailable = |what: &str, name: &str| DialError {
-            reason: Reason::IdentityUnavailable,
-            detail: format!(
-                "{what} `{name}` could not be loaded; see the log for the file and the mistake in it"
-            ),
-            addr: None,
-        };
         let identity = self.generation.identities[mode.identity].load();
         let trust = self.generation.trusts[mode.trust].load();
         let identity = identity
@@ -155,10 +172,12 @@ impl Upstreams {
             .ok_or_else(|| unavailable("identity", &self.plan().identities[mode.identity].name))?;
         let trust =
             trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
+        let proxy = self.proxy(plan)?;
         let known = &mut self.keys.borrow_mut()[route];
         if let Some(key) = known
             && Arc::ptr_eq(&key.identity, identity)
             && Arc::ptr_eq(&key.trust, trust)
+            && key.proxy == proxy
         {
             return Ok(key.clone());
         }
@@ -167,6 +186,7 @@ impl Upstreams {
             host: plan.upstream.host.clone(),
             port: plan.upstream.port,
             server_name: plan.upstream.server_name.clone(),
+            proxy,
             protocol: mode.protocol,
             identity: identity.clone(),
             trust: trust.clone(),
@@ -174,4 +194,10 @@ impl Upstreams {
         *known = Some(key.clone());
         Ok(key)
     }
+}
+
+fn unavailable(what: &str, name: &str) -> DialError {
+    let detail =
+        format!("{what} `{name}` could not be loaded; see the log for the file and the mistake in it");
+    DialError { reason: Reason::IdentityUnavailable, detail, addr: None }
 }

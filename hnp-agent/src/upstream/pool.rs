@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::UpstreamConnection;
 use crate::config::plan::{Host, Protocol};
+use crate::config::upstream_proxy::UpstreamProxy;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::trust::snapshot::TrustSnapshot;
 
@@ -32,6 +33,8 @@ pub struct PoolKey {
     pub port: u16,
     /// The name that SNI announces and the certificate must carry.
     pub server_name: ServerName<'static>,
+    /// The proxy on the way, if there is one.
+    pub proxy: Option<ProxyKey>,
     /// What ALPN offers.
     pub protocol: Protocol,
     /// The identity presented. Compared by its address: it is never changed in place, and the key keeps
@@ -39,6 +42,31 @@ pub struct PoolKey {
     pub identity: Arc<IdentitySnapshot>,
     /// The trust that verified the upstream; compared as the identity.
     pub trust: Arc<TrustSnapshot>,
+}
+
+/// A proxy as part of a key: with all that its definition says, credentials included.
+#[derive(Clone, Debug)]
+pub struct ProxyKey {
+    /// Its definition.
+    pub proxy: Arc<UpstreamProxy>,
+    /// The trust that verified it; compared by its address. There is one where it is spoken to over TLS.
+    pub trust: Option<Arc<TrustSnapshot>>,
+}
+
+impl PartialEq for ProxyKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.proxy == other.proxy
+            && self.trust.as_ref().map(Arc::as_ptr) == other.trust.as_ref().map(Arc::as_ptr)
+    }
+}
+
+impl Eq for ProxyKey {}
+
+impl Hash for ProxyKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.proxy.name.hash(state);
+        self.trust.as_ref().map(Arc::as_ptr).hash(state);
+    }
 }
 
 impl PartialEq for PoolKey {
@@ -50,6 +78,7 @@ impl PartialEq for PoolKey {
             && self.route == other.route
             && self.host == other.host
             && self.server_name == other.server_name
+            && self.proxy == other.proxy
     }
 }
 

@@ -12,8 +12,9 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::sign::SingleCertAndKey;
 
-use super::PoolKey;
+use super::{PoolKey, ProxyKey};
 use crate::config::plan::Protocol;
+use crate::trust::snapshot::TrustSnapshot;
 
 /// TLS 1.2 sessions and TLS 1.3 tickets kept per configuration: one upstream name, so a handful of
 /// servers behind it at most, and a few tickets each.
@@ -23,6 +24,8 @@ const SESSIONS: usize = 32;
 #[derive(Default)]
 pub(super) struct TlsConfigs {
     configs: HashMap<Rc<PoolKey>, Arc<ClientConfig>>,
+    /// For the proxies on the way.
+    proxies: HashMap<ProxyKey, Arc<ClientConfig>>,
 }
 
 impl TlsConfigs {
@@ -49,8 +52,35 @@ impl TlsConfigs {
         Ok(config)
     }
 
+    /// The configuration for a proxy that is verified by `trust`, its key's. It never sees our identity: that is
+    /// for the upstream alone.
+    ///
+    /// # Errors
+    /// As [`Self::config`].
+    pub(super) fn proxy_config(
+        &mut self,
+        key: &ProxyKey,
+        trust: &TrustSnapshot,
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
+        if let Some(config) = self.proxies.get(key) {
+            return Ok(config.clone());
+        }
+        let mut config = ClientConfig::builder_with_provider(crate::crypto::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .dangerous() // as above: it always verifies
+            .with_custom_certificate_verifier(trust.verifier.clone())
+            .with_no_client_auth();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        // CONNECT over HTTP/2 is another protocol (RFC 9113 section 8.5).
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let config = Arc::new(config);
+        self.proxies.insert(key.clone(), config.clone());
+        Ok(config)
+    }
+
     /// Forgets configurations of generations that are over, their sessions and keys with them.
-    pub(super) fn retain(&mut self, live: &[Rc<PoolKey>]) {
+    pub(super) fn retain(&mut self, live: &[Rc<PoolKey>], proxies: &[ProxyKey]) {
         self.configs.retain(|key, _| live.contains(key));
+        self.proxies.retain(|key, _| proxies.contains(key));
     }
 }

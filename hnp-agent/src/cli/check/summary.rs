@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::promises;
 use crate::config::humane;
-use crate::config::plan::{Capture, Guard, Plan, RawSockets, Route};
+use crate::config::plan::{Capture, Guard, Plan, RawSockets, Route, UpstreamWay};
+use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
 /// The Plan in words.
 #[derive(Debug, Serialize)]
@@ -15,6 +16,8 @@ pub(super) struct Summary {
     pub(super) routes: Vec<RouteSummary>,
     pub(super) identities: Vec<IdentitySummary>,
     pub(super) trusts: Vec<TrustSummary>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) upstream_proxies: Vec<UpstreamProxySummary>,
     pub(super) agent: Vec<(&'static str, String)>,
 }
 
@@ -32,6 +35,12 @@ pub(super) struct RouteSummary {
     pub(super) overrides: Vec<String>,
     pub(super) passthrough: Vec<String>,
     pub(super) upstream: String,
+    /// The proxy on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) upstream_proxy: Option<String>,
+    /// The proxy that is named and, by its `no_proxy`, not for this upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exempt_from_proxy: Option<String>,
     pub(super) timeouts: String,
     /// What a strict route does not hold; nothing for others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -85,6 +94,36 @@ pub(super) struct TrustSummary {
     pub(super) roots: Option<usize>,
 }
 
+/// Without credentials, whatever they are.
+#[derive(Debug, Serialize)]
+pub(super) struct UpstreamProxySummary {
+    pub(super) name: String,
+    pub(super) url: String,
+    /// Missing where it is spoken to in cleartext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) trust: Option<String>,
+    pub(super) credentials: String,
+    pub(super) no_proxy: Vec<String>,
+    pub(super) timeouts: String,
+}
+
+pub(super) fn upstream_proxy_summary(proxy: &UpstreamProxy) -> UpstreamProxySummary {
+    let timeouts = &proxy.timeouts;
+    let timeouts = [("connect", timeouts.connect), ("tls", timeouts.tls), ("answer", timeouts.answer)];
+    UpstreamProxySummary {
+        name: proxy.name.to_string(),
+        url: proxy.to_string(),
+        trust: proxy.tls.as_ref().map(|tls| tls.trust.to_string()),
+        credentials: match &proxy.credentials {
+            ProxyCredentials::None => "none".into(),
+            ProxyCredentials::Url(_) => "in the url".into(),
+            ProxyCredentials::File(path) => path.display().to_string(),
+        },
+        no_proxy: proxy.no_proxy.iter().map(ToString::to_string).collect(),
+        timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
+    }
+}
+
 pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
     let timeouts = &route.timeouts;
     let timeouts = [
@@ -115,6 +154,11 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         overrides: route.overrides.iter().map(ToString::to_string).collect(),
         passthrough: route.passthrough.iter().map(ToString::to_string).collect(),
         upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
+        upstream_proxy: route.through().map(|through| through.proxy.name.to_string()),
+        exempt_from_proxy: match &route.way {
+            UpstreamWay::Exempt(proxy) => Some(proxy.to_string()),
+            UpstreamWay::Direct | UpstreamWay::Through(_) => None,
+        },
         timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
         not_held: promises::not_held(route, &plan.capture),
     }
@@ -210,18 +254,24 @@ impl Summary {
         self.routes.iter().for_each(|route| route.write(text));
         self.identities.iter().for_each(|identity| identity.write(text));
         self.trusts.iter().for_each(|trust| trust.write(text));
+        self.upstream_proxies.iter().for_each(|proxy| proxy.write(text));
         table(text, "agent".into(), &self.agent);
     }
 }
 
 impl RouteSummary {
     fn write(&self, text: &mut String) {
+        let way = match (&self.upstream_proxy, &self.exempt_from_proxy) {
+            (Some(proxy), _) => format!(" through proxy {proxy}"),
+            (None, Some(proxy)) => format!(" directly: proxy {proxy} is not for it"),
+            (None, None) => String::new(),
+        };
         let mut rows = vec![("destinations", self.destinations.join(", "))];
         let mut kind = vec![self.enforcement, self.mode];
         if let Some(mode) = &self.reverse_proxy {
             kind.insert(1, mode.protocol);
             rows.extend([
-                ("upstream", format!("{} (certificate for {})", self.upstream, mode.server_name)),
+                ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.server_name)),
                 ("authority", mode.authority.into()),
                 ("identity", mode.identity.clone()),
                 ("trust", mode.trust.clone()),
@@ -232,7 +282,7 @@ impl RouteSummary {
         if let Some(tunnel) = &self.tunnel {
             let names = if tunnel.names.is_empty() { "none".into() } else { tunnel.names.join(", ") };
             rows.extend([
-                ("upstream", self.upstream.clone()),
+                ("upstream", format!("{}{way}", self.upstream)),
                 ("names", names),
                 ("nameless", tunnel.nameless.into()),
                 ("encrypted hello", tunnel.encrypted_hello.into()),
@@ -276,6 +326,20 @@ impl TrustSummary {
     fn write(&self, text: &mut String) {
         let count = self.roots.map_or("not loaded".into(), |roots| roots.to_string());
         table(text, format!("trust {}", self.name), &[("from", self.source.clone()), ("roots", count)]);
+    }
+}
+
+impl UpstreamProxySummary {
+    fn write(&self, text: &mut String) {
+        let mut rows = vec![("url", self.url.clone()), ("credentials", self.credentials.clone())];
+        if let Some(trust) = &self.trust {
+            rows.insert(1, ("trust", trust.clone()));
+        }
+        if !self.no_proxy.is_empty() {
+            rows.push(("not for", self.no_proxy.join(", ")));
+        }
+        rows.push(("timeouts", self.timeouts.clone()));
+        table(text, format!("upstream proxy {}", self.name), &rows);
     }
 }
 

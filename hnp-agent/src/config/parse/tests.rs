@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::parse_with_warnings;
-use crate::config::plan::{Guard, PodTraits, PossibleEnforcement};
+use crate::config::plan::{Guard, PodTraits, PossibleEnforcement, UpstreamWay};
 use crate::config::selector::Labels;
+use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
 
 const FULL: &str = r#"
 capture: {cgroup: /sys/fs/cgroup/kubepods, bpffs: /sys/fs/bpf/hnp, vips4: 169.254.78.0/24, vips6: fd00:78::/64, port: 15002, connections_per_pod: 100, guard: off}
@@ -15,6 +16,9 @@ identities:
   manager-client: {certificate: /etc/mtls/client.crt, key: /etc/mtls/client.key}
 trusts:
   manager: {roots: /etc/hnp/ca.crt}
+  corporate: {roots: /etc/hnp/proxy.crt}
+upstream_proxies:
+  corp: {url: "https://proxy.test:3128", credentials: /etc/hnp/proxy, trust: corporate, no_proxy: [.svc, 10.0.0.0/8], timeouts: {connect: 1s, tls: 2s, answer: 3s}}
 routes:
   - name: manager
     destinations: ["manager.hnp.test:80", "198.18.0.9:80", "[fd00::9]:80"]
@@ -25,6 +29,7 @@ routes:
     enforcement: strict
     identity: manager-client
     trust: manager
+    upstream_proxy: corp
     timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s}
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB}
@@ -88,6 +93,14 @@ fn every_key_is_read() {
     assert_eq!(plan.identities[mode.identity].key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
     let seconds = Duration::from_secs;
+    let through = route.through().expect("a proxy");
+    assert!(Arc::ptr_eq(&through.proxy, &plan.upstream_proxies[0]));
+    assert_eq!(&*plan.trusts[through.trust.unwrap()].name, "corporate");
+    assert_eq!(through.proxy.to_string(), "https://proxy.test:3128");
+    assert_eq!(through.proxy.credentials, ProxyCredentials::File("/etc/hnp/proxy".into()));
+    assert_eq!(through.proxy.no_proxy.len(), 2);
+    let timeouts = ProxyTimeouts { connect: seconds(1), tls: seconds(2), answer: seconds(3) };
+    assert_eq!(through.proxy.timeouts, timeouts);
     let timeouts = Timeouts {
         head: seconds(1),
         idle: seconds(2),
@@ -236,6 +249,68 @@ fn names_that_pass_are_read_and_those_that_cannot_are_mistakes() {
     }
     let opaque = mistakes(&with("passthrough: [a.test]\n    protocol: opaque"));
     assert!(opaque.contains("routes[0].passthrough: needs names"), "{opaque}");
+}
+
+#[test]
+fn a_proxy_is_on_the_way_unless_it_is_not_for_the_upstream() {
+    let way = |upstream: &str, no_proxy: &str| {
+        let text = SMALL.replace("https://m.test", &format!("{upstream}\n    upstream_proxy: p"));
+        let proxies =
+            format!("upstream_proxies: {{p: {{url: 'http://p.test:1', no_proxy: [{no_proxy}]}}}}\n");
+        read(&format!("{text}{proxies}")).routes[0].way.clone()
+    };
+    for (upstream, no_proxy, exempt) in [
+        ("https://m.test", "", false),
+        ("https://m.test", "m.test", true),
+        ("https://m.test", "test", true),
+        ("https://m.test", ".test", true),
+        ("https://m.test", "'*.test'", true),
+        ("https://m.test", "'*.m.test'", false),
+        ("https://m.test", "'*'", true),
+        ("https://m.test", "other, 10.0.0.0/8", false),
+        ("https://10.1.2.3", "10.0.0.0/8", true),
+        ("https://[fd00::1]", "'fd00::/64'", true),
+        ("https://11.1.2.3", "10.0.0.0/8", false),
+    ] {
+        match way(upstream, no_proxy) {
+            UpstreamWay::Exempt(proxy) => assert!(exempt && *proxy == *"p", "{upstream} {no_proxy}"),
+            UpstreamWay::Through(through) => {
+                assert!(!exempt && through.trust.is_none(), "{upstream} {no_proxy}")
+            }
+            UpstreamWay::Direct => panic!("a proxy is named"),
+        }
+    }
+    assert_eq!(read(SMALL).routes[0].way, UpstreamWay::Direct);
+}
+
+#[test]
+fn mistakes_about_proxies_never_quote_a_password() {
+    let shown = mistakes(&format!(
+        "{SMALL}    upstream_proxy: crop
+upstream_proxies:
+  corp: {{url: 'https://u:geheim@proxy.test', trust: nobody}}
+  both: {{url: 'http://u:geheim@proxy.test:1', credentials: /c, trust: system}}
+  bad: {{url: 'http://u:ge/heim@proxy.test:1', no_proxy: ['m.test:443', 10.0.0.1/8]}}
+  worse: {{url: ['http://u:geheim@proxy.test:1']}}
+  none: {{credentials: u:geheim}}
+"
+    ));
+    for line in [
+        "routes[0].upstream_proxy: \"crop\" is not under `upstream_proxies`; ",
+        "upstream_proxies.corp.url: \"https://***@proxy.test\" has no port; allowed: http://[USER",
+        "upstream_proxies.corp.trust: \"nobody\" is not under `trusts`; allowed: system",
+        "upstream_proxies.both.credentials: stands beside a user in the url; ",
+        "upstream_proxies.both.trust: verifies a proxy that is spoken to over TLS; ",
+        "upstream_proxies.bad.url: \"http://***@proxy.test:1\" has bytes before its host that must be",
+        "upstream_proxies.bad.no_proxy[0]: \"m.test:443\" is not an upstream to leave the proxy out for; ",
+        "upstream_proxies.bad.no_proxy[1]: \"10.0.0.1/8\" has bits set after its prefix; allowed: 10.0.0.0/8",
+        "upstream_proxies.worse.url: is a list; ",
+        "upstream_proxies.none.url: is missing; ",
+        "upstream_proxies.none.credentials: is not an absolute path",
+    ] {
+        assert!(shown.contains(line), "{line}\nis not in\n{shown}");
+    }
+    assert!(!shown.contains("geheim") && !shown.contains("heim"), "{shown}");
 }
 
 #[test]

@@ -96,7 +96,10 @@ pub async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
-                recording.failed_upstream(&plan.upstream.authority, error.addr);
+                match way {
+                    Way::Upstream => recording.failed_upstream(plan, error.addr),
+                    Way::Direct => recording.failed_direct(client.destination, error.addr),
+                }
                 let told = answer_and_end(client, recording, &incoming, error.reason, error.detail);
                 return Box::pin(told).await;
             }

@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::proxy::buffer::Stock;
+use crate::upstream::Transport;
 
 const GET: Asked = Asked { head: false, upgrade: false, http10: false };
 
@@ -42,7 +43,7 @@ fn terms(framing: Framing, asked: Asked) -> Terms {
 async fn run_one(terms: Terms, body: &[u8], wait_for: usize, answer: &[&[u8]], close: bool) -> Outcome {
     let (mut client, mut client_end) = pair().await;
     let (upstream, mut upstream_end) = pair().await;
-    let mut io = Io::Plain(upstream);
+    let mut io = Io::Plain(Transport::Tcp(upstream));
     let stock = Stock::new(65536);
     let (mut bytes, mut down) = (stock.buffer(), stock.buffer());
     client.write_all(body).await.unwrap();
@@ -160,7 +161,7 @@ async fn what_was_there_before_the_request_answers_nobody() {
     let (upstream, mut upstream_end) = pair().await;
     upstream_end.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nXX").await.unwrap();
     upstream.readable().await.unwrap();
-    let mut io = Io::Plain(upstream);
+    let mut io = Io::Plain(Transport::Tcp(upstream));
     let stock = Stock::new(65536);
     let (mut bytes, mut down) = (stock.buffer(), stock.buffer());
     let terms = terms(Framing::None, GET);
