@@ -8,6 +8,7 @@ mod bad_responses;
 mod bulk;
 mod capture_rules;
 mod churn;
+mod corporate_proxy;
 mod crash;
 mod drain;
 mod enforcement;

@@ -37,6 +37,25 @@ fn black_holed() {
 }
 
 #[test]
+fn a_dead_address_beside_a_living_one_does_not_use_up_the_deadline() {
+    let scene = Scene::for_test();
+    scene.add_host("both.hnp.test", &[BLACK_HOLE4.into(), MANAGER4.into()]);
+    let leaf = scene.servers.server(&["both.hnp.test"]);
+    let manager = Manager::strict(&scene, "both", 80, &leaf, &scene.clients);
+    let long = deadline() * 100;
+    let route = Route::strict("manager", DESTINATIONS, "https://both.hnp.test:80")
+        .set("timeouts", &format!("{{connect: {}s}}", long.as_secs()));
+    let case = Case { agent: scene.agent_with(route), pod: scene.pod() };
+    let (answer, took) = case.ask();
+    assert_eq!(answer.0.status(), Some(200), "{}", answer.0.text());
+    assert!(took < long / 5, "half of the deadline would be the dead one's share: {took:?}");
+    assert_eq!(manager.request_count(), 1);
+    // The control: alone it uses all of a deadline, and is dead.
+    case.agent.stop(Duration::from_secs(20));
+    fails(&scene, &format!("https://{BLACK_HOLE4}:80"), "upstream_connect_timeout", 504);
+}
+
+#[test]
 fn unreachable() {
     let scene = Scene::for_test();
     scene.node().netns().ip("route add unreachable 198.18.77.0/24").expect("a route");

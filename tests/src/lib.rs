@@ -11,6 +11,7 @@ pub mod agent;
 pub mod api_server;
 pub mod cgroup;
 pub mod client;
+pub mod corporate;
 pub mod delay;
 pub mod dns;
 pub mod evasion;

@@ -107,6 +107,7 @@ pub(crate) fn target_dir() -> PathBuf {
 fn how_to_get(program: &str) -> String {
     let package = match program {
         "nginx" => "nginx-light libnginx-mod-stream",
+        "squid" => "squid-openssl",
         "node" => "nodejs",
         "cc" => "gcc libc6-dev",
         "ip" => "iproute2",

@@ -26,6 +26,8 @@ pub struct Config {
     pub workers: usize,
     /// The content of `resolver`, without braces.
     pub resolver: String,
+    /// The content of `upstream_proxies`, without braces.
+    pub upstream_proxies: String,
     /// Further content of `capture`, without braces: `connections_per_pod: 8`.
     pub capture: String,
     /// The content of `limits`, without braces.
@@ -55,6 +57,7 @@ impl Config {
                 resolv_conf.display(),
                 hosts.display()
             ),
+            upstream_proxies: String::new(),
             capture: String::new(),
             limits: String::new(),
             kubernetes: String::new(),
@@ -106,6 +109,9 @@ impl Config {
         writeln!(text, "trusts:")?;
         for (name, roots) in &self.trusts {
             writeln!(text, "  {name}: {{roots: {}}}", roots.display())?;
+        }
+        if !self.upstream_proxies.is_empty() {
+            writeln!(text, "upstream_proxies: {{{}}}", self.upstream_proxies)?;
         }
         writeln!(text, "routes:")?;
         for route in &self.routes {

@@ -163,6 +163,11 @@ impl Topology {
         self.place(&self.world.node, path.to_str().expect("ascii"))
     }
 
+    /// A namespace that a scenario laid beside the world's own, outside kubepods.
+    pub fn place_in(&self, netns: &Netns, cgroup: &str) -> Place {
+        self.place(netns, cgroup)
+    }
+
     fn place(&self, netns: &Netns, cgroup: &str) -> Place {
         self.world.place(&self.world, netns, cgroup).expect("cgroups of our own tree can be made")
     }
