@@ -237,6 +237,11 @@ impl Apt {
     }
 }
 
+/// Where the libraries of unpacked packages lie, as LD_LIBRARY_PATH takes it.
+pub(crate) fn libraries(root: &Path) -> String {
+    ["usr/lib", "lib"].map(|dir| root.join(dir).join("x86_64-linux-gnu").display().to_string()).join(":")
+}
+
 /// A folder that is there for one download.
 struct Scratch(PathBuf);
 

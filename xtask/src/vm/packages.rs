@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::kernels::{Archive, Kernel};
 use super::modules;
-use crate::apt::{Apt, Debian};
+use crate::apt::{self, Apt, Debian};
 use crate::shell::{self, note, step};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -128,7 +128,7 @@ impl Tools {
             Command::new(&self.qemu)
         };
         if let Some(root) = &self.unpacked {
-            command.env("LD_LIBRARY_PATH", libraries(root));
+            command.env("LD_LIBRARY_PATH", apt::libraries(root));
             for firmware in ["qemu", "seabios"] {
                 command.arg("-L").arg(root.join("usr/share").join(firmware));
             }
@@ -153,7 +153,7 @@ impl Tools {
     fn version(&self) -> Option<u32> {
         let mut command = Command::new(&self.qemu);
         if let Some(root) = &self.unpacked {
-            command.env("LD_LIBRARY_PATH", libraries(root));
+            command.env("LD_LIBRARY_PATH", apt::libraries(root));
         }
         major(&String::from_utf8(command.arg("--version").output().ok()?.stdout).ok()?)
     }
@@ -162,10 +162,6 @@ impl Tools {
 /// `10` of `QEMU emulator version 10.0.2 (Debian ...)`.
 fn major(version: &str) -> Option<u32> {
     version.split_once("version ")?.1.split('.').next()?.parse().ok()
-}
-
-fn libraries(root: &Path) -> String {
-    ["usr/lib", "lib"].map(|dir| root.join(dir).join("x86_64-linux-gnu").display().to_string()).join(":")
 }
 
 /// The first file whose name begins so.
