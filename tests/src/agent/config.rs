@@ -34,6 +34,8 @@ pub struct Config {
     pub limits: String,
     /// The content of `kubernetes`, without braces.
     pub kubernetes: String,
+    /// `log.access`
+    pub access: bool,
     /// Environment variables of the agent, as a pod's specification sets them.
     pub env: Vec<(&'static str, String)>,
     identities: Vec<(String, Files)>,
@@ -61,6 +63,7 @@ impl Config {
             capture: String::new(),
             limits: String::new(),
             kubernetes: String::new(),
+            access: true,
             env: Vec::new(),
             identities: Vec::new(),
             trusts: Vec::new(),
@@ -96,7 +99,7 @@ impl Config {
 
     fn write(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        let Self { cgroup, bpffs, run_dir, admin, drain, workers, resolver, .. } = self;
+        let Self { cgroup, bpffs, run_dir, admin, drain, workers, resolver, access, .. } = self;
         writeln!(text, "capture:\n  cgroup: {}\n  bpffs: {}", cgroup.display(), bpffs.display())?;
         for setting in self.capture.split(", ").filter(|setting| !setting.is_empty()) {
             writeln!(text, "  {setting}")?;
@@ -132,7 +135,7 @@ impl Config {
             writeln!(text, "kubernetes: {{{}}}", self.kubernetes)?;
         }
         writeln!(text, "admin: {{listen: \"{admin}\"}}")?;
-        writeln!(text, "log: {{format: json, level: info, access: true}}")?;
+        writeln!(text, "log: {{format: json, level: info, access: {access}}}")?;
         writeln!(text, "run_dir: {}", run_dir.display())?;
         writeln!(text, "drain: {{deadline: {drain}}}\nworkers: {workers}")?;
         Ok(text)
