@@ -29,6 +29,18 @@ pub(crate) fn agent_of_another_shape(workspace: &Workspace) -> Result<()> {
     build(workspace, &["--features", "hnp-agent/other-shape", "--bin", "hnp-agent-other-shape"])
 }
 
+/// Builds the agent as it ships and the bench beside it, both optimised: for figures that are compared with those
+/// of other programs. Returns the agent's path and the bench's.
+///
+/// # Errors
+/// When a build fails.
+pub(crate) fn released_for_bench(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
+    build_ebpf::build(workspace)?;
+    step("building the agent as it ships, and the bench (several minutes the first time)");
+    build(workspace, &["--release", "--bin", "hnp-agent", "--bin", "hnp-bench"])?;
+    Ok((workspace.release_bin("hnp-agent"), workspace.release_bin("hnp-bench")))
+}
+
 /// Agent and test kit are always named together, so that dependencies have the same features and are not
 /// built anew.
 fn build(workspace: &Workspace, what: &[&str]) -> Result<()> {

@@ -12,6 +12,7 @@ mod check;
 mod core_source;
 mod demo;
 mod dependencies;
+mod peers;
 mod privileged;
 mod setup;
 mod shell;

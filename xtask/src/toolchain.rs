@@ -51,6 +51,11 @@ impl Workspace {
     pub(crate) fn debug_bin(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)
     }
+
+    /// Where cargo puts the binaries of a release build.
+    pub(crate) fn release_bin(&self, name: &str) -> PathBuf {
+        self.target.join("release").join(name)
+    }
 }
 
 /// The active Rust toolchain.

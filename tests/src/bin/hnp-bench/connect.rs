@@ -199,7 +199,7 @@ fn way(agent: &Agent) -> String {
     found.unwrap_or("nothing").to_owned()
 }
 
-fn take_off(scene: &Scene, agent: Option<Agent>) -> Result<()> {
+pub(crate) fn take_off(scene: &Scene, agent: Option<Agent>) -> Result<()> {
     let Some(agent) = agent else { return Ok(()) };
     agent.stop(Duration::from_secs(20));
     let cleaned = Agent::clean_up(scene);

@@ -1,26 +1,33 @@
-//! `cargo xtask bench connect`: what capture costs a pod, on this kernel, now.
+//! `cargo xtask bench`: what hnp costs, on this kernel, now.
 //!
-//! Two clients at a time do the same: one with the hooks, one without, in turns, in the same network
+//! `connect`: what capture costs a pod. Two clients at a time do the same: one with the hooks, one without, in turns, in the same network
 //! namespace, so that what the machine does meanwhile happens to both. Figures are medians; a difference
-//! is one of medians of one round, and its spread is that over all rounds. It reports and judges nothing:
-//! machines are noisy, tests never assert a speed.
+//! is one of medians of one round, and its spread is that over all rounds. `peers`: what carrying costs the
+//! node, beside other proxies. Both report and judge nothing: machines are noisy, tests never assert a speed.
 
 mod client;
 mod connect;
 mod figures;
+mod load;
+mod peers;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-const USAGE: &str = "usage: hnp-bench connect [--rounds N] [--perfmon] [--json]";
+const USAGE: &str = "usage: hnp-bench connect [--rounds N] [--perfmon] [--json]\n       \
+                     hnp-bench peers [--rounds N | --quick] [--json] [--output FILE]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.split_first() {
         Some((&"client", rest)) => client::run(rest),
+        Some((&"load", rest)) => load::run(rest),
         Some((&"connect", rest)) => Options::parse(rest).and_then(|options| bench(&options)),
+        Some((&"peers", rest)) => PeersOptions::parse(rest).and_then(|options| bench_peers(&options)),
         _ => Err(anyhow::anyhow!(USAGE)),
     };
     match outcome {
@@ -47,13 +54,7 @@ impl Options {
             match *word {
                 "--json" => options.json = true,
                 "--perfmon" => options.perfmon = true,
-                "--rounds" => {
-                    let number = words.next().context("--rounds wants a number")?;
-                    options.rounds =
-                        number.parse().ok().filter(|n| (1..=1000).contains(n)).with_context(|| {
-                            format!("--rounds: {number:?} is not a number from 1 to 1000")
-                        })?;
-                }
+                "--rounds" => options.rounds = rounds(words.next())?,
                 unknown => bail!("unknown argument {unknown}\n{USAGE}"),
             }
         }
@@ -61,8 +62,63 @@ impl Options {
     }
 }
 
-fn bench(options: &Options) -> Result<()> {
+/// The same of `peers`.
+struct PeersOptions {
+    rounds: usize,
+    quick: bool,
+    json: bool,
+    output: Option<PathBuf>,
+}
+
+impl PeersOptions {
+    fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self { rounds: 5, quick: false, json: false, output: None };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "--json" => options.json = true,
+                "--quick" => options.quick = true,
+                "--rounds" => options.rounds = rounds(words.next())?,
+                "--output" => options.output = Some(words.next().context("--output wants a file")?.into()),
+                unknown => bail!("unknown argument {unknown}\n{USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn rounds(number: Option<&&str>) -> Result<usize> {
+    let number = number.context("--rounds wants a number")?;
+    let valid = number.parse().ok().filter(|n| (1..=1000).contains(n));
+    valid.with_context(|| format!("--rounds: {number:?} is not a number from 1 to 1000"))
+}
+
+fn as_root() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this makes network namespaces and cgroups and needs root");
+    Ok(())
+}
+
+fn bench_peers(options: &PeersOptions) -> Result<()> {
+    as_root()?;
+    let extent = if options.quick {
+        peers::Extent { rounds: 3, window: Duration::from_millis(250), idle: 500 }
+    } else {
+        peers::Extent { rounds: options.rounds, window: Duration::from_millis(700), idle: 2000 }
+    };
+    let report = peers::measure(&extent)?;
+    if let Some(file) = &options.output {
+        peers::write(&report, file)?;
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn bench(options: &Options) -> Result<()> {
+    as_root()?;
     let report = connect::measure(options.rounds, options.perfmon)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
