@@ -4,6 +4,7 @@
 //! round; absolute numbers belong to the machine and the hour. It reports and judges no build: a missed aim
 //! is printed, and a failure is only what did not work.
 
+mod interrupt;
 mod plot;
 mod proxies;
 mod report;
@@ -14,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hnp_tests::cgroup::Driver;
 use hnp_tests::process::{Cmd, Place, Running};
 use hnp_tests::scene::Scene;
@@ -127,6 +128,7 @@ const LOADS: [Load; 4] = [
 
 pub(crate) fn measure(extent: &Extent) -> Result<Report> {
     topology::sweep(PREFIX);
+    interrupt::catch()?;
     let began = Instant::now();
     let stage = Stage::new(Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?))?;
     let mut bench = Bench { stage, extent, report: Report::new() };
@@ -272,6 +274,7 @@ impl Bench<'_> {
         let mut client = self.stage.spawn_beside(client(&self.stage.pod, job)?)?;
         let until = Instant::now() + Duration::from_secs(60);
         while client.stdout().is_empty() {
+            interrupt::check()?;
             ensure!(client.is_alive(), "the client ended: {}", client.stderr());
             ensure!(Instant::now() < until, "{} connections were not made within a minute", job.connections);
             std::thread::sleep(Duration::from_millis(10));
@@ -281,10 +284,15 @@ impl Bench<'_> {
 
     fn run(&self, place: &Place, job: &Job) -> Result<Outcome> {
         let mut client = self.stage.spawn_beside(client(place, job)?)?;
-        let limit = Duration::from_secs(60);
-        let Some(finished) = client.wait_up_to(limit) else {
-            bail!("the client is not done after {limit:?}")
+        let until = Instant::now() + Duration::from_secs(60);
+        let finished = loop {
+            if let Some(finished) = client.wait_up_to(Duration::from_millis(200)) {
+                break finished;
+            }
+            interrupt::check()?;
+            ensure!(Instant::now() < until, "the client is not done after a minute");
         };
+        interrupt::check()?;
         ensure!(finished.status.success(), "{finished}");
         serde_json::from_str(finished.text().trim()).with_context(|| finished.text())
     }
