@@ -1,8 +1,9 @@
 //! The table of keys: raw tree -> [`Plan`]. One function per section, in the order of the Plan.
 
+mod modes;
+mod routes;
 mod upstream_proxies;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +11,8 @@ use std::time::Duration;
 use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
-use super::plan::{
-    Admin, Authority, Capture, Cidr, Destination, Enforcement, Host, Identity, Kubernetes, Limits, Log, Mode,
-    NamePattern, Override, Plan, Protocol, Resolver, ReverseProxy, Roots, Route, Target, Timeouts, Trust,
-    Tunnel, Unreadable, Upstream,
-};
+use super::plan::{Admin, Capture, Identity, Kubernetes, Limits, Log, Plan, Resolver, Roots, Trust};
 use super::read::{Reader, Section};
-use super::selector::Selector;
 use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
 use super::yaml::{self, Mark, Node};
@@ -54,27 +50,6 @@ const CAPTURE: &[&str] = &[
 ];
 const IDENTITY: &[&str] = &["certificate", "key"];
 const TRUST: &[&str] = &["roots"];
-const ROUTE: &[&str] = &[
-    "name",
-    "destinations",
-    "upstream",
-    "server_name",
-    "protocol",
-    "authority",
-    "mode",
-    "tunnel",
-    "enforcement",
-    "overrides",
-    "passthrough",
-    "identity",
-    "trust",
-    "upstream_proxy",
-    "timeouts",
-    "pool_idle",
-];
-const OVERRIDE: &[&str] = &["namespaces", "selector", "enforcement"];
-const TUNNEL: &[&str] = &["names", "nameless", "encrypted_hello"];
-const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
@@ -84,24 +59,16 @@ const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_ta
 fn all_keys() -> Vec<String> {
     let below =
         |parent: &str, keys: &[&str]| keys.iter().map(|key| format!("{parent}.{key}")).collect::<Vec<_>>();
-    [
+    let all: Vec<String> = [
         below("capture", CAPTURE),
         below("identities.NAME", IDENTITY),
         below("trusts.NAME", TRUST),
-        below("upstream_proxies.NAME", upstream_proxies::KEYS)
-            .into_iter()
-            .filter(|key| key != "upstream_proxies.NAME.timeouts")
-            .collect(),
+        below("upstream_proxies.NAME", upstream_proxies::KEYS),
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
-        below("routes[]", ROUTE)
-            .into_iter()
-            .filter(|key| {
-                !["routes[].timeouts", "routes[].overrides", "routes[].tunnel"].contains(&key.as_str())
-            })
-            .collect(),
-        below("routes[].overrides[]", OVERRIDE),
-        below("routes[].tunnel", TUNNEL),
-        below("routes[].timeouts", TIMEOUTS),
+        below("routes[]", routes::KEYS),
+        below("routes[].overrides[]", routes::OVERRIDE),
+        below("routes[].tunnel", modes::TUNNEL),
+        below("routes[].timeouts", routes::TIMEOUTS),
         below("limits", LIMITS),
         below("resolver", RESOLVER),
         below("kubernetes", KUBERNETES),
@@ -110,7 +77,11 @@ fn all_keys() -> Vec<String> {
         below("drain", &["deadline"]),
         vec!["run_dir".into(), "workers".into()],
     ]
-    .concat()
+    .concat();
+    // A section is no key where its keys are listed.
+    let holds_others = |key: &String| all.iter().any(|other| other.starts_with(&format!("{key}.")));
+    let is_list = |key: &String| all.iter().any(|other| other.starts_with(&format!("{key}[].")));
+    all.iter().filter(|key| !holds_others(key) && !is_list(key)).cloned().collect()
 }
 
 /// Text -> Plan and warnings. `around` is what holds where the text says nothing.
@@ -130,8 +101,9 @@ pub(super) fn plan(
     let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
-    let mut named = References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
-    let routes = routes(&mut r, &top, &capture, &mut named, cluster);
+    let mut named =
+        routes::References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
+    let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
     let limits = limits(&mut r, &top);
     if capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
@@ -286,295 +258,6 @@ fn entries<'a>(r: &mut Reader, top: &Section<'a>, key: &str, keys: &[&str]) -> V
     all
 }
 
-fn routes(
-    r: &mut Reader,
-    top: &Section<'_>,
-    capture: &Capture,
-    named: &mut References<'_>,
-    cluster: bool,
-) -> Vec<Arc<Route>> {
-    let nodes = r.list(top, "routes");
-    if nodes.is_empty() {
-        r.mistake(top.mark_of("routes"), "routes", "has no route; allowed: a list with at least one");
-    }
-    let mut seen = Seen { cluster, names: HashMap::new(), destinations: HashMap::new() };
-    let mut routes = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        let section = r.known(node, format!("routes[{index}]"), ROUTE);
-        routes.extend(route(r, &section, capture, named, &mut seen).map(Arc::new));
-    }
-    named.identities.warn_unused(r, "identities");
-    named.trusts.warn_unused(r, "trusts");
-    named.proxies.warn_unused(r, "upstream_proxies");
-    routes
-}
-
-/// What routes refer to.
-struct References<'n> {
-    identities: &'n mut Named<Identity>,
-    trusts: &'n mut Named<Trust>,
-    proxies: &'n mut Named<upstream_proxies::Proxy>,
-}
-
-/// What routes have in common: what must not be written twice, and where they are.
-struct Seen {
-    /// The API server is known, and with it pods' labels.
-    cluster: bool,
-    names: HashMap<Arc<str>, Mark>,
-    destinations: HashMap<String, (String, Mark)>,
-}
-
-fn route(
-    r: &mut Reader,
-    s: &Section<'_>,
-    capture: &Capture,
-    named: &mut References<'_>,
-    seen: &mut Seen,
-) -> Option<Route> {
-    let name = r.required(s, "name", "a name, unique among the routes", values::name);
-    if let Some(name) = &name
-        && let Some(earlier) = seen.names.insert(Arc::clone(name), s.mark_of("name"))
-    {
-        let what = format!(
-            "{name:?} is the name of the route in line {} too; allowed: a name of its own",
-            earlier.line
-        );
-        r.mistake(s.mark_of("name"), s.key("name"), what);
-    }
-    let destinations = destinations(r, s, capture, seen);
-    let upstream = upstream(r, s, capture);
-    let through =
-        upstream_proxies::way(r, s, upstream.as_ref().map(|upstream| &upstream.host), named.proxies);
-    let mode = match r.or(s, "mode", Way::ReverseProxy, way) {
-        Way::ReverseProxy => reverse_proxy(r, s, named).map(Mode::ReverseProxy),
-        Way::Tunnel => Some(Mode::Tunnel(tunnel(r, s, &destinations, upstream.as_ref()))),
-    };
-    let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
-    let overrides = overrides(r, s, seen.cluster);
-    let passthrough = passthrough(r, s, &destinations);
-    let timeouts = timeouts(r, s);
-    // Everything was read and its mistakes noted; only now may one of them end this.
-    Some(Route {
-        name: name?,
-        destinations,
-        upstream: upstream?,
-        way: through?,
-        mode: mode?,
-        enforcement,
-        overrides,
-        passthrough,
-        timeouts,
-    })
-}
-
-/// A mode, by its word.
-#[derive(Clone, Copy)]
-enum Way {
-    ReverseProxy,
-    Tunnel,
-}
-
-fn way(text: &str) -> Result<Way, Wrong> {
-    values::word(text, &[("reverse-proxy", Way::ReverseProxy), ("tunnel", Way::Tunnel)])
-}
-
-fn reverse_proxy(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<ReverseProxy> {
-    only_with(r, s, &["tunnel"], "mode: tunnel");
-    let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
-    if protocol == Protocol::Opaque && !r.list(s, "passthrough").is_empty() {
-        let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
-        r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
-    }
-    let authority = r.optional(s, "authority", values::authority);
-    if authority.is_some() && protocol == Protocol::Opaque {
-        let what = "is a field of HTTP, and an opaque route reads none; allowed: with protocol: http";
-        r.mistake(s.mark_of("authority"), s.key("authority"), what);
-    }
-    let authority = authority.unwrap_or(Authority::Upstream);
-    let identity = reference(r, s, "identity", "identities", named.identities);
-    let trust = match s.get("trust") {
-        Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
-            reference(r, s, "trust", "trusts", named.trusts)
-        }
-        _ => Some(system_trust(named.trusts, s.mark)),
-    };
-    Some(ReverseProxy { protocol, authority, identity: identity?, trust: trust? })
-}
-
-/// Its names are the destinations' and the upstream's, unless others are written.
-fn tunnel(
-    r: &mut Reader,
-    s: &Section<'_>,
-    destinations: &[Destination],
-    upstream: Option<&Upstream>,
-) -> Tunnel {
-    only_with(
-        r,
-        s,
-        &["protocol", "authority", "identity", "trust", "server_name", "pool_idle"],
-        "mode: reverse-proxy",
-    );
-    if upstream.is_some_and(|upstream| !upstream.base_path.is_empty()) {
-        let what = "has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]";
-        r.mistake(s.mark_of("upstream"), s.key("upstream"), what);
-    }
-    let t = r.section(s, "tunnel", TUNNEL);
-    let nameless = r.or(&t, "nameless", Unreadable::Refuse, values::unreadable);
-    let encrypted_hello = r.or(&t, "encrypted_hello", Unreadable::Refuse, values::unreadable);
-    let mut names: Vec<NamePattern> = Vec::new();
-    for (index, node) in r.list(&t, "names").iter().enumerate() {
-        let key = format!("{}[{index}]", t.key("names"));
-        names.extend(r.item(node, &key, hosts::name_pattern));
-    }
-    if t.get("names").is_none() {
-        let named = destinations.iter().filter_map(|destination| match &destination.target {
-            Target::Name(name) => Some(name),
-            Target::Net(_) => None,
-        });
-        let upstream = upstream.and_then(|upstream| match &upstream.host {
-            Host::Name(name) => Some(name),
-            Host::Addr(_) => None,
-        });
-        for name in named.chain(upstream) {
-            let name = NamePattern::Exact(Arc::clone(name));
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        if names.is_empty() && nameless == Unreadable::Refuse {
-            let what = "is missing, and neither the destinations nor the upstream have a name; allowed: a list \
-                        of names or *.SUFFIX, or nameless: tunnel";
-            r.mistake(t.mark, t.key("names"), what);
-        }
-    }
-    Tunnel { names, nameless, encrypted_hello }
-}
-
-/// Notes keys that mean nothing in the route's mode: whoever wrote them expects something of them.
-fn only_with(r: &mut Reader, s: &Section<'_>, keys: &[&str], allowed: &str) {
-    for key in keys.iter().filter(|key| s.get(key).is_some()) {
-        let what = format!("means nothing in this route's mode; allowed: with {allowed}");
-        r.mistake(s.mark_of(key), s.key(key), what);
-    }
-}
-
-fn overrides(r: &mut Reader, s: &Section<'_>, cluster: bool) -> Vec<Override> {
-    let mut overrides = Vec::new();
-    for (index, node) in r.list(s, "overrides").iter().enumerate() {
-        let section = r.known(node, format!("{}[{index}]", s.key("overrides")), OVERRIDE);
-        let allowed = "observe, loose or strict";
-        let enforcement = r.required(&section, "enforcement", allowed, values::enforcement);
-        let mut namespaces = Vec::new();
-        for (index, node) in r.list(&section, "namespaces").iter().enumerate() {
-            namespaces.extend(r.item(node, &format!("{}[{index}]", section.key("namespaces")), values::name));
-        }
-        let selector = r.optional(&section, "selector", Selector::read);
-        if selector.is_some() && !cluster {
-            let what = "asks for labels, which only the API server knows; allowed: with kubernetes.api and \
-                        kubernetes.node_name, or the variables KUBERNETES_SERVICE_HOST and NODE_NAME";
-            r.mistake(section.mark_of("selector"), section.key("selector"), what);
-        }
-        if namespaces.is_empty() && section.get("selector").is_none() {
-            let what = "names no pods; allowed: a list of namespaces with at least one, a selector, or both";
-            r.mistake(section.mark_of("namespaces"), section.key("namespaces"), what);
-        }
-        overrides.extend(enforcement.map(|enforcement| Override { namespaces, selector, enforcement }));
-    }
-    overrides
-}
-
-fn destinations(r: &mut Reader, s: &Section<'_>, capture: &Capture, seen: &mut Seen) -> Vec<Destination> {
-    let nodes = r.list(s, "destinations");
-    if nodes.is_empty() && s.get("destinations").is_none_or(|node| matches!(&node.kind, yaml::Kind::List(_)))
-    {
-        r.mistake(
-            s.mark_of("destinations"),
-            s.key("destinations"),
-            "has no destination; allowed: a list of HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT",
-        );
-    }
-    let mut destinations = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        let key = format!("{}[{index}]", s.key("destinations"));
-        let Some(destination) = r.item(node, &key, hosts::destination) else { continue };
-        if let Some(range) = vip_range(capture, &destination.target) {
-            let what = format!(
-                "{:?} lies in the VIP range {range}; allowed: what pods dial",
-                destination.to_string()
-            );
-            r.mistake(node.mark, key, what);
-            continue;
-        }
-        match seen.destinations.get(&destination.to_string()) {
-            Some((earlier, mark)) => {
-                let what = format!("{destination} is already {earlier} in line {}; allowed: once", mark.line);
-                r.mistake(node.mark, key, what);
-            }
-            None => {
-                seen.destinations.insert(destination.to_string(), (key, node.mark));
-                destinations.push(destination);
-            }
-        }
-    }
-    destinations
-}
-
-fn passthrough(r: &mut Reader, s: &Section<'_>, destinations: &[Destination]) -> Vec<NamePattern> {
-    let nodes = r.list(s, "passthrough");
-    let mut patterns: Vec<NamePattern> = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        let key = format!("{}[{index}]", s.key("passthrough"));
-        let Some(pattern) = r.item(node, &key, hosts::name_pattern) else { continue };
-        let own = destinations
-            .iter()
-            .find(|one| matches!(&one.target, Target::Name(name) if pattern.matches(name)));
-        if let Some(own) = own {
-            let what = format!("{pattern} is a destination of this route ({own}); allowed: other names");
-            r.mistake(node.mark, key, what);
-        } else if patterns.contains(&pattern) {
-            r.mistake(node.mark, key, format!("{pattern} is already listed; allowed: once"));
-        } else {
-            patterns.push(pattern);
-        }
-    }
-    patterns
-}
-
-fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstream> {
-    let url = r.required(s, "upstream", "https://HOST[:PORT][/BASE]", hosts::upstream);
-    let server_name = r.optional(s, "server_name", hosts::server_name);
-    let pool_idle = r.or(s, "pool_idle", defaults::POOL_IDLE, values::count(0, 10_000));
-    let url = url?;
-    if let Host::Addr(addr) = url.host
-        && let Some(range) = vip_range(capture, &Target::Net(Cidr::host(addr)))
-    {
-        let what = format!(
-            "{:?} lies in the VIP range {range}; allowed: the manager's address",
-            url.host.to_string()
-        );
-        r.mistake(s.mark_of("upstream"), s.key("upstream"), what);
-    }
-    let authority = match url.port {
-        443 => url.host.to_string(),
-        port => format!("{}:{port}", url.host),
-    };
-    Some(Upstream {
-        server_name: server_name.unwrap_or_else(|| hosts::server_name_of(&url.host)),
-        host: url.host,
-        port: url.port,
-        base_path: url.base_path,
-        authority,
-        pool_idle,
-    })
-}
-
-fn vip_range(capture: &Capture, target: &Target) -> Option<Cidr> {
-    match target {
-        Target::Name(_) => None,
-        Target::Net(net) => [capture.vips4, capture.vips6].into_iter().find(|range| range.overlaps(net)),
-    }
-}
-
 fn reference<T>(
     r: &mut Reader,
     s: &Section<'_>,
@@ -597,17 +280,6 @@ fn system_trust(trusts: &mut Named<Trust>, mark: Mark) -> usize {
         trusts.push(SYSTEM.into(), mark, Trust { name: SYSTEM.into(), roots: Roots::System });
         trusts.find(SYSTEM).expect("it was just added")
     })
-}
-
-fn timeouts(r: &mut Reader, route: &Section<'_>) -> Timeouts {
-    let s = r.section(route, "timeouts", TIMEOUTS);
-    Timeouts {
-        head: r.or(&s, "head", defaults::TIMEOUT_HEAD, values::duration),
-        idle: r.or(&s, "idle", defaults::TIMEOUT_IDLE, values::duration),
-        connect: r.or(&s, "connect", defaults::TIMEOUT_CONNECT, values::duration),
-        tls: r.or(&s, "tls", defaults::TIMEOUT_TLS, values::duration),
-        response: r.or(&s, "response", defaults::TIMEOUT_RESPONSE, values::duration),
-    }
 }
 
 fn limits(r: &mut Reader, top: &Section<'_>) -> Limits {

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::parse_with_warnings;
-use crate::config::plan::{Guard, PodTraits, PossibleEnforcement, UpstreamWay};
+use crate::config::plan::{
+    Enforcement, Guard, PodTraits, PossibleEnforcement, Protocol, Timeouts, Unreadable, UpstreamWay,
+};
 use crate::config::selector::Labels;
 use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
 
