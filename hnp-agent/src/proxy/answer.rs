@@ -6,8 +6,9 @@ use std::time::Duration;
 use hnp_common::Reason;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::client_io::ClientIo;
 
 /// How long, and how much, a client that is still sending is read after our answer, so that the
 /// answer is not lost to a reset (RFC 9112 section 9.6).
@@ -33,7 +34,7 @@ pub struct Answer<'a> {
 /// # Errors
 /// The client is gone, or reads nothing.
 pub async fn write(
-    client: &mut TcpStream,
+    client: &mut ClientIo,
     reason: Reason,
     answer: &Answer<'_>,
     head_only: bool,
@@ -55,7 +56,7 @@ pub async fn write(
 }
 
 /// Ends our half and reads what the client is still sending, within limits.
-pub async fn linger(client: &mut TcpStream) {
+pub async fn linger(client: &mut ClientIo) {
     let drain = async {
         client.shutdown().await?;
         let mut left = LINGER_BYTES;

@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::client_io::ClientIo;
+
 /// Enough for nearly every head, and for one small message.
 pub const SMALL: usize = 8 * 1024;
 /// Blocks of each size a worker keeps for the next connection.
@@ -107,7 +109,7 @@ impl Buffer {
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there after all.
-    pub fn try_fill(&mut self, stream: &tokio::net::TcpStream) -> std::io::Result<usize> {
+    pub fn try_fill(&mut self, stream: &mut ClientIo) -> std::io::Result<usize> {
         let n = stream.try_read(&mut self.block[self.end..])?;
         self.end += n;
         Ok(n)

@@ -11,18 +11,19 @@ use std::time::{Duration, SystemTime};
 use hnp_common::Reason;
 use tokio::net::TcpStream;
 
+use super::client_io::ClientIo;
 use super::flow::Flow;
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
-use super::{http1, opaque, relay};
+use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::telemetry::record::AccessRecord;
 use crate::workload::Workload;
 
 /// A captured client connection.
 pub struct Client {
-    /// The socket.
-    pub stream: TcpStream,
+    /// The bytes' way.
+    pub stream: ClientIo,
     /// What the kernel recorded.
     pub flow: Flow,
     /// What the VIP stands for: as of accept, and on HTTP connections as of the last request.
@@ -59,6 +60,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
             let opaque = worker.plan.routes[routes[0]].is_opaque();
+            let stream = ClientIo::Tcp(stream);
             let client = Client { stream, flow, destination, routes, base, last: false };
             if opaque {
                 // Boxed: HTTP connections would hold its state too.
@@ -68,7 +70,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             }
         }
         Err(reason) => {
-            relay::reset_on_close(&stream);
+            ClientIo::Tcp(stream).reset_on_close();
             Recording::begin(&lanes.current(), base).finish(reason, None);
         }
     }

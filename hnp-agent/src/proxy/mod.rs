@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod authority;
 pub mod buffer;
+pub mod client_io;
 pub mod connection;
 pub mod flow;
 pub mod gate;

@@ -19,7 +19,7 @@ pub async fn serve(worker: &Worker, mut client: Client) {
         Err(error) => {
             worker.stats.upstream_dialed(route, error.reason);
             recording.failed_upstream(plan, error.addr);
-            relay::reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             return recording.finish(error.reason, Some(error.detail));
         }
     };

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
+use super::client_io::ClientIo;
 use crate::trust::tls_reason;
 use crate::upstream::Io;
 
@@ -51,7 +51,7 @@ struct Direction<'b> {
 /// Relays until both directions ended, one failed, or nothing moved for `idle`. The buffers may hold
 /// bytes that were read before: they go first.
 pub async fn relay(
-    client: &mut TcpStream,
+    client: &mut ClientIo,
     upstream: &mut Io,
     up: &mut Buffer,
     down: &mut Buffer,
@@ -98,15 +98,9 @@ pub async fn relay(
     })
     .await;
     if reason != Reason::Ok {
-        reset_on_close(client);
+        client.reset_on_close();
     }
     Relayed { up: up.bytes, down: down.bytes, reason, detail }
-}
-
-/// Makes the close of `client` a reset, so that it cannot take a cut stream for a whole one.
-pub fn reset_on_close(client: &TcpStream) {
-    // A failure means that the socket is already gone, which is what the caller wants.
-    let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
 }
 
 fn upstream_fault(error: &io::Error) -> (Reason, Option<String>) {

@@ -17,7 +17,7 @@ use super::buffer::Buffer;
 use super::connection::Client;
 use super::hello::{Hello, HelloReader};
 use super::record::Recording;
-use super::relay::{relay, reset_on_close};
+use super::relay::relay;
 use super::worker::Worker;
 use crate::config::plan::{Enforcement, Mode, Plan, RouteIndex, Unreadable};
 
@@ -40,7 +40,7 @@ pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer
     let hello = match timeout(deadline, read(worker, &mut client, &mut bytes)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(detail)) => {
-            reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             return recording.finish(Reason::ClientGone, Some(detail));
         }
         Err(_) => {
@@ -154,7 +154,7 @@ async fn carry(
                     recording.failed_direct(client.destination, error.addr)
                 }
             }
-            reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             return recording.finish(error.reason, Some(error.detail));
         }
     };

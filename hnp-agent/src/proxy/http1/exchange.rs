@@ -14,13 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hnp_common::Reason;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Decoder, Framing};
 use super::response::Asked;
 use crate::proxy::buffer::Buffer;
+use crate::proxy::client_io::ClientIo;
 use crate::upstream::Io;
 use down::{Down, DownState, Page};
 use up::{Up, UpFault, UpState};
@@ -94,7 +94,7 @@ pub struct Failure {
 /// Runs one exchange. `head` is the rewritten head; `body` holds what of the client's body (and of
 /// what follows it) was already read, and `answer` is an empty buffer for the upstream's bytes.
 pub async fn run(
-    client: &mut TcpStream,
+    client: &mut ClientIo,
     upstream: &mut Io,
     head: &[u8],
     body: &mut Buffer,
@@ -120,6 +120,7 @@ pub async fn run(
             interim: 0,
             interim_bytes: 0,
             bytes: 0,
+            unflushed: false,
             status: 0,
             spoke: false,
             first_byte: None,
@@ -180,7 +181,7 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    fn poll(&mut self, client: &mut TcpStream, upstream: &mut Io, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(&mut self, client: &mut ClientIo, upstream: &mut Io, cx: &mut Context<'_>) -> Poll<End> {
         let before = self.progress();
         if !self.begun {
             self.begun = true;

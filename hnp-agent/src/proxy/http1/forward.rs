@@ -13,7 +13,7 @@ use crate::proxy::authority::{Choice, choose};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
 use crate::proxy::record::Recording;
-use crate::proxy::relay::{relay, reset_on_close};
+use crate::proxy::relay::relay;
 use crate::proxy::worker::Worker;
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::{DialError, UpstreamConnection};
@@ -182,7 +182,7 @@ async fn failed(
     if failure.answer_begun || failure.reason.status() == 0 {
         // Part of an answer is out, or there is none of ours to give: only a reset says that the rest
         // will not come.
-        reset_on_close(&client.stream);
+        client.stream.reset_on_close();
     } else {
         return answer_and_end(client, recording, incoming, failure.reason, failure.detail).await;
     }

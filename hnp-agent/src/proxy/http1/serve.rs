@@ -21,7 +21,6 @@ use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
 use crate::proxy::record::Recording;
-use crate::proxy::relay::reset_on_close;
 use crate::proxy::tls;
 use crate::proxy::worker::{Lanes, Since, Worker};
 use crate::telemetry::record::HttpRecord;
@@ -69,7 +68,7 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Client) {
     loop {
         let mut bytes = match buffer.take() {
             Some(bytes) if !bytes.is_empty() => bytes,
-            _ => match wait(&worker, &client).await {
+            _ => match wait(&worker, &mut client).await {
                 Ok(bytes) => bytes,
                 Err(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
             },
@@ -112,7 +111,7 @@ fn keep_up(lanes: &Lanes, worker: &mut Rc<Worker>, client: &mut Client) {
 }
 
 /// Waits, without a buffer, until the client sends something.
-async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
+async fn wait(worker: &Worker, client: &mut Client) -> Result<Buffer, Reason> {
     let idle = worker.plan.routes[client.routes[0]].timeouts.idle;
     let mut deadline = pin!(sleep(idle));
     let mut stopping = false;
@@ -132,7 +131,7 @@ async fn wait(worker: &Worker, client: &Client) -> Result<Buffer, Reason> {
         }
         // Readiness may be a false alarm; only bytes begin a request and its deadline.
         let mut bytes = worker.stock.buffer();
-        match bytes.try_fill(&client.stream) {
+        match bytes.try_fill(&mut client.stream) {
             Ok(0) => return Err(Reason::Ok),
             Ok(_) => return Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -234,7 +233,7 @@ async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
             answer::linger(&mut client.stream).await;
         }
         Refusal::Reset(reason, detail) => {
-            reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             recording.finish(reason, Some(detail));
         }
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWrite as _;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Terms;
 use crate::proxy::buffer::Buffer;
+use crate::proxy::client_io::ClientIo;
 use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::Response;
@@ -36,6 +36,8 @@ pub(super) struct Down<'a> {
     /// Bytes of interim answers, of those in `bytes` or about to be.
     pub(super) interim_bytes: u64,
     pub(super) bytes: u64,
+    /// What `poll_write` took may still sit in the client's TLS session.
+    pub(super) unflushed: bool,
     pub(super) status: u16,
     pub(super) spoke: bool,
     pub(super) first_byte: Option<Duration>,
@@ -71,7 +73,7 @@ impl Down<'_> {
     /// written to the client.
     pub(super) fn poll(
         &mut self,
-        client: &mut TcpStream,
+        client: &mut ClientIo,
         upstream: &mut Io,
         terms: &Terms,
         sent: bool,
@@ -81,12 +83,17 @@ impl Down<'_> {
         loop {
             ready!(self.poll_write(client, cx))?;
             if matches!(self.state, DownState::Done { .. } | DownState::Switched) {
+                ready!(self.poll_flush(client, cx))?;
                 return Poll::Ready(Ok(()));
             }
             if self.take_buffered(terms, sent, sent_at)? {
                 continue;
             }
-            let read = ready!(self.answer.poll_fill(upstream, cx, terms.head_limit));
+            let read = self.answer.poll_fill(upstream, cx, terms.head_limit);
+            if read.is_pending() {
+                ready!(self.poll_flush(client, cx))?;
+            }
+            let read = ready!(read);
             match read {
                 Ok(0) => self.end_of_stream()?,
                 Ok(_) => {
@@ -114,7 +121,7 @@ impl Down<'_> {
         }
     }
 
-    fn poll_write(&mut self, client: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), DownFault>> {
+    fn poll_write(&mut self, client: &mut ClientIo, cx: &mut Context<'_>) -> Poll<Result<(), DownFault>> {
         let gone = |error: io::Error| (Reason::ClientGone, error.to_string());
         while self.written < self.out.len() {
             // Head and the body's first bytes in one system call.
@@ -128,6 +135,7 @@ impl Down<'_> {
             self.answer.consume(n - of_head);
             self.ready -= n - of_head;
             self.bytes += n as u64;
+            self.unflushed = true;
         }
         self.out.clear();
         self.written = 0;
@@ -137,6 +145,16 @@ impl Down<'_> {
             self.answer.consume(n);
             self.ready -= n;
             self.bytes += n as u64;
+            self.unflushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, client: &mut ClientIo, cx: &mut Context<'_>) -> Poll<Result<(), DownFault>> {
+        if self.unflushed {
+            ready!(Pin::new(client).poll_flush(cx))
+                .map_err(|error| (Reason::ClientGone, error.to_string()))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }

@@ -41,7 +41,8 @@ fn terms(framing: Framing, asked: Asked) -> Terms {
 /// The client has sent `body`; the upstream waits for `wait_for` bytes and then writes `answer`, in
 /// pieces, and closes where `close` says so.
 async fn run_one(terms: Terms, body: &[u8], wait_for: usize, answer: &[&[u8]], close: bool) -> Outcome {
-    let (mut client, mut client_end) = pair().await;
+    let (mut client, client_end) = pair().await;
+    let mut client_end = ClientIo::Tcp(client_end);
     let (upstream, mut upstream_end) = pair().await;
     let mut io = Io::Plain(Transport::Tcp(upstream));
     let stock = Stock::new(65536);
@@ -157,7 +158,8 @@ async fn interim_answers_come_first_and_not_to_http10() {
 
 #[tokio::test]
 async fn what_was_there_before_the_request_answers_nobody() {
-    let (mut client, mut client_end) = pair().await;
+    let (mut client, client_end) = pair().await;
+    let mut client_end = ClientIo::Tcp(client_end);
     let (upstream, mut upstream_end) = pair().await;
     upstream_end.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nXX").await.unwrap();
     upstream.readable().await.unwrap();

@@ -6,9 +6,9 @@ use std::task::{Context, Poll, ready};
 
 use hnp_common::Reason;
 use tokio::io::AsyncWrite as _;
-use tokio::net::TcpStream;
 
 use crate::proxy::buffer::Buffer;
+use crate::proxy::client_io::ClientIo;
 use crate::proxy::http1::body::Decoder;
 use crate::upstream::Io;
 
@@ -41,7 +41,7 @@ pub(super) enum UpFault {
 impl Up<'_> {
     pub(super) fn poll(
         &mut self,
-        client: &mut TcpStream,
+        client: &mut ClientIo,
         upstream: &mut Io,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), UpFault>> {
