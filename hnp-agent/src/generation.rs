@@ -6,8 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::config::plan::Plan;
+use crate::config::end_to_end::EndToEnd;
+use crate::config::plan::{Plan, RouteIndex};
 use crate::identity::snapshot::SharedIdentity;
+use crate::serving::{Serving, Terms, Unavailable};
 use crate::trust::snapshot::SharedTrust;
 
 /// A Plan in force, and what its identities and trusts stand for at the moment.
@@ -21,6 +23,29 @@ pub struct Generation {
     pub identities: Vec<SharedIdentity>,
     /// In the order of the Plan, as the identities.
     pub trusts: Vec<SharedTrust>,
+    /// What pods are shown, where their TLS ends here.
+    serving: Serving,
+}
+
+impl Generation {
+    /// The next generation.
+    pub fn new(
+        number: u64,
+        plan: Arc<Plan>,
+        identities: Vec<SharedIdentity>,
+        trusts: Vec<SharedTrust>,
+    ) -> Self {
+        let serving = Serving::new(plan.routes.len());
+        Self { number, plan, identities, trusts, serving }
+    }
+
+    /// On what terms a route ends a pod's TLS now.
+    ///
+    /// # Errors
+    /// What it needs could not be loaded.
+    pub fn terms(&self, route: RouteIndex, mode: &EndToEnd) -> Result<Arc<Terms>, Unavailable> {
+        self.serving.terms(&self.plan, route, mode, &self.identities, &self.trusts)
+    }
 }
 
 /// A generation is never changed, so its number says it all.
@@ -36,6 +61,6 @@ impl Eq for Generation {}
 impl Generation {
     /// One whose identities and trusts nobody asks for.
     pub(crate) fn for_test(number: u64, plan: Plan) -> Arc<Self> {
-        Arc::new(Self { number, plan: Arc::new(plan), identities: Vec::new(), trusts: Vec::new() })
+        Arc::new(Self::new(number, Arc::new(plan), Vec::new(), Vec::new()))
     }
 }

@@ -18,6 +18,7 @@ pub mod observed;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;
+pub mod serving;
 pub mod tasks;
 pub mod telemetry;
 pub mod trust;

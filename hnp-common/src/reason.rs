@@ -107,7 +107,7 @@ reasons! {
     /// The request's Host is not one that this strict route serves.
     HostRefused = 44, "host_refused", Client, 421, "Add the name to the route's destinations, or to its passthrough, or have the client dial another address.";
     /// The client speaks TLS to a route that expects plaintext.
-    TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination, or set `mode: tunnel` on the route: then hnp presents no certificate.";
+    TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination, or set `mode: end-to-end` on the route, with a certificate that the workload trusts, or `mode: tunnel`: then hnp presents none.";
     /// The client speaks a protocol that this route does not carry.
     ProtocolRefused = 46, "protocol_refused", Client, 0, "Set `protocol: opaque` on the route if the bytes are not HTTP.";
     /// The client's request asks for something hnp does not do on this route (CONNECT, HTTP/2).
@@ -119,7 +119,7 @@ reasons! {
     /// The server name in the client's TLS hello is encrypted (Encrypted Client Hello), or the client pretends
     /// that it is, and this route does not tunnel what it cannot read.
     EncryptedHello = 50, "encrypted_hello", Client, 0, "Switch Encrypted Client Hello off in the client, or set `tunnel.encrypted_hello: tunnel` if the upstream may be asked for any name.";
-    /// The client sends plaintext to a route that tunnels TLS; it went nowhere.
+    /// The client sends plaintext to a route that expects TLS; it went nowhere.
     TlsExpected = 51, "tls_expected", Client, 421, "Give the workload an https:// URL for this destination, or set `mode: reverse-proxy` on the route.";
 
     /// The upstream's name does not resolve.
@@ -180,6 +180,21 @@ reasons! {
     ProxyCredentialsUnavailable = 92, "proxy_credentials_unavailable", Local, 503, "The message names the file and what is wrong with it: one line, user:password.";
     /// A bug in hnp.
     Internal = 99, "internal", Local, 500, "Please report it with the log.";
+
+    /// No TLS came about with the pod.
+    PodTlsFailed = 100, "pod_tls_failed", Client, 0, "The message has the alert: unknown_ca is a workload that does not trust the serving certificate's CA; protocol_version and handshake_failure, one that is too old.";
+    /// The pod began a TLS handshake and did not finish it in time.
+    PodTlsTimeout = 101, "pod_tls_timeout", Client, 0, "Look at the workload: it stalled or is very slow. The deadline is `timeouts.tls`.";
+    /// The route wants a certificate of the pod and it sent none.
+    PodCertificateMissing = 102, "pod_certificate_missing", Client, 0, "Give the workload its client certificate, or set `end_to_end.client_auth: none` on the route.";
+    /// The pod's certificate has expired, or is not valid yet.
+    PodCertificateExpired = 103, "pod_certificate_expired", Client, 403, "Renew the workload's certificate, or correct this node's clock.";
+    /// The pod's certificate was not issued by a CA that the route takes.
+    PodCertificateUnknownCa = 104, "pod_certificate_unknown_ca", Client, 0, "Compare the issuer of the workload's certificate with the roots under `end_to_end.client_trust`.";
+    /// The pod's certificate is for somebody whom the route does not take.
+    PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`.";
+    /// The pod's certificate cannot be verified.
+    PodCertificateBad = 106, "pod_certificate_bad", Client, 0, "The message says what is wrong with it: its encoding, its usage, or how it is signed.";
 }
 
 impl Reason {

@@ -11,6 +11,7 @@ mod churn;
 mod corporate_proxy;
 mod crash;
 mod drain;
+mod end_to_end;
 mod enforcement;
 mod evasion;
 mod foreign_programs;

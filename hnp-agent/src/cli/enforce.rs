@@ -70,7 +70,7 @@ fn enforce(plan: &Plan, patience: Duration) -> Result<Desired, CaptureError> {
     });
     // Not complete: what a former agent left stays.
     let (identities, trusts) = (Vec::new(), Vec::new());
-    let generation = Arc::new(Generation { number: 1, plan: Arc::new(plan.clone()), identities, trusts });
+    let generation = Arc::new(Generation::new(1, Arc::new(plan.clone()), identities, trusts));
     let desired = Desired { generation, destinations, complete: false };
     let synced = capture.sync(&desired);
     capture.leave();

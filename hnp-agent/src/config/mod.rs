@@ -7,6 +7,7 @@
 //! and when the agent starts, not here.
 
 pub mod defaults;
+pub mod end_to_end;
 pub mod plan;
 pub mod selector;
 pub mod upstream_proxy;

@@ -67,6 +67,7 @@ fn all_keys() -> Vec<String> {
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
         below("routes[]", routes::KEYS),
         below("routes[].overrides[]", routes::OVERRIDE),
+        below("routes[].end_to_end", modes::END_TO_END),
         below("routes[].tunnel", modes::TUNNEL),
         below("routes[].timeouts", routes::TIMEOUTS),
         below("limits", LIMITS),

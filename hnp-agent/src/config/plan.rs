@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::end_to_end::EndToEnd;
 use super::selector::{Labels, Selector};
 use super::upstream_proxy::UpstreamProxy;
 
@@ -227,6 +228,8 @@ pub enum Protocol {
 pub enum Mode {
     /// Plaintext in, mutual TLS out.
     ReverseProxy(ReverseProxy),
+    /// The pod's own TLS in, verified; mutual TLS out.
+    EndToEnd(EndToEnd),
     /// The pod's own TLS, end to end: its hello is read, and every byte goes on as it came.
     Tunnel(Tunnel),
 }
@@ -455,6 +458,7 @@ impl Mode {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::ReverseProxy(_) => "reverse-proxy",
+            Self::EndToEnd(_) => "end-to-end",
             Self::Tunnel(_) => "tunnel",
         }
     }
@@ -506,11 +510,20 @@ impl Route {
         }
     }
 
-    /// What the route presents and trusts; a tunnel does neither.
+    /// How what the agent reads in the clear goes on; a tunnel reads nothing.
     pub fn reverse_proxy(&self) -> Option<&ReverseProxy> {
         match &self.mode {
             Mode::ReverseProxy(reverse_proxy) => Some(reverse_proxy),
+            Mode::EndToEnd(end_to_end) => Some(&end_to_end.onward),
             Mode::Tunnel(_) => None,
+        }
+    }
+
+    /// Set where the route ends pods' TLS.
+    pub fn end_to_end(&self) -> Option<&EndToEnd> {
+        match &self.mode {
+            Mode::EndToEnd(end_to_end) => Some(end_to_end),
+            Mode::ReverseProxy(_) | Mode::Tunnel(_) => None,
         }
     }
 
@@ -518,13 +531,13 @@ impl Route {
     pub fn tunnel(&self) -> Option<&Tunnel> {
         match &self.mode {
             Mode::Tunnel(tunnel) => Some(tunnel),
-            Mode::ReverseProxy(_) => None,
+            Mode::ReverseProxy(_) | Mode::EndToEnd(_) => None,
         }
     }
 
     /// Whether nothing is read of what a client sends, not even its first byte.
     pub fn is_opaque(&self) -> bool {
-        self.reverse_proxy().is_some_and(|mode| mode.protocol == Protocol::Opaque)
+        matches!(&self.mode, Mode::ReverseProxy(mode) if mode.protocol == Protocol::Opaque)
     }
 
     /// The enforcement for a pod, as far as what is known of it decides that.

@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    SigningKey as _, date_time_ymd,
 };
 
 /// A CA of its own.
@@ -24,6 +24,11 @@ impl Ca {
 
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    /// A signature as on a certificate.
+    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.0.key().sign(message).unwrap()
     }
 
     /// Certificate and key in PEM.

@@ -87,6 +87,7 @@ pub(super) fn tls_alert(reason: Reason) -> [u8; 7] {
 fn phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        403 => "Forbidden",
         408 => "Request Timeout",
         421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",

@@ -6,12 +6,18 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use super::answer::LAST_WORDS;
 
 /// The bytes' way to and from the client.
 pub enum ClientIo {
@@ -126,4 +132,34 @@ impl AsyncWrite for ClientIo {
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
+}
+
+/// Ends a client's TLS here. `hello` is what was read of it already.
+///
+/// # Errors
+/// TLS's own, as a [`rustls::Error`] inside, or the socket's; with the socket, if it is still there, on which an
+/// alert has gone out.
+pub(super) async fn end_tls(
+    tcp: TcpStream,
+    config: &Arc<ServerConfig>,
+    hello: &[u8],
+) -> Result<TlsStream<TcpStream>, (io::Error, Option<TcpStream>)> {
+    let mut fed = Ok(());
+    let acceptor = TlsAcceptor::from(Arc::clone(config));
+    let handshake = acceptor.accept_with(tcp, |session| fed = feed(session, hello)).into_fallible();
+    let Err(error) = fed else { return handshake.await.map_err(|(error, tcp)| (error, Some(tcp))) };
+    // The session is over; what is left of the handshake is its alert, and the client's reaction to it.
+    match timeout(LAST_WORDS, handshake).await {
+        Ok(Err((_, tcp))) => Err((error, Some(tcp))),
+        Ok(Ok(tls)) => Err((error, Some(tls.into_inner().0))),
+        Err(_) => Err((error, None)),
+    }
+}
+
+fn feed(session: &mut ServerConnection, mut hello: &[u8]) -> io::Result<()> {
+    while !hello.is_empty() {
+        session.read_tls(&mut hello)?;
+        session.process_new_packets().map_err(io::Error::other)?;
+    }
+    Ok(())
 }

@@ -17,6 +17,8 @@ use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
+use crate::serving::Terms;
+use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::record::AccessRecord;
 use crate::workload::Workload;
 
@@ -32,11 +34,28 @@ pub struct Client {
     pub routes: Vec<RouteIndex>,
     /// What every record of this connection begins with.
     pub base: AccessRecord,
+    /// The route that ended this client's TLS, and on which terms; they hold for that route alone.
+    pub admitted: Option<Box<Admitted>>,
     /// The destination has left the configuration: the connection ends with the next answer.
     pub last: bool,
 }
 
+/// A client whose TLS ended here.
+pub struct Admitted {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// Whom it let in.
+    pub terms: Arc<Terms>,
+    /// What was verified.
+    pub tls: Arc<ClientTls>,
+}
+
 impl Client {
+    /// The client's certificate, if it was asked for one.
+    pub fn certificate(&self) -> Option<&ClientCertificate> {
+        self.admitted.as_ref()?.tls.certificate.as_ref()
+    }
+
     /// What holds for this client under a Plan. Where some pods have an enforcement of their own the kernel
     /// has said what it is when the pod connected; where it knew no destination, the strictest holds.
     pub fn enforcement(&self, plan: &Plan) -> Enforcement {
@@ -59,12 +78,15 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             base.direct = flow.direct;
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
-            let opaque = worker.plan.routes[routes[0]].is_opaque();
+            let first = routes[0];
+            let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);
-            let client = Client { stream, flow, destination, routes, base, last: false };
+            // Boxed: it is handed from one future to the next, and each would have room for it.
+            let client =
+                Box::new(Client { stream, flow, destination, routes, base, admitted: None, last: false });
             if opaque {
                 // Boxed: HTTP connections would hold its state too.
-                Box::pin(opaque::serve(&worker, client)).await;
+                Box::pin(opaque::serve(&worker, client, first)).await;
             } else {
                 http1::serve::serve(lanes, worker, client).await;
             }
@@ -110,6 +132,7 @@ fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
         client,
         destination: None,
         direct: false,
+        client_tls: None,
         upstream: None,
         http: None,
         bytes_up: 0,

@@ -1,4 +1,4 @@
-//! Opaque routes: the pod's bytes, whatever they are, over one mutual-TLS connection of their own.
+//! Opaque routes: the pod's bytes, whatever they are, as they came or decrypted, over one mutual-TLS connection of their own.
 
 use hnp_common::Reason;
 
@@ -6,14 +6,17 @@ use super::connection::Client;
 use super::record::Recording;
 use super::relay;
 use super::worker::Worker;
+use crate::config::plan::{Mode, RouteIndex};
 
 /// Dials the upstream at once, for protocols in which the server speaks first, and relays.
-pub async fn serve(worker: &Worker, mut client: Client) {
-    let route = client.routes[0];
+pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
     let plan = &worker.plan.routes[route];
     let mut recording = Recording::begin(worker, client.base);
     recording.record.route = Some(plan.name.clone());
-    recording.record.mode = "opaque";
+    recording.record.mode = match &plan.mode {
+        Mode::EndToEnd(_) => plan.mode.as_str(),
+        Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
+    };
     let mut upstream = match worker.upstreams.connect_fresh(route).await {
         Ok(upstream) => upstream,
         Err(error) => {

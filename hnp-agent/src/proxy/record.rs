@@ -72,6 +72,11 @@ impl<'w> Recording<'w> {
         self.write(reason);
     }
 
+    /// Writes nothing: what follows has records of its own.
+    pub fn forget(mut self) {
+        self.finished = true;
+    }
+
     fn write(&mut self, reason: Reason) {
         self.finished = true;
         self.record.reason = reason;

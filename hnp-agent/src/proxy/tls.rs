@@ -1,11 +1,14 @@
-//! A client that speaks TLS where its first byte may be anything: tunnelled to the upstream, let through to
-//! where it was going, or refused.
+//! A client that speaks TLS where its first byte may be anything: its TLS ends here, is tunnelled to the
+//! upstream, is let through to where it was going, or is refused.
 //!
 //! Its SNI decides as a Host would. What is carried goes on with every byte as it came, hello included; hnp
-//! holds no key to it and lends it no identity. What is refused gets an alert, so that the client's error
+//! holds no key to it and lends it no identity. Where it ends here the route's terms hold (`serving`), and what
+//! comes out of it is served as if it had come in the clear. What is refused gets an alert, so that the client's error
 //! names TLS and not a broken connection.
 
 use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt as _;
@@ -14,15 +17,20 @@ use tokio::time::timeout;
 use super::answer::{self, LAST_WORDS};
 use super::authority::{Choice, choose};
 use super::buffer::Buffer;
-use super::connection::Client;
+use super::client_io::{ClientIo, end_tls};
+use super::connection::{Admitted, Client};
 use super::hello::{Hello, HelloReader};
 use super::record::Recording;
 use super::relay::relay;
-use super::worker::Worker;
-use crate::config::plan::{Enforcement, Mode, Plan, RouteIndex, Unreadable};
+use super::worker::{Lanes, Worker};
+use super::{http1, opaque};
+use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
+use crate::serving::reason;
 
 /// What becomes of a hello.
 enum Verdict {
+    /// To us.
+    End,
     /// To the route's upstream.
     Tunnel,
     /// To where the client was going.
@@ -32,12 +40,12 @@ enum Verdict {
 }
 
 /// Serves a connection whose first byte, in `bytes`, begins a TLS handshake.
-pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer) {
+pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Client>, mut bytes: Buffer) {
     let first = client.routes[0];
-    let mut recording = Recording::begin(worker, client.base.clone());
+    let mut recording = Recording::begin(&worker, client.base.clone());
     recording.record.route = Some(worker.plan.routes[first].name.clone());
     let deadline = worker.plan.routes[first].timeouts.head;
-    let hello = match timeout(deadline, read(worker, &mut client, &mut bytes)).await {
+    let hello = match timeout(deadline, read(&worker, &mut client, &mut bytes)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(detail)) => {
             client.stream.reset_on_close();
@@ -52,8 +60,67 @@ pub(super) async fn serve(worker: &Worker, mut client: Client, mut bytes: Buffer
     recording.record.route = Some(worker.plan.routes[route].name.clone());
     match verdict {
         Verdict::Refuse(reason, detail) => refuse(client, recording, reason, detail).await,
-        Verdict::Tunnel | Verdict::Pass => carry(worker, client, bytes, recording, route, verdict).await,
+        Verdict::Tunnel | Verdict::Pass => carry(&worker, client, bytes, recording, route, verdict).await,
+        Verdict::End => match end(&worker, client, &bytes, recording, route).await {
+            Some((client, Protocol::Http)) => Box::pin(http1::serve::serve(lanes, worker, client)).await,
+            Some((client, Protocol::Opaque)) => opaque::serve(&worker, client, route).await,
+            None => {}
+        },
     }
+}
+
+/// The handshake, on the route's terms. Its record is written here where it comes to nothing; else the requests,
+/// or the bytes, have theirs.
+async fn end(
+    worker: &Worker,
+    mut client: Box<Client>,
+    hello: &Buffer,
+    mut recording: Recording<'_>,
+    route: RouteIndex,
+) -> Option<(Box<Client>, Protocol)> {
+    let plan = &worker.plan.routes[route];
+    let mode = plan.end_to_end()?;
+    recording.record.mode = plan.mode.as_str();
+    let terms = match worker.generation.terms(route, mode) {
+        Ok(terms) => terms,
+        Err(error) => {
+            refuse(client, recording, Reason::IdentityUnavailable, error.to_string()).await;
+            return None;
+        }
+    };
+    let ClientIo::Tcp(tcp) = client.stream else {
+        recording.finish(Reason::Internal, Some("TLS within TLS".into()));
+        return None;
+    };
+    let deadline = plan.timeouts.tls;
+    let (reason, detail) = match timeout(deadline, end_tls(tcp, &terms.config, hello.filled())).await {
+        Ok(Ok(stream)) => match terms.readmits(stream.get_ref().1) {
+            Ok(tls) => {
+                let tls = Arc::new(tls);
+                client.base.client_tls = Some(Arc::clone(&tls));
+                client.admitted = Some(Box::new(Admitted { route: plan.name.clone(), terms, tls }));
+                client.stream = ClientIo::Tls(Box::new(stream));
+                recording.forget();
+                return Some((client, mode.onward.protocol));
+            }
+            Err(error) => {
+                ClientIo::Tls(Box::new(stream)).reset_on_close();
+                reason::of(&error)
+            }
+        },
+        Ok(Err((error, tcp))) => {
+            let (reason, detail) = reason::of_io(&error);
+            recording.finish(reason, Some(detail));
+            if let Some(tcp) = tcp {
+                // A client of TLS 1.3 may be sending already: a reset would overtake the alert.
+                answer::linger(&mut ClientIo::Tcp(tcp)).await;
+            }
+            return None;
+        }
+        Err(_) => (Reason::PodTlsTimeout, format!("no TLS handshake within {deadline:?}")),
+    };
+    recording.finish(reason, Some(detail));
+    None
 }
 
 /// Which route a hello belongs to, and what that route does with it.
@@ -74,6 +141,7 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
             let verdict = match &plan.routes[own].mode {
                 Mode::Tunnel(tunnel) if tunnel.nameless == Unreadable::Tunnel => Verdict::Tunnel,
                 Mode::ReverseProxy(_) if strict.is_none() => Verdict::Tunnel,
+                Mode::EndToEnd(_) => Verdict::End,
                 Mode::Tunnel(_) | Mode::ReverseProxy(_) => Verdict::Refuse(Reason::TlsWithoutName, detail),
             };
             return (own, verdict);
@@ -87,6 +155,7 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
     match choice {
         Choice::Serve(route) => {
             let verdict = match &plan.routes[route].mode {
+                Mode::EndToEnd(_) => Verdict::End,
                 Mode::Tunnel(tunnel) if encrypted && tunnel.encrypted_hello == Unreadable::Refuse => {
                     let detail = format!("behind {name:?} the TLS hello may ask for another name");
                     Verdict::Refuse(Reason::EncryptedHello, detail)
@@ -128,7 +197,7 @@ async fn read(worker: &Worker, client: &mut Client, bytes: &mut Buffer) -> Resul
 /// On, byte for byte, until both sides have ended.
 async fn carry(
     worker: &Worker,
-    mut client: Client,
+    mut client: Box<Client>,
     mut bytes: Buffer,
     mut recording: Recording<'_>,
     route: RouteIndex,
@@ -150,7 +219,7 @@ async fn carry(
         Err(error) => {
             match way {
                 Verdict::Tunnel => recording.failed_upstream(plan, error.addr),
-                Verdict::Pass | Verdict::Refuse(..) => {
+                Verdict::Pass | Verdict::End | Verdict::Refuse(..) => {
                     recording.failed_direct(client.destination, error.addr)
                 }
             }
@@ -172,7 +241,7 @@ async fn carry(
     recording.finish(reason, relayed.detail);
 }
 
-async fn refuse(mut client: Client, recording: Recording<'_>, reason: Reason, detail: String) {
+async fn refuse(mut client: Box<Client>, recording: Recording<'_>, reason: Reason, detail: String) {
     // If the alert cannot be written the client is gone, and so is who would read it.
     let _ = timeout(LAST_WORDS, client.stream.write_all(&answer::tls_alert(reason))).await;
     recording.finish(reason, Some(detail));

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::config::end_to_end::{ClientAuth, ClientName};
 use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route, UpstreamWay};
 
 /// What differs between the configuration in force and the one in the file, in words.
@@ -82,6 +83,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         ("mode", old.mode.as_str() != new.mode.as_str()),
         ("protocol", protocol(old) != protocol(new)),
         ("authority", authority(old) != authority(new)),
+        ("end_to_end", end_to_end(old_plan, old) != end_to_end(new_plan, new)),
         ("tunnel", old.tunnel() != new.tunnel()),
         ("overrides", old.overrides != new.overrides),
         ("passthrough", old.passthrough != new.passthrough),
@@ -96,14 +98,38 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
     }
     // Whatever keys there will be: a place in a list is no difference, all else is one.
     let mut placed = Route { way: new.way.clone(), ..old.clone() };
-    if let (Mode::ReverseProxy(old), Some(new)) = (&mut placed.mode, new.reverse_proxy()) {
-        (old.identity, old.trust) = (new.identity, new.trust);
+    match (&mut placed.mode, &new.mode) {
+        (Mode::ReverseProxy(old), Mode::ReverseProxy(new)) => {
+            (old.identity, old.trust) = (new.identity, new.trust);
+        }
+        (Mode::EndToEnd(old), Mode::EndToEnd(new)) => {
+            (old.onward.identity, old.onward.trust) = (new.onward.identity, new.onward.trust);
+            (old.serving, old.client_auth) = (new.serving.clone(), new.client_auth.clone());
+        }
+        _ => {}
     }
     let same = placed == *new;
     if what.is_empty() && !same {
         what.push("other keys".to_owned());
     }
     (!what.is_empty()).then(|| format!("{} ({})", new.name, what.join(", ")))
+}
+
+/// What pods are shown and asked for, by name.
+#[derive(Eq, PartialEq)]
+struct ShownAndAsked<'p> {
+    serving: Vec<&'p str>,
+    asked: Option<(&'p str, &'p [ClientName])>,
+}
+
+fn end_to_end<'p>(plan: &'p Plan, route: &'p Route) -> Option<ShownAndAsked<'p>> {
+    let mode = route.end_to_end()?;
+    let serving = mode.serving.iter().map(|index| &*plan.identities[*index].name).collect();
+    let asked = match &mode.client_auth {
+        ClientAuth::None => None,
+        ClientAuth::Required { trust, names } => Some((&*plan.trusts[*trust].name, &names[..])),
+    };
+    Some(ShownAndAsked { serving, asked })
 }
 
 /// How a route's upstream is reached, by name: a proxy's own changes are noted with the proxy.

@@ -109,12 +109,12 @@ impl Sources {
             },
             tasks,
         );
-        Arc::new(Generation {
+        Arc::new(Generation::new(
             number,
-            plan: Arc::new(plan),
-            identities: identities.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
-            trusts: trusts.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
-        })
+            Arc::new(plan),
+            identities.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
+            trusts.held.iter().map(|held| Arc::clone(&held.published.shared)).collect(),
+        ))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 28] = [
+pub const FIELDS: [&str; 33] = [
     "ts",
     "kind",
     "flow",
@@ -28,6 +28,11 @@ pub const FIELDS: [&str; 28] = [
     "client",
     "destination",
     "direct",
+    "client_tls",
+    "client_resumed",
+    "client_subject",
+    "client_san",
+    "client_serial",
     "upstream",
     "upstream_proxy",
     "upstream_addr",
@@ -108,6 +113,19 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     }
     if record.direct {
         sink.raw("direct", true);
+    }
+    if let Some(tls) = &record.client_tls {
+        sink.text("client_tls", tls.version);
+        if tls.resumed {
+            sink.raw("client_resumed", true);
+        }
+        if let Some(certificate) = &tls.certificate {
+            sink.text("client_subject", &certificate.subject);
+            if let Some(name) = certificate.alternative_name() {
+                sink.text("client_san", name);
+            }
+            sink.text("client_serial", &certificate.serial);
+        }
     }
     if let Some(upstream) = &record.upstream {
         sink.text("upstream", &upstream.way.authority);
@@ -273,6 +291,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::serving::certificate::{ClientCertificate, ClientTls};
     use crate::telemetry::record::{HttpRecord, UpstreamRecord, WayRecord};
     use crate::workload::Workload;
 
@@ -291,6 +310,19 @@ pub(super) mod tests {
             client: "10.244.1.2:40000".parse().unwrap(),
             destination: Some("198.18.0.9:80".parse().unwrap()),
             direct: true,
+            client_tls: Some(Arc::new(ClientTls {
+                version: "TLSv1.3",
+                resumed: true,
+                certificate: Some(ClientCertificate {
+                    subject: "CN=runner,O=hnp".into(),
+                    common_name: Some("runner".into()),
+                    serial: "0a".into(),
+                    uris: vec!["spiffe://test/ns/a/sa/b".into()],
+                    dns: Vec::new(),
+                    not_after: UNIX_EPOCH,
+                    forwarded: String::new(),
+                }),
+            })),
             upstream: Some(UpstreamRecord {
                 way: Arc::new(WayRecord {
                     authority: "manager.hnp.test:8443".into(),
@@ -357,6 +389,7 @@ pub(super) mod tests {
             workload: Arc::default(),
             destination: None,
             direct: false,
+            client_tls: None,
             detail: Some("no flow for this \"port\"\n".into()),
             ..record()
         };

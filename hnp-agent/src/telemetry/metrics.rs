@@ -338,6 +338,7 @@ workers: 2
             client: "10.0.0.1:1".parse().unwrap(),
             destination: None,
             direct: false,
+            client_tls: None,
             upstream: Some(UpstreamRecord {
                 way: Arc::new(WayRecord { authority: "m.test".into(), proxy: None }),
                 addr: None,

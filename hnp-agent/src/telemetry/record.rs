@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use hnp_common::Reason;
 
 use crate::config::plan::Route;
+use crate::serving::certificate::ClientTls;
 use crate::workload::Workload;
 
 /// One finished request or connection. Never holds a header value, a query string or a body.
@@ -22,7 +23,7 @@ pub struct AccessRecord {
     pub flow_id: u64,
     /// The route's name; `None` where the connection never reached one.
     pub route: Option<Arc<str>>,
-    /// `reverse-proxy`, `opaque` or `passthrough`: how the bytes were carried.
+    /// `reverse-proxy`, `end-to-end`, `tunnel`, `opaque` or `passthrough`: how the bytes were carried.
     pub mode: &'static str,
     /// Who called.
     pub workload: Arc<Workload>,
@@ -32,6 +33,8 @@ pub struct AccessRecord {
     pub destination: Option<SocketAddr>,
     /// The client dialled the VIP itself, not the destination.
     pub direct: bool,
+    /// The client's TLS, where it ended here.
+    pub client_tls: Option<Arc<ClientTls>>,
     /// The upstream's authority and the address that was used, when one was dialled.
     pub upstream: Option<UpstreamRecord>,
     /// The request, on HTTP routes.

@@ -19,6 +19,8 @@ use crate::files::watch::Fingerprints;
 pub struct Loaded {
     /// Verifies chain, dates and name against the roots.
     pub verifier: Arc<dyn ServerCertVerifier>,
+    /// The roots themselves.
+    pub anchors: Arc<RootCertStore>,
     /// How many roots it holds. Never zero.
     pub roots: usize,
     /// Certificates that could not be used as roots, in words.
@@ -129,8 +131,9 @@ impl Source {
         };
         let roots = store.len();
         let provider = crate::crypto::provider();
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?;
-        Ok(Loaded { verifier, roots, warnings })
+        let anchors = Arc::new(store);
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider).build()?;
+        Ok(Loaded { verifier, anchors, roots, warnings })
     }
 }
 

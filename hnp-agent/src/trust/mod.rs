@@ -121,12 +121,12 @@ impl Source {
     fn publish(&mut self, loaded: Loaded) {
         let generation = self.generation() + 1;
         let name = Arc::clone(&self.trust.name);
-        let Loaded { verifier, roots, warnings } = loaded;
+        let Loaded { verifier, anchors, roots, warnings } = loaded;
         for warning in &warnings {
             tracing::warn!(trust = %name, "{warning}");
         }
         tracing::info!(trust = %name, generation, roots, "trust loaded");
-        self.shared.store(Some(Arc::new(TrustSnapshot { name, generation, verifier, roots })));
+        self.shared.store(Some(Arc::new(TrustSnapshot { name, generation, verifier, anchors, roots })));
         self.status.good();
         self.pending = None;
     }

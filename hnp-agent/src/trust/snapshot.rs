@@ -13,6 +13,8 @@ pub struct TrustSnapshot {
     pub generation: u64,
     /// Verifies chain, dates and name. There is no variant that does not.
     pub verifier: Arc<dyn ServerCertVerifier>,
+    /// The roots themselves, for whoever verifies clients.
+    pub anchors: Arc<rustls::RootCertStore>,
     /// How many roots it holds. Never zero.
     pub roots: usize,
 }

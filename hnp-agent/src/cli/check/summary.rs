@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::promises;
+use crate::config::end_to_end::{ClientAuth, EndToEnd};
 use crate::config::humane;
 use crate::config::plan::{Capture, Guard, Plan, RawSockets, Route, UpstreamWay};
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
@@ -26,9 +27,11 @@ pub(super) struct RouteSummary {
     pub(super) name: String,
     pub(super) enforcement: &'static str,
     pub(super) mode: &'static str,
-    /// What only a reverse proxy has; its keys stand beside the others.
+    /// What tunnels have not; its keys stand beside the others.
     #[serde(flatten)]
     pub(super) reverse_proxy: Option<ReverseProxySummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) end_to_end: Option<EndToEndSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tunnel: Option<TunnelSummary>,
     pub(super) destinations: Vec<String>,
@@ -55,6 +58,15 @@ pub(super) struct ReverseProxySummary {
     pub(super) identity: String,
     pub(super) trust: String,
     pub(super) pool_idle: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct EndToEndSummary {
+    pub(super) serving: Vec<String>,
+    pub(super) client_auth: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_trust: Option<String>,
+    pub(super) client_names: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -145,6 +157,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             trust: plan.trusts[mode.trust].name.to_string(),
             pool_idle: route.upstream.pool_idle,
         }),
+        end_to_end: route.end_to_end().map(|mode| end_to_end_summary(plan, mode)),
         tunnel: route.tunnel().map(|tunnel| TunnelSummary {
             names: tunnel.names.iter().map(ToString::to_string).collect(),
             nameless: tunnel.nameless.as_str(),
@@ -161,6 +174,19 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         },
         timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
         not_held: promises::not_held(route, &plan.capture),
+    }
+}
+
+fn end_to_end_summary(plan: &Plan, mode: &EndToEnd) -> EndToEndSummary {
+    let (client_trust, names) = match &mode.client_auth {
+        ClientAuth::None => (None, &[][..]),
+        ClientAuth::Required { trust, names } => (Some(plan.trusts[*trust].name.to_string()), &names[..]),
+    };
+    EndToEndSummary {
+        serving: mode.serving.iter().map(|index| plan.identities[*index].name.to_string()).collect(),
+        client_auth: mode.client_auth.as_str(),
+        client_trust,
+        client_names: names.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -278,6 +304,18 @@ impl RouteSummary {
                 ("timeouts", self.timeouts.clone()),
                 ("pool", format!("{} idle connections per worker", mode.pool_idle)),
             ]);
+        }
+        if let Some(mode) = &self.end_to_end {
+            rows.push(("serving", mode.serving.join(", ")));
+            rows.push(match &mode.client_trust {
+                None => ("pods' certs", "none asked for".into()),
+                Some(trust) if mode.client_names.is_empty() => {
+                    ("pods' certs", format!("any by trust {trust}"))
+                }
+                Some(trust) => {
+                    ("pods' certs", format!("by trust {trust}, for {}", mode.client_names.join(", ")))
+                }
+            });
         }
         if let Some(tunnel) = &self.tunnel {
             let names = if tunnel.names.is_empty() { "none".into() } else { tunnel.names.join(", ") };

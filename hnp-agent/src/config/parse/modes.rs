@@ -4,24 +4,31 @@ use std::sync::Arc;
 
 use super::routes::References;
 use super::{SYSTEM, reference, system_trust};
+use crate::config::end_to_end::{ClientAuth, ClientName, EndToEnd};
 use crate::config::hosts;
 use crate::config::plan::{
-    Authority, Destination, Host, NamePattern, Protocol, ReverseProxy, Target, Tunnel, Unreadable, Upstream,
+    Authority, Destination, Host, NamePattern, Protocol, ReverseProxy, Roots, Target, Tunnel, Unreadable,
+    Upstream,
 };
 use crate::config::read::{Reader, Section};
 use crate::config::values::{self, Wrong};
 
+pub(super) const END_TO_END: &[&str] = &["serving", "client_auth", "client_trust", "client_names"];
 pub(super) const TUNNEL: &[&str] = &["names", "nameless", "encrypted_hello"];
 
 /// A mode, by its word.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
     ReverseProxy,
+    EndToEnd,
     Tunnel,
 }
 
 pub(super) fn way(text: &str) -> Result<Way, Wrong> {
-    values::word(text, &[("reverse-proxy", Way::ReverseProxy), ("tunnel", Way::Tunnel)])
+    values::word(
+        text,
+        &[("reverse-proxy", Way::ReverseProxy), ("end-to-end", Way::EndToEnd), ("tunnel", Way::Tunnel)],
+    )
 }
 
 pub(super) fn reverse_proxy(
@@ -30,11 +37,18 @@ pub(super) fn reverse_proxy(
     named: &mut References<'_>,
 ) -> Option<ReverseProxy> {
     only_with(r, s, &["tunnel"], "mode: tunnel");
-    let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
-    if protocol == Protocol::Opaque && !r.list(s, "passthrough").is_empty() {
+    only_with(r, s, &["end_to_end"], "mode: end-to-end");
+    let onward = onward(r, s, named);
+    if onward.is_some_and(|mode| mode.protocol == Protocol::Opaque) && !r.list(s, "passthrough").is_empty() {
         let what = "needs names, and an opaque route reads none; allowed: with protocol: http";
         r.mistake(s.mark_of("passthrough"), s.key("passthrough"), what);
     }
+    onward
+}
+
+/// How what the agent reads in the clear goes on.
+fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<ReverseProxy> {
+    let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
     let authority = r.optional(s, "authority", values::authority);
     if authority.is_some() && protocol == Protocol::Opaque {
         let what = "is a field of HTTP, and an opaque route reads none; allowed: with protocol: http";
@@ -51,6 +65,65 @@ pub(super) fn reverse_proxy(
     Some(ReverseProxy { protocol, authority, identity: identity?, trust: trust? })
 }
 
+pub(super) fn end_to_end(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<EndToEnd> {
+    only_with(r, s, &["tunnel"], "mode: tunnel");
+    let onward = onward(r, s, named);
+    let e = r.section(s, "end_to_end", END_TO_END);
+    let mut serving = Vec::new();
+    let nodes = r.list(&e, "serving");
+    for (index, node) in nodes.iter().enumerate() {
+        let key = format!("{}[{index}]", e.key("serving"));
+        let Some(name) = r.text(node, &key) else { continue };
+        match named.identities.find(name) {
+            Some(found) => serving.push(found),
+            None => r.mistake(node.mark, key, named.identities.unknown(name, "identities")),
+        }
+    }
+    if nodes.is_empty() {
+        let what =
+            "is missing: which certificates are shown to pods? allowed: a list of names under `identities`";
+        r.mistake(e.mark_of("serving"), e.key("serving"), what);
+    }
+    let client_auth = client_auth(r, &e, named);
+    (!serving.is_empty()).then_some(())?;
+    Some(EndToEnd { onward: onward?, serving, client_auth: client_auth? })
+}
+
+fn client_auth(r: &mut Reader, e: &Section<'_>, named: &mut References<'_>) -> Option<ClientAuth> {
+    if !r.or(e, "client_auth", true, |text| values::word(text, &[("required", true), ("none", false)])) {
+        only_with(r, e, &["client_trust", "client_names"], "client_auth: required");
+        return Some(ClientAuth::None);
+    }
+    let trust = reference(r, e, "client_trust", "trusts", named.trusts);
+    if trust.is_some_and(|index| matches!(named.trusts.list[index].roots, Roots::System)) {
+        let what = "would take every certificate that a public CA has issued; allowed: a trust with the roots of your own CA";
+        r.mistake(e.mark_of("client_trust"), e.key("client_trust"), what);
+    }
+    let mut names = Vec::new();
+    for (index, node) in r.list(e, "client_names").iter().enumerate() {
+        names.extend(r.item(node, &format!("{}[{index}]", e.key("client_names")), client_name));
+    }
+    Some(ClientAuth::Required { trust: trust?, names })
+}
+
+/// A DNS name, a suffix, a URI, or a URI's beginning.
+fn client_name(text: &str) -> Result<ClientName, Wrong> {
+    const ALLOWED: &str = "a DNS name, *.SUFFIX, a URI such as spiffe://example.org/ns/a/sa/b, or URI/*";
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return hosts::name_pattern(text)
+            .map(ClientName::Dns)
+            .map_err(|_| Wrong::not(text, "a name in pods' certificates", ALLOWED));
+    };
+    let good = !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    match text.strip_suffix('*') {
+        Some(prefix) if good && rest.len() > 2 && prefix.ends_with('/') && !prefix.contains('*') => {
+            Ok(ClientName::UriBelow(prefix.into()))
+        }
+        None if good && !rest.contains('*') => Ok(ClientName::Uri(text.into())),
+        Some(_) | None => Err(Wrong::not(text, "a name in pods' certificates", ALLOWED)),
+    }
+}
+
 /// Its names are the destinations' and the upstream's, unless others are written.
 pub(super) fn tunnel(
     r: &mut Reader,
@@ -61,8 +134,8 @@ pub(super) fn tunnel(
     only_with(
         r,
         s,
-        &["protocol", "authority", "identity", "trust", "server_name", "pool_idle"],
-        "mode: reverse-proxy",
+        &["protocol", "authority", "identity", "trust", "server_name", "pool_idle", "end_to_end"],
+        "mode: reverse-proxy or end-to-end",
     );
     if upstream.is_some_and(|upstream| !upstream.base_path.is_empty()) {
         let what = "has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]";

@@ -24,6 +24,7 @@ pub(super) const KEYS: &[&str] = &[
     "protocol",
     "authority",
     "mode",
+    "end_to_end",
     "tunnel",
     "enforcement",
     "overrides",
@@ -98,6 +99,7 @@ fn route(
         upstream_proxies::way(r, s, upstream.as_ref().map(|upstream| &upstream.host), named.proxies);
     let mode = match r.or(s, "mode", Way::ReverseProxy, modes::way) {
         Way::ReverseProxy => modes::reverse_proxy(r, s, named).map(Mode::ReverseProxy),
+        Way::EndToEnd => modes::end_to_end(r, s, named).map(Mode::EndToEnd),
         Way::Tunnel => Some(Mode::Tunnel(modes::tunnel(r, s, &destinations, upstream.as_ref()))),
     };
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);

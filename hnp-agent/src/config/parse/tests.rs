@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::end_to_end::ClientAuth;
 use crate::config::parse_with_warnings;
 use crate::config::plan::{
     Enforcement, Guard, PodTraits, PossibleEnforcement, Protocol, Timeouts, Unreadable, UpstreamWay,
@@ -395,6 +396,50 @@ fn names_that_share_an_address_may_belong_to_different_routes() {
 }
 
 #[test]
+fn a_route_that_ends_pods_tls() {
+    let route = |more: &str| {
+        format!(
+            "identities: {{c: {{certificate: /c, key: /k}}, s: {{certificate: /s, key: /t}}}}\ntrusts: {{p: {{roots: /p}}}}\n\
+             routes:\n  - {{name: e, destinations: ['m.test:443'], upstream: 'https://m.test', identity: c, \
+             mode: end-to-end, end_to_end: {{{more}}}}}\n"
+        )
+    };
+    let plan = read(&route(
+        "serving: [s, c], client_trust: p, client_names: [a.test, '*.b.test', 'spiffe://t/x', 'spiffe://t/ns/*']",
+    ));
+    let mode = plan.routes[0].end_to_end().expect("it ends TLS");
+    assert_eq!(mode.serving.iter().map(|at| &*plan.identities[*at].name).collect::<Vec<_>>(), ["s", "c"]);
+    let ClientAuth::Required { trust, names } = &mode.client_auth else { panic!("{mode:?}") };
+    assert_eq!(&*plan.trusts[*trust].name, "p");
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["a.test", "*.b.test", "spiffe://t/x", "spiffe://t/ns/*"]);
+    let plan = read(&route("serving: [s], client_auth: none"));
+    assert_eq!(plan.routes[0].end_to_end().expect("it ends TLS").client_auth, ClientAuth::None);
+    for (more, mistake) in [
+        ("client_trust: p", "routes[0].end_to_end.serving: is missing"),
+        ("serving: [x], client_trust: p", "routes[0].end_to_end.serving[0]: \"x\" is not under `identities`"),
+        ("serving: [s]", "routes[0].end_to_end.client_trust: is missing"),
+        ("serving: [s], client_trust: system", "routes[0].end_to_end.client_trust"),
+        (
+            "serving: [s], client_auth: none, client_trust: p",
+            "means nothing in this route's mode; allowed: with client_auth: required",
+        ),
+        (
+            "serving: [s], client_trust: p, client_names: ['spiffe://t/*x']",
+            "client_names[0]: \"spiffe://t/*x\" is not",
+        ),
+        ("serving: [s], client_trust: p, client_names: ['spiffe://*']", "client_names[0]"),
+        ("serving: [s], client_trust: p, client_names: ['*']", "client_names[0]"),
+        ("serving: [s], client_auth: optional", "end_to_end.client_auth"),
+    ] {
+        let found = mistakes(&route(more));
+        assert!(found.contains(mistake), "{more}: {found}");
+    }
+    let plain = route("serving: [s], client_trust: p").replace("end-to-end,", "reverse-proxy,");
+    assert!(mistakes(&plain).contains("routes[0].end_to_end: means nothing in this route's mode"));
+}
+
+#[test]
 fn a_tunnel_carries_the_names_that_are_meant() {
     let route = |more: &str| {
         format!(
@@ -418,9 +463,9 @@ fn a_tunnel_carries_the_names_that_are_meant() {
         mistakes(&wrong),
         "\
 hnp.yaml:4:15: routes[0].upstream: has a path, and a tunnel reads no requests; allowed: https://HOST[:PORT]
-hnp.yaml:6:15: routes[0].identity: means nothing in this route's mode; allowed: with mode: reverse-proxy
-hnp.yaml:7:15: routes[0].protocol: means nothing in this route's mode; allowed: with mode: reverse-proxy
-hnp.yaml:8:16: routes[0].pool_idle: means nothing in this route's mode; allowed: with mode: reverse-proxy"
+hnp.yaml:6:15: routes[0].identity: means nothing in this route's mode; allowed: with mode: reverse-proxy or end-to-end
+hnp.yaml:7:15: routes[0].protocol: means nothing in this route's mode; allowed: with mode: reverse-proxy or end-to-end
+hnp.yaml:8:16: routes[0].pool_idle: means nothing in this route's mode; allowed: with mode: reverse-proxy or end-to-end"
     );
     let nameless = route("").replace("m.test:443, ", "").replace("n.test", "198.18.0.10");
     assert!(mistakes(&nameless).contains("routes[0].tunnel.names: is missing"), "{}", mistakes(&nameless));

@@ -1,13 +1,13 @@
 //! One request on its way: which route, which connection, and what to say when it fails.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 
 use super::exchange::{self, End, Ended, Failure, Terms};
 use super::response::Asked;
 use super::serve::{Incoming, rest_of};
-use crate::config::plan::{Authority, Route, RouteIndex};
+use crate::config::plan::{Authority, Mode, Route, RouteIndex};
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::authority::{Choice, choose};
 use crate::proxy::buffer::Buffer;
@@ -74,16 +74,18 @@ pub async fn forward(
     };
     let plan = &worker.plan.routes[route];
     recording.record.route = Some(plan.name.clone());
-    if let (Way::Upstream, Some(_)) = (way, plan.tunnel()) {
-        let detail = "this route tunnels TLS and carries no plaintext".to_owned();
-        return Box::pin(answer_and_end(client, recording, &incoming, Reason::TlsExpected, detail)).await;
+    if let Way::Upstream = way
+        && let Err((reason, detail)) = admit(worker, client, route)
+    {
+        return Box::pin(answer_and_end(client, recording, &incoming, reason, detail)).await;
     }
     recording.record.mode = match way {
-        Way::Upstream => "reverse-proxy",
+        Way::Upstream => plan.mode.as_str(),
         Way::Direct => "passthrough",
     };
 
-    let message = take_message(bytes, &incoming, plan, way);
+    let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
+    let message = take_message(bytes, &incoming, plan, way, forwarded);
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
     let terms = terms(worker, plan, &incoming, way, client.last);
     let mut answer = worker.stock.buffer();
@@ -143,6 +145,34 @@ pub async fn forward(
     }
 }
 
+/// Whether a client may use a route's upstream as it has come: in cleartext, or by TLS that ended here.
+fn admit(worker: &Worker, client: &Client, route: RouteIndex) -> Result<(), (Reason, String)> {
+    let plan = &worker.plan.routes[route];
+    let mode = match &plan.mode {
+        Mode::ReverseProxy(_) => return Ok(()),
+        Mode::EndToEnd(mode) => mode,
+        Mode::Tunnel(_) => {
+            return Err((Reason::TlsExpected, "this route tunnels TLS and carries no plaintext".into()));
+        }
+    };
+    let Some(admitted) = &client.admitted else {
+        return Err((Reason::TlsExpected, "this route ends TLS and takes no plaintext".into()));
+    };
+    // Another name of the address may ask for another certificate, and so may this one since: a certificate or
+    // a root was renewed, or the terms were changed.
+    let terms = worker.generation.terms(route, mode);
+    if admitted.route != plan.name || !terms.is_ok_and(|terms| terms.admits_as(&admitted.terms)) {
+        let detail = format!("this connection's TLS was made on other terms than those of {:?}", &*plan.name);
+        return Err((Reason::HostRefused, detail));
+    }
+    match &admitted.tls.certificate {
+        Some(certificate) if certificate.has_expired(SystemTime::now()) => {
+            Err((Reason::PodCertificateExpired, format!("the certificate of {}", certificate.subject)))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Writes into the record what the exchange carried.
 fn note(recording: &mut Recording<'_>, ended: &Ended) {
     let record = &mut recording.record;
@@ -192,7 +222,13 @@ async fn failed(
 
 /// Takes the head off the buffer, rewritten for its way, and the body with it where all of it is
 /// there: one write, and a request that can be sent again.
-fn take_message(bytes: &mut Buffer, incoming: &Incoming, plan: &Route, way: Way) -> Vec<u8> {
+fn take_message(
+    bytes: &mut Buffer,
+    incoming: &Incoming,
+    plan: &Route,
+    way: Way,
+    forwarded: Option<&str>,
+) -> Vec<u8> {
     let filled = bytes.filled();
     let head = &filled[..incoming.head_len];
     let body = &filled[incoming.head_len..][..incoming.whole_body.unwrap_or(0)];
@@ -205,7 +241,7 @@ fn take_message(bytes: &mut Buffer, incoming: &Incoming, plan: &Route, way: Way)
                 Some(Authority::Upstream) | None => None,
             };
             let authority = original.unwrap_or(upstream.authority.as_bytes());
-            request.write_for_upstream(head, authority, &upstream.base_path, &mut message);
+            request.write_for_upstream(head, authority, &upstream.base_path, forwarded, &mut message);
         }
         Way::Direct => message.extend_from_slice(head),
     }

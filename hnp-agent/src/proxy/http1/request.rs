@@ -79,8 +79,16 @@ impl Request {
     }
 
     /// Writes the head for the upstream: this authority as `Host`, its base path before the path,
-    /// everything else byte for byte, without what belongs to the client's hop.
-    pub fn write_for_upstream(&self, head: &[u8], authority: &[u8], base_path: &str, out: &mut Vec<u8>) {
+    /// everything else byte for byte, without what belongs to the client's hop. `forwarded` is what the client's
+    /// certificate says, if it was verified: nobody else says so.
+    pub fn write_for_upstream(
+        &self,
+        head: &[u8],
+        authority: &[u8],
+        base_path: &str,
+        forwarded: Option<&str>,
+        out: &mut Vec<u8>,
+    ) {
         out.extend_from_slice(&head[self.method.clone()]);
         out.push(b' ');
         let path = &head[self.path.clone()];
@@ -99,6 +107,11 @@ impl Request {
             if !name.eq_ignore_ascii_case(b"host") && !self.is_dropped(head, name) {
                 out.extend_from_slice(&head[field.line.clone()]);
             }
+        }
+        if let Some(forwarded) = forwarded {
+            out.extend_from_slice(b"X-Forwarded-Client-Cert: ");
+            out.extend_from_slice(forwarded.as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         if self.framing == Framing::Chunked {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -263,7 +276,7 @@ mod tests {
 
     fn rewritten(head: &str) -> String {
         let mut out = Vec::new();
-        parse(head).unwrap().write_for_upstream(head.as_bytes(), b"up.test:8443", "/base", &mut out);
+        parse(head).unwrap().write_for_upstream(head.as_bytes(), b"up.test:8443", "/base", None, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -457,7 +470,7 @@ mod properties {
                 prop_assert_eq!(&head[ours.value.clone()], theirs.value);
             }
             let mut out = Vec::new();
-            request.write_for_upstream(head, b"up.test", "", &mut out);
+            request.write_for_upstream(head, b"up.test", "", None, &mut out);
             prop_assert_eq!(find_end(&out, &mut 0, 65536), Ok(Some(out.len())));
             let again = Request::parse(&out);
             prop_assert!(again.is_ok());

@@ -62,7 +62,7 @@ enum Refusal {
 }
 
 /// Serves requests until the connection ends, each by the configuration of its moment.
-pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Client) {
+pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
     let mut kept: Option<UpstreamConnection> = None;
     let mut buffer: Option<Buffer> = None;
     loop {
@@ -77,12 +77,13 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Client) {
             Ok(Begun::Request(incoming)) => incoming,
             Ok(Begun::Tls) => {
                 keep_up(lanes, &mut worker, &mut client);
-                return Box::pin(tls::serve(&worker, client, bytes)).await;
+                return Box::pin(tls::serve(lanes, worker, client, bytes)).await;
             }
             Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
         };
         keep_up(lanes, &mut worker, &mut client);
-        let next = forward::forward(&worker, &mut client, &mut bytes, incoming, &mut kept).await;
+        // Boxed: a connection that waits must not hold the room that a request takes.
+        let next = Box::pin(forward::forward(&worker, &mut client, &mut bytes, incoming, &mut kept)).await;
         match next {
             Next::Again => buffer = Some(bytes),
             Next::Close(reason) => {
@@ -173,7 +174,7 @@ async fn read_head(
             scanned = 0;
         }
         match bytes.filled().first() {
-            Some(&TLS_HANDSHAKE) => return Ok(None),
+            Some(&TLS_HANDSHAKE) if client.admitted.is_none() => return Ok(None),
             Some(&first) if !is_token_byte(first) && first != b'\r' => {
                 let detail = format!("the first byte, {first:#04x}, begins no HTTP request");
                 return Err(Refusal::Reset(Reason::ProtocolRefused, detail));

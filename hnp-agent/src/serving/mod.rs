@@ -1,0 +1,210 @@
+//! What pods are shown, and what is asked of them, where a route ends their TLS.
+//!
+//! The other direction of `upstream`: there the agent is a client, here it is a server. One rustls
+//! configuration per route and generation of all certificates and roots in it. Its sessions live and die
+//! with it, so a change of either lets nobody back in by resumption; within one, [`Terms::readmits`] looks
+//! again, because rustls asks no verifier about a session that is resumed.
+
+pub mod certificate;
+pub mod reason;
+mod verifier;
+mod version1;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::server::danger::ClientCertVerifier as _;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, ServerConnection};
+use rustls_pki_types::UnixTime;
+
+use crate::config::end_to_end::{ClientAuth, EndToEnd};
+use crate::config::plan::{NamePattern, Plan, Protocol, RouteIndex};
+use crate::identity::snapshot::{IdentitySnapshot, SharedIdentity};
+use crate::trust::snapshot::{SharedTrust, TrustSnapshot};
+use certificate::{ClientCertificate, ClientTls};
+use verifier::PodVerifier;
+
+/// The terms of every route of a generation; shared by its workers, so that a session that one of them began
+/// can be resumed at another.
+#[derive(Debug)]
+pub struct Serving {
+    /// By route: the terms that are current.
+    routes: Vec<Mutex<Option<Arc<Terms>>>>,
+}
+
+/// On what terms a route ends a pod's TLS now.
+#[derive(Debug)]
+pub struct Terms {
+    /// What the route shows and how it is negotiated.
+    pub config: Arc<ServerConfig>,
+    verifier: Option<Arc<PodVerifier>>,
+    identities: Vec<Arc<IdentitySnapshot>>,
+    trust: Option<Arc<TrustSnapshot>>,
+}
+
+/// Why a route cannot end TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// None of its certificates, or not its trust, could be loaded.
+    #[error("{0} could not be loaded; see the log for the file and the mistake in it")]
+    NotLoaded(String),
+    /// rustls refuses what was made of them; not seen in practice.
+    #[error("no TLS configuration could be made: {0}")]
+    Refused(String),
+}
+
+impl Serving {
+    /// For a Plan with so many routes.
+    pub fn new(routes: usize) -> Self {
+        Self { routes: (0..routes).map(|_| Mutex::default()).collect() }
+    }
+
+    /// The terms of a route; made anew where a certificate or root has changed.
+    ///
+    /// # Errors
+    /// See [`Unavailable`].
+    pub fn terms(
+        &self,
+        plan: &Plan,
+        route: RouteIndex,
+        mode: &EndToEnd,
+        identities: &[SharedIdentity],
+        trusts: &[SharedTrust],
+    ) -> Result<Arc<Terms>, Unavailable> {
+        // Those that are there: a broken one beside them is in the log and in the metrics.
+        let loaded: Vec<_> = mode.serving.iter().filter_map(|index| identities[*index].load_full()).collect();
+        if loaded.is_empty() {
+            let name = &plan.identities[mode.serving[0]].name;
+            return Err(Unavailable::NotLoaded(format!("identity `{name}`")));
+        }
+        let trust =
+            match &mode.client_auth {
+                ClientAuth::None => None,
+                ClientAuth::Required { trust, .. } => Some(trusts[*trust].load_full().ok_or_else(|| {
+                    Unavailable::NotLoaded(format!("trust `{}`", plan.trusts[*trust].name))
+                })?),
+            };
+        let mut known = self.routes[route].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(terms) = &*known
+            && terms.is_of(&loaded, trust.as_ref())
+        {
+            return Ok(Arc::clone(terms));
+        }
+        let terms = Arc::new(Terms::new(mode, loaded, trust).map_err(Unavailable::Refused)?);
+        *known = Some(Arc::clone(&terms));
+        Ok(terms)
+    }
+}
+
+impl Terms {
+    fn new(
+        mode: &EndToEnd,
+        identities: Vec<Arc<IdentitySnapshot>>,
+        trust: Option<Arc<TrustSnapshot>>,
+    ) -> Result<Self, String> {
+        let words = |error: rustls::Error| error.to_string();
+        let provider = crate::crypto::provider();
+        let verifier = match (&trust, &mode.client_auth) {
+            (Some(trust), ClientAuth::Required { names, .. }) => {
+                let inner =
+                    WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.anchors), provider.clone())
+                        .build()
+                        .map_err(|error| error.to_string())?;
+                let anchors = Arc::clone(&trust.anchors);
+                let algorithms = provider.signature_verification_algorithms;
+                Some(Arc::new(PodVerifier::new(inner, anchors, algorithms, names.clone())))
+            }
+            _ => None,
+        };
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(words)?;
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&identities)));
+        config.alpn_protocols = match mode.onward.protocol {
+            Protocol::Http => vec![b"http/1.1".to_vec()],
+            Protocol::Opaque => Vec::new(),
+        };
+        Ok(Self { config: Arc::new(config), verifier, identities, trust })
+    }
+
+    fn is_of(&self, identities: &[Arc<IdentitySnapshot>], trust: Option<&Arc<TrustSnapshot>>) -> bool {
+        self.identities.len() == identities.len()
+            && self.identities.iter().zip(identities).all(|(one, other)| Arc::ptr_eq(one, other))
+            && self.trust.as_ref().map(Arc::as_ptr) == trust.map(Arc::as_ptr)
+    }
+
+    /// Whether a client that these terms let in may stay under others: nothing but what it was shown differs.
+    pub fn admits_as(&self, others: &Self) -> bool {
+        self.trust.as_ref().map(Arc::as_ptr) == others.trust.as_ref().map(Arc::as_ptr)
+            && self.verifier.as_ref().map(|one| one.names())
+                == others.verifier.as_ref().map(|one| one.names())
+    }
+
+    /// What a finished handshake says of the pod.
+    ///
+    /// # Errors
+    /// A resumed session's certificate is not good any more, or one was verified that cannot be described.
+    pub fn readmits(&self, session: &ServerConnection) -> Result<ClientTls, rustls::Error> {
+        self.readmits_at(session, UnixTime::now())
+    }
+
+    fn readmits_at(&self, session: &ServerConnection, now: UnixTime) -> Result<ClientTls, rustls::Error> {
+        let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        let chain = session.peer_certificates().unwrap_or_default();
+        if let Some(verifier) = &self.verifier {
+            let (leaf, above) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+            if resumed {
+                verifier.verify_client_cert(leaf, above, now)?;
+            }
+        }
+        let certificate = chain.first().map(|leaf| ClientCertificate::of(leaf)).transpose()?;
+        Ok(ClientTls { version: certificate::version(session), resumed, certificate })
+    }
+}
+
+/// Shows the first certificate that is for the name that was asked for; the first of all where none is.
+#[derive(Debug)]
+struct BySni(Vec<(Vec<NamePattern>, Arc<CertifiedKey>)>);
+
+impl BySni {
+    fn new(identities: &[Arc<IdentitySnapshot>]) -> Self {
+        let named = identities.iter().map(|identity| {
+            let key = &identity.certified_key;
+            (
+                key.cert.first().map(|leaf| certificate::served_names(leaf)).unwrap_or_default(),
+                Arc::clone(key),
+            )
+        });
+        Self(named.collect())
+    }
+
+    fn choose(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        let name = name.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+        let fits = |patterns: &[NamePattern]| {
+            name.as_deref().is_some_and(|name| patterns.iter().any(|pattern| covers(pattern, name)))
+        };
+        self.0.iter().find(|(patterns, _)| fits(patterns)).or(self.0.first()).map(|(_, key)| key)
+    }
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name()).cloned()
+    }
+}
+
+/// As clients read a certificate: a wildcard stands for one label (RFC 6125 section 6.4.3).
+fn covers(pattern: &NamePattern, name: &str) -> bool {
+    match pattern {
+        NamePattern::Exact(_) => pattern.matches(name),
+        NamePattern::Below(parent) => name.split_once('.').is_some_and(|(_, rest)| *rest == **parent),
+    }
+}
+
+#[cfg(test)]
+mod tests;
