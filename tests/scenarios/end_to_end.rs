@@ -141,6 +141,23 @@ fn plaintext_and_other_names_are_refused() {
 }
 
 #[test]
+fn what_came_in_tls_goes_to_no_other_name_in_the_clear() {
+    let scene = Scene::for_test();
+    let listener = Manager::start(&scene, Setup::new("elsewhere", 443));
+    let manager = Setup::new("manager", 8443).tls(Mode::Strict, &scene.server, &scene.clients);
+    let route = Route::loose("tls", &DESTINATIONS[..1], UPSTREAM);
+    let case = Case::start(scene, manager, route, "client_auth: none", |config| config);
+    let other = case.curl(&case.pod, None, &["-H", "Host: elsewhere.hnp.test", "-w", "%{http_code}"]);
+    assert!(other.ok().contains("host_refused") && other.text().ends_with("421"), "{other}");
+    assert_eq!(listener.connections().len(), 0);
+    // The controls: its own name goes on, and what asks for the other name in the clear passes as ever.
+    assert!(case.curl(&case.pod, None, &[]).status.success());
+    let url = format!("http://{MANAGER4}:443/hello");
+    let plain = case.pod.command("curl").args(["-sS", "-H", "Host: elsewhere.hnp.test", &url]).run();
+    assert!(plain.ok().contains("\"manager\":\"elsewhere\""), "{plain}");
+}
+
+#[test]
 fn python_with_its_own_certificate_keeps_its_connection() {
     let case = Case::new(Mode::Strict, "client_trust: pods");
     let script = format!(

@@ -65,10 +65,17 @@ pub async fn forward(
     );
     let (route, way) = match choice {
         Choice::Serve(route) => (route, Way::Upstream),
-        Choice::Passthrough(route) => (route, Way::Direct),
-        Choice::Refuse(route) => {
+        Choice::Passthrough(route) if client.admitted.is_none() => (route, Way::Direct),
+        Choice::Passthrough(route) | Choice::Refuse(route) => {
             recording.record.route = Some(worker.plan.routes[route].name.clone());
-            let detail = format!("this address serves other names than {:?}", host.unwrap_or_default());
+            let host = host.unwrap_or_default();
+            let detail = match choice {
+                // What came in TLS goes nowhere in the clear.
+                Choice::Passthrough(_) => {
+                    format!("inside of TLS this address serves other names than {host:?}")
+                }
+                _ => format!("this address serves other names than {host:?}"),
+            };
             return Box::pin(answer_and_end(client, recording, &incoming, Reason::HostRefused, detail)).await;
         }
     };
