@@ -41,7 +41,7 @@ use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
 use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
-use crate::{kubernetes, observed};
+use crate::{kubernetes, memory, observed};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -188,6 +188,8 @@ async fn serve(
         let follow = upkeep::Follow { capture, pods, labels, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
+        let counted = telemetry.clone();
+        tasks.spawn(memory::give_back(move || counted.open_connections(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(captured.clone(), readiness.clone(), tasks.token()));
         look_after_the_startup_taint(&plan, &readiness, &telemetry, &tasks);
         tasks.spawn(upkeep::until_serving(captured.clone(), beating));

@@ -14,6 +14,7 @@ pub mod generation;
 pub mod handover;
 pub mod identity;
 pub mod kubernetes;
+pub mod memory;
 pub mod observed;
 pub mod proxy;
 pub mod reload;

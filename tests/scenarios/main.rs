@@ -18,6 +18,7 @@ mod foreign_programs;
 mod guard;
 mod handover;
 mod http_semantics;
+mod idle;
 mod logs_and_metrics;
 mod long_way;
 mod main_job;

@@ -62,6 +62,15 @@ pub enum Job {
         /// How many.
         connections: u64,
     },
+    /// Connections that are used once, each, and then do nothing until SIGTERM.
+    Idle {
+        /// Where to.
+        target: Target,
+        /// How many.
+        connections: u64,
+        /// Not a request but a line, which is to come back: for opaque routes.
+        opaque: bool,
+    },
     /// Requests at a fixed rate on connections that are kept alive.
     Steady {
         /// Where to.
@@ -223,6 +232,10 @@ pub struct Report {
     pub seconds: f64,
     /// The longest time of one request in milliseconds.
     pub slowest_ms: f64,
+    /// The median of those times ([`Job::Steady`]).
+    pub p50_ms: f64,
+    /// The time that 99 of 100 took at most ([`Job::Steady`]).
+    pub p99_ms: f64,
     /// What getpeername said ([`Job::Peer`]).
     pub peer: Option<SocketAddr>,
     /// What getsockname said ([`Job::Peer`]).

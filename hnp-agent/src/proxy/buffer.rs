@@ -1,6 +1,6 @@
 //! Bytes under way: a fixed block with a filled middle, lent from a worker's stock.
 //!
-//! A connection that waits holds none. A busy one starts small, and takes a large block when it
+//! A connection that waits holds none: an empty buffer gives its block back until there is something to read. A busy one starts small, and takes a large block when it
 //! fills the small one: short requests stay in cache, bulk transfers save system calls.
 
 use std::cell::RefCell;
@@ -44,10 +44,13 @@ impl Stock {
         })
     }
 
-    /// An empty small buffer.
+    /// An empty buffer; it takes a block when it is filled.
     pub fn buffer(self: &Rc<Self>) -> Buffer {
-        let block = self.small_blocks.borrow_mut().pop().unwrap_or_else(|| vec![0; SMALL].into());
-        Buffer { stock: self.clone(), block, start: 0, end: 0 }
+        Buffer { stock: self.clone(), block: Box::default(), start: 0, end: 0 }
+    }
+
+    fn small_block(&self) -> Box<[u8]> {
+        self.small_blocks.borrow_mut().pop().unwrap_or_else(|| vec![0; SMALL].into())
     }
 
     fn large_block(&self) -> Box<[u8]> {
@@ -95,12 +98,17 @@ impl Buffer {
         cx: &mut Context<'_>,
         limit: usize,
     ) -> Poll<std::io::Result<usize>> {
+        self.take_block();
         if self.end == self.block.len() {
             self.make_room(limit);
         }
         let mut space = ReadBuf::new(&mut self.block[self.end..]);
-        ready!(Pin::new(reader).poll_read(cx, &mut space))?;
+        let read = Pin::new(reader).poll_read(cx, &mut space);
         let n = space.filled().len();
+        if n == 0 && self.is_empty() {
+            self.give_block_back();
+        }
+        ready!(read)?;
         self.end += n;
         Poll::Ready(Ok(n))
     }
@@ -110,9 +118,21 @@ impl Buffer {
     /// # Errors
     /// `WouldBlock` when nothing is there after all.
     pub fn try_fill(&mut self, stream: &mut ClientIo) -> std::io::Result<usize> {
+        self.take_block();
         let n = stream.try_read(&mut self.block[self.end..])?;
         self.end += n;
         Ok(n)
+    }
+
+    fn take_block(&mut self) {
+        if self.block.is_empty() {
+            self.block = self.stock.small_block();
+        }
+    }
+
+    fn give_block_back(&mut self) {
+        self.stock.take_back(std::mem::take(&mut self.block));
+        (self.start, self.end) = (0, 0);
     }
 
     fn make_room(&mut self, limit: usize) {
@@ -138,7 +158,7 @@ impl Buffer {
 
     /// The last read filled the block to its end: more is likely waiting.
     pub fn is_full(&self) -> bool {
-        self.end == self.block.len()
+        self.end == self.block.len() && !self.block.is_empty()
     }
 
     fn swap_block(&mut self, mut block: Box<[u8]>) {
@@ -151,7 +171,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.stock.take_back(std::mem::take(&mut self.block));
+        self.give_block_back();
     }
 }
 
@@ -159,6 +179,8 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
     use std::task::Waker;
+
+    use tokio::io::AsyncWrite as _;
 
     fn fill(buffer: &mut Buffer, mut bytes: &[u8], limit: usize) -> usize {
         let mut cx = Context::from_waker(Waker::noop());
@@ -184,12 +206,37 @@ mod tests {
     #[test]
     fn blocks_come_back_and_the_shelf_is_bounded() {
         let stock = Stock::new(2 * SMALL);
-        let many: Vec<_> = (0..2 * KEPT).map(|_| stock.buffer()).collect();
+        let filled = || {
+            let mut buffer = stock.buffer();
+            fill(&mut buffer, b"x", 0);
+            buffer
+        };
+        let many: Vec<_> = (0..2 * KEPT).map(|_| filled()).collect();
         drop(many);
         assert_eq!(stock.small_blocks.borrow().len(), KEPT);
-        let mut buffer = stock.buffer();
+        let mut buffer = filled();
         buffer.grow();
         drop(buffer);
         assert_eq!((stock.small_blocks.borrow().len(), stock.large_blocks.borrow().len()), (KEPT, 1));
+    }
+
+    #[test]
+    fn who_waits_holds_no_block() {
+        let stock = Stock::new(2 * SMALL);
+        let mut buffer = stock.buffer();
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut silent, mut other) = tokio::io::duplex(64);
+        assert!(buffer.poll_fill(&mut silent, &mut cx, 0).is_pending());
+        assert!(buffer.block.is_empty() && !buffer.is_full());
+        assert!(Pin::new(&mut other).poll_write(&mut cx, b"abc").is_ready());
+        assert!(matches!(buffer.poll_fill(&mut silent, &mut cx, 0), Poll::Ready(Ok(3))));
+        buffer.grow();
+        buffer.consume(2);
+        assert!(buffer.poll_fill(&mut silent, &mut cx, 0).is_pending());
+        assert_eq!((buffer.filled(), buffer.block.len()), (&b"c"[..], 2 * SMALL), "what is there is kept");
+        buffer.consume(1);
+        assert!(buffer.poll_fill(&mut silent, &mut cx, 0).is_pending());
+        assert!(buffer.block.is_empty(), "and then given back, the large block too");
+        assert_eq!(stock.large_blocks.borrow().len(), 1);
     }
 }

@@ -163,8 +163,7 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
     let rows = |route: usize| all[route].1.iter().map(|row| &**row);
 
     out.single(&names::WORKERS, telemetry.workers.len() as u64);
-    let open: i64 = telemetry.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
-    out.single(&names::CONNECTIONS_OPEN, u64::try_from(open).unwrap_or(0));
+    out.single(&names::CONNECTIONS_OPEN, telemetry.open_connections());
     out.single(&names::ACCESS_DROPPED, telemetry.access.dropped());
 
     let mut connections = Vec::new();

@@ -14,6 +14,7 @@ pub mod record;
 pub mod stats;
 mod time;
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,12 @@ impl Telemetry {
     /// If the Plan has no such worker: a bug in the caller.
     pub fn worker(&self, index: usize) -> Arc<WorkerCounters> {
         Arc::clone(&self.workers[index])
+    }
+
+    /// Client connections that are open now.
+    pub fn open_connections(&self) -> u64 {
+        let open: i64 = self.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
+        u64::try_from(open).unwrap_or(0)
     }
 
     /// Adds metrics of another room; `provider` is called at every scrape, from any thread.

@@ -38,6 +38,7 @@ async fn perform(job: Job) -> Result<Report> {
     match job {
         Job::Short { targets, total, concurrency } => short(targets, total, concurrency).await,
         Job::Held { targets, connections } => Ok(held(targets, connections).await),
+        Job::Idle { target, connections, opaque } => idle(target, connections, opaque).await,
         Job::Steady { target, rate, connections, seconds } => {
             Ok(steady(target, rate, connections, Duration::from_secs_f64(seconds)).await)
         }
@@ -92,6 +93,8 @@ fn bind(addr: SocketAddr) -> Result<()> {
 struct Tally {
     report: Mutex<Report>,
     tokens: AtomicU64,
+    /// Milliseconds.
+    times: Mutex<Vec<f64>>,
 }
 
 impl Tally {
@@ -104,6 +107,7 @@ impl Tally {
         let started = Instant::now();
         let outcome = timeout(PATIENCE, what).await.unwrap_or_else(|_| bail!("no answer in {PATIENCE:?}"));
         let took = started.elapsed().as_secs_f64() * 1e3;
+        self.times.lock().expect("no panic while held").push(took);
         let mut report = self.report.lock().expect("no panic while held");
         report.slowest_ms = report.slowest_ms.max(took);
         let Err(error) = outcome else {
@@ -123,7 +127,13 @@ impl Tally {
     }
 
     fn into_report(self: Arc<Self>) -> Report {
-        std::mem::take(&mut *self.report.lock().expect("no panic while held"))
+        let mut report = std::mem::take(&mut *self.report.lock().expect("no panic while held"));
+        let mut times = std::mem::take(&mut *self.times.lock().expect("no panic while held"));
+        times.sort_by(f64::total_cmp);
+        let share = |percent: usize| times.get((times.len() * percent / 100).min(times.len().max(1) - 1));
+        report.p50_ms = share(50).copied().unwrap_or_default();
+        report.p99_ms = share(99).copied().unwrap_or_default();
+        report
     }
 }
 
@@ -201,6 +211,39 @@ async fn held(targets: Vec<Target>, connections: u64) -> Report {
     // Every connection stays open until the last one has been used.
     let _still_open: Vec<Wire> = tasks.join_all().await;
     tally.into_report()
+}
+
+async fn idle(target: Target, connections: u64, opaque: bool) -> Result<Report> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (tally, mut open) = (Arc::new(Tally::default()), Vec::new());
+    for _ in 0..connections {
+        tally
+            .count(async {
+                let mut wire = dial(&target).await?;
+                if opaque {
+                    line(&mut wire, &tally.token()).await?;
+                } else {
+                    exchange(&mut wire, &target, &tally.token(), false).await?;
+                }
+                open.push(wire);
+                Ok(())
+            })
+            .await;
+    }
+    terminate.recv().await;
+    Ok(tally.into_report())
+}
+
+/// A line to an echo, and what it says up to then.
+async fn line(wire: &mut Wire, token: &str) -> Result<()> {
+    wire.write(format!("{token}\n").as_bytes()).await.context("sending a line")?;
+    let mut seen = Vec::new();
+    while !seen.ends_with(format!("{token}\n").as_bytes()) {
+        let piece = wire.read_some().await.context("reading it again")?;
+        ensure!(!piece.is_empty(), "closed before the line came back");
+        seen.extend_from_slice(&piece);
+    }
+    Ok(())
 }
 
 async fn steady(target: Target, rate: u64, connections: u64, length: Duration) -> Report {

@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 14] = [
+const HOST_ONLY: [(&str, &str); 16] = [
     ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
     ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
     ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
@@ -21,6 +21,11 @@ const HOST_ONLY: [(&str, &str); 14] = [
         "count: connections without a pause through three take-overs",
     ),
     ("handover::the_control_a_restart_under_the_same_load_loses_connections", "the control of that"),
+    (
+        "idle::ten_thousand_idle_connections_disturb_nobody_and_give_their_memory_back",
+        "count, and a rate beside them",
+    ),
+    ("idle::tunnels_up_to_the_descriptor_limit", "count"),
     (
         "long_way::a_warm_connection_takes_one_round_trip_and_a_burst_ends_within_a_clients_patience",
         "rate: 200 connections at once",

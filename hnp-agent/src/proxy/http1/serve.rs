@@ -66,9 +66,11 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
     let mut kept: Option<UpstreamConnection> = None;
     let mut buffer: Option<Buffer> = None;
     loop {
-        let mut bytes = match buffer.take() {
-            Some(bytes) if !bytes.is_empty() => bytes,
-            _ => match wait(&worker, &mut client).await {
+        // Whatever is empty is dropped here, and not held while the connection waits.
+        let begun = buffer.take().filter(|bytes| !bytes.is_empty());
+        let mut bytes = match begun {
+            Some(bytes) => bytes,
+            None => match wait(&worker, &mut client).await {
                 Ok(bytes) => bytes,
                 Err(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
             },
