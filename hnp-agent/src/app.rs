@@ -10,6 +10,7 @@ mod begin;
 mod drain;
 mod signals;
 mod standing;
+mod uncaptured;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +27,11 @@ use self::signals::Signals;
 use self::standing::Standing;
 use crate::admin;
 use crate::capture::{Capture, Node, Prepared};
-use crate::config::plan::Plan;
+use crate::config::plan::{CaptureMode, Plan};
 use crate::generation::Generation;
 use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
 use crate::proxy::flow::SharedVipTable;
+use crate::proxy::gateway::Callers;
 use crate::proxy::pulse::Pulse;
 use crate::proxy::thread::{self, Parts};
 use crate::proxy::worker::Surroundings;
@@ -64,6 +66,11 @@ pub struct Succession {
 /// Whatever kept it from starting, in words that say what to do. Nothing is left behind.
 pub fn run(plan: Plan, file: &ConfigFile, diagnostics: Diagnostics, succession: Succession) -> Result<()> {
     signals::accept()?;
+    if plan.capture.mode == CaptureMode::Off {
+        raise_file_limit();
+        let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return control.block_on(uncaptured::serve(plan, file, diagnostics, succession));
+    }
     let node = Node::check(&plan.capture)?;
     raise_file_limit();
     // The control plane's own thread: names, files, admin. Load on the workers cannot starve it.
@@ -113,6 +120,7 @@ async fn serve(
     let flows = capture.flow_source();
     let mut failed: Option<anyhow::Error> = None;
 
+    let callers = follow_callers(&plan, &telemetry, &tasks);
     let pulses = vec![Pulse::default(); plan.workers];
     let mut workers = Workers::default();
     for (index, (listeners, gate)) in listeners.into_iter().zip(&standing.gates).enumerate() {
@@ -121,6 +129,7 @@ async fn serve(
             flows: flows.clone(),
             vips: vips.clone(),
             workloads: workloads.clone(),
+            callers: callers.clone(),
             counters: telemetry.worker(index),
             stop,
             kill,
@@ -423,6 +432,20 @@ fn follow_labels(
     };
     tasks.spawn(kubernetes::follow(cluster, wanted, followed, tasks.token()));
     labels
+}
+
+/// The addresses of the node's pods, where the gateway knows its callers by them.
+fn follow_callers(plan: &Plan, telemetry: &Arc<Telemetry>, tasks: &Tasks) -> Callers {
+    let Some(cluster) = plan.kubernetes.clone().filter(|_| plan.gateway.is_some() && plan.knows_callers())
+    else {
+        return Callers::nobody();
+    };
+    let (published, callers) = watch::channel(Arc::default());
+    let status = Arc::new(kubernetes::AddressStatus::default());
+    let shown = status.clone();
+    telemetry.register(move |out| shown.write(out));
+    tasks.spawn(kubernetes::follow_addresses(cluster, published, status, tasks.token()));
+    Callers::new(callers)
 }
 
 /// Two descriptors per connection: the soft limit is raised to the hard one.

@@ -178,6 +178,19 @@ reasons! {
     TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
     /// The credentials for the proxy could not be read, so nobody was dialled.
     ProxyCredentialsUnavailable = 92, "proxy_credentials_unavailable", Local, 503, "The message names the file and what is wrong with it: one line, user:password.";
+    /// The gateway was asked by somebody it does not serve: none that is known as a pod of this node by his
+    /// address, or one outside of `gateway.sources`.
+    CallerRefused = 110, "caller_refused", Client, 403, "Ask the gateway on the pod's own node, not from hostNetwork and not through address translation; or list the caller's range under `gateway.sources`.";
+    /// The gateway was asked for a destination that no route lists.
+    DestinationRefused = 111, "destination_refused", Client, 403, "List host and port under a route's destinations, or the name under its passthrough; or take it out of the proxy for this client (NO_PROXY).";
+    /// A request that names no destination came to the gateway, and no route is the one for those.
+    NoDefaultRoute = 112, "no_default_route", Client, 421, "Set `gateway.route`, or have the client send a Host that is a destination.";
+    /// The gateway was asked for an https:// URL in the clear.
+    ConnectRequired = 113, "connect_required", Client, 400, "Have the client send CONNECT for https:// URLs, or give it an http:// URL: then the gateway adds the TLS.";
+    /// A name that is let through resolves to an address to which the gateway lets nobody.
+    AddressRefused = 114, "address_refused", Client, 403, "The message names the address; look at the name's DNS records.";
+    /// The client speaks TLS or HTTP/2 to the gateway's own port.
+    GatewayProtocol = 115, "gateway_protocol", Client, 501, "Give the workload an http:// URL for the gateway, and have it speak HTTP/1.1.";
     /// A bug in hnp.
     Internal = 99, "internal", Local, 500, "Please report it with the log.";
 

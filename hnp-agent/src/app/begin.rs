@@ -1,7 +1,7 @@
 //! How an agent comes by the lock, the port and the admin port: by taking them, or from the agent that
 //! runs already.
 
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -65,9 +65,10 @@ pub(super) async fn begin(plan: &Plan, node: &Node, take_over: bool) -> Result<B
 async fn fresh(plan: &Plan, turn: Turn) -> Result<Begun> {
     let port = plan.capture.port;
     // After the turn: a dead agent's programs still keep the port for that agent's cgroup.
-    let listeners = listener::open(port, plan.workers).with_context(|| {
+    let mut listeners = listener::open(port, plan.workers).with_context(|| {
         format!("cannot listen on port {port}: if something else uses it, set `capture.port` to a free port")
     })?;
+    open_gateway(plan, &mut listeners)?;
     let admin = match plan.admin.listen {
         Some(addr) => Some(admin::bind(addr).await?),
         None => None,
@@ -75,14 +76,32 @@ async fn fresh(plan: &Plan, turn: Turn) -> Result<Begun> {
     Ok(Begun { turn, listeners, admin, before: None })
 }
 
+/// Opens the gateway's sockets, where the Plan has one.
+pub(super) fn open_gateway(plan: &Plan, listeners: &mut [Listeners]) -> Result<()> {
+    let Some(gateway) = &plan.gateway else { return Ok(()) };
+    listener::open_gateway(listeners, &gateway.listen).map_err(cannot_listen)
+}
+
+fn cannot_listen((addr, error): (SocketAddr, std::io::Error)) -> anyhow::Error {
+    let what =
+        format!("cannot listen on {addr}: if something else uses it, set `gateway.listen` to a free port");
+    anyhow::Error::from(error).context(what)
+}
+
 async fn from_running(plan: &Plan, node: &Node, before: Predecessor, gift: Gift) -> Result<Begun> {
     let pid = before.peer().pid;
     tracing::info!(predecessor = pid, version = before.offer().agent, "preparing to take over");
     agree(plan, node, before.offer())?;
-    let Gift { lock, admin, listeners } = gift;
+    let Gift { lock, admin, listeners: mut descriptors } = gift;
     let turn = Turn::inherit(node, &plan.capture, lock)?;
-    let listeners = listener::inherit(listeners, plan.capture.port, plan.workers)
+    let mut gateway = listener::none(plan.workers);
+    let wanted = plan.gateway.as_ref().map_or(&[][..], |gateway| &gateway.listen);
+    listener::inherit_gateway(&mut gateway, &mut descriptors, &before.offer().gateway, wanted)
+        .map_err(cannot_listen)?;
+    let listeners = listener::inherit(descriptors, plan.capture.port, plan.workers)
         .context("cannot take over the listening sockets")?;
+    let listeners =
+        listeners.into_iter().zip(gateway).map(|(one, gateway)| one.with_gateway(gateway)).collect();
     let admin = match (plan.admin.listen, admin) {
         (Some(addr), Some(socket)) if before.offer().admin == Some(addr) => {
             Some(TcpListener::from_std(StdListener::from(socket))?)

@@ -71,6 +71,7 @@ impl Giver for Standing {
             netns: self.netns,
             cgroup: self.cgroup,
             port: self.plan.capture.port,
+            gateway: self.plan.gateway.iter().flat_map(|gateway| gateway.listen.clone()).collect(),
             vips: begin::vips(&self.plan),
             listeners: self.sockets.len(),
             admin: self.plan.admin.listen,

@@ -236,6 +236,7 @@ mod tests {
     #[test]
     fn all_that_is_missing_comes_in_one_message() {
         let plan = plan::Capture {
+            mode: plan::CaptureMode::On,
             cgroup: Some("/nowhere/kubepods".into()),
             bpffs: "/nowhere/hnp".into(),
             vips4: plan::Cidr { addr: [169, 254, 77, 0].into(), prefix: 24 },

@@ -14,14 +14,14 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::plan::{Identity, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
 use summary::{
-    IdentitySummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary, route_summary,
-    upstream_proxy_summary,
+    IdentitySummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
+    gateway_summary, route_summary, upstream_proxy_summary,
 };
 
 /// Arguments of `check`.
@@ -113,15 +113,23 @@ impl Report {
             }
         }
         for (index, route) in plan.routes.iter().enumerate() {
-            self.warnings.extend(promises::by_name(index, route));
             self.warnings.extend(promises::way_out(index, route));
-            self.warnings.extend(promises::unguarded(index, route, &plan.capture));
+            match plan.capture.mode {
+                CaptureMode::On => {
+                    self.warnings.extend(promises::by_name(index, route));
+                    self.warnings.extend(promises::unguarded(index, route, &plan.capture));
+                }
+                CaptureMode::Off => {
+                    self.warnings.extend(promises::uncaptured(index, route, &plan.capture));
+                }
+            }
         }
         Summary {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
             identities: plan.identities.iter().map(|identity| self.identity(identity)).collect(),
             trusts: plan.trusts.iter().map(|trust| self.trust(trust)).collect(),
             upstream_proxies: plan.upstream_proxies.iter().map(|proxy| self.upstream_proxy(proxy)).collect(),
+            gateway: plan.gateway.as_ref().map(|gateway| gateway_summary(plan, gateway)),
             agent: agent_summary(plan),
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::capture::{Capture, CaptureError, Node, Prepared, Turn};
 use crate::config;
-use crate::config::plan::{Enforcement, Plan, Target};
+use crate::config::plan::{CaptureMode, Enforcement, Plan, Target};
 use crate::generation::Generation;
 use crate::proxy::flow::SharedVipTable;
 use crate::resolve::Desired;
@@ -37,6 +37,10 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if plan.capture.mode == CaptureMode::Off {
+        println!("capture is off in this configuration: there is nothing to enforce");
+        return ExitCode::SUCCESS;
+    }
     match enforce(&plan, Duration::from_secs(args.wait)) {
         Ok(desired) => {
             for destination in &desired.destinations {

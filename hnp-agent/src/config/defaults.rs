@@ -40,6 +40,13 @@ pub const TIMEOUT_TLS: Duration = Duration::from_secs(5);
 pub const TIMEOUT_PROXY_ANSWER: Duration = Duration::from_secs(10);
 /// The usual patience of HTTP clients with a slow answer.
 pub const TIMEOUT_RESPONSE: Duration = Duration::from_secs(60);
+/// A pod's address reaches the API within a second or two of its start; half of the patience of clients.
+pub const TIMEOUT_CALLER: Duration = Duration::from_secs(5);
+/// The port of the vendor's proxy, so that what pods were told of it stays right; of both families.
+pub const GATEWAY_LISTEN: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7777),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7777),
+];
 /// Idle upstream connections a worker keeps per route: enough for bursts of a node's pods, and few
 /// enough that a hundred nodes do not burden a manager.
 pub const POOL_IDLE: usize = 32;

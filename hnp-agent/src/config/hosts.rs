@@ -125,6 +125,31 @@ fn net(text: &str) -> Value<Cidr> {
     Ok(cidr)
 }
 
+/// Where callers may come from: `IP` or `IP/PREFIX`.
+pub(super) fn range(text: &str) -> Value<Cidr> {
+    const ALLOWED: &str = "an IP address or a range such as 10.244.0.0/16 or fd00:244::/48";
+    let wrong = || Wrong::not(text, "a range of addresses", ALLOWED);
+    let (addr, prefix) = match text.split_once('/') {
+        Some((addr, prefix)) => (addr, Some(plain_number::<u8>(prefix).ok_or_else(wrong)?)),
+        None => (text, None),
+    };
+    let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
+    let most = if addr.is_ipv4() { 32 } else { 128 };
+    let prefix = prefix.unwrap_or(most);
+    if mapped(addr).is_some() || prefix > most {
+        return Err(wrong());
+    }
+    let cidr = Cidr { addr, prefix };
+    let base = cidr.base();
+    if base != addr {
+        return Err(Wrong::new(
+            format!("{text:?} has bits set after its prefix"),
+            format!("{base}/{prefix}"),
+        ));
+    }
+    Ok(cidr)
+}
+
 /// What a pod dials: `HOST:PORT`, `IPv4:PORT` or `[IPv6]:PORT`, or a range `IPv4/PREFIX:PORT` or
 /// `[IPv6/PREFIX]:PORT`.
 pub(super) fn destination(text: &str) -> Value<Destination> {

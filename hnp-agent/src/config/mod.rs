@@ -2,12 +2,13 @@
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
 //! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys, `upstream_proxy` says which
-//! upstreams a proxy is for. A pure
+//! upstreams a proxy is for, `gateway` whom the gateway serves. A pure
 //! function of the text and of `surroundings` (CPUs, a few environment variables) from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
 pub mod defaults;
 pub mod end_to_end;
+pub mod gateway;
 pub mod plan;
 pub mod selector;
 pub mod upstream_proxy;

@@ -1,5 +1,6 @@
 //! The table of keys: raw tree -> [`Plan`]. One function per section, in the order of the Plan.
 
+mod gateway;
 mod modes;
 mod routes;
 mod upstream_proxies;
@@ -11,7 +12,9 @@ use std::time::Duration;
 use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
-use super::plan::{Admin, Capture, Identity, Kubernetes, Limits, Log, Plan, Resolver, Roots, Trust};
+use super::plan::{
+    Admin, Capture, CaptureMode, Identity, Kubernetes, Limits, Log, Plan, Resolver, Roots, Trust,
+};
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
@@ -22,6 +25,7 @@ const SYSTEM: &str = "system";
 
 const TOP: &[&str] = &[
     "capture",
+    "gateway",
     "identities",
     "trusts",
     "upstream_proxies",
@@ -36,6 +40,7 @@ const TOP: &[&str] = &[
     "workers",
 ];
 const CAPTURE: &[&str] = &[
+    "mode",
     "cgroup",
     "bpffs",
     "vips4",
@@ -61,6 +66,8 @@ fn all_keys() -> Vec<String> {
         |parent: &str, keys: &[&str]| keys.iter().map(|key| format!("{parent}.{key}")).collect::<Vec<_>>();
     let all: Vec<String> = [
         below("capture", CAPTURE),
+        below("gateway", gateway::KEYS).into_iter().filter(|key| key != "gateway.timeouts").collect(),
+        below("gateway.timeouts", gateway::TIMEOUTS),
         below("identities.NAME", IDENTITY),
         below("trusts.NAME", TRUST),
         below("upstream_proxies.NAME", upstream_proxies::KEYS),
@@ -106,12 +113,13 @@ pub(super) fn plan(
         routes::References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
     let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
     let limits = limits(&mut r, &top);
-    if capture.connections_per_pod as usize >= limits.connections {
+    if capture.mode == CaptureMode::On && capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
         let what = "is not below limits.connections: one pod alone can take them all";
         r.warning(section.mark_of("connections_per_pod"), "capture.connections_per_pod", what);
     }
-    let plan = Plan {
+    let mut plan = Plan {
+        gateway: None,
         limits,
         resolver: resolver(&mut r, &top),
         kubernetes,
@@ -129,13 +137,23 @@ pub(super) fn plan(
         trusts: trusts.list,
         upstream_proxies: proxies.list.iter().map(|one| Arc::clone(&one.proxy)).collect(),
     };
+    plan.gateway = gateway::gateway(&mut r, &top, &plan);
     r.finish().map(|warnings| (plan, warnings)).map_err(errors)
 }
 
 fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
-    let s = r.section(top, "capture", CAPTURE);
+    // `capture: off` reads as well as `capture: {mode: off}`.
+    let word = match top.get("capture").map(|node| &node.kind) {
+        Some(yaml::Kind::Scalar { text, .. }) if text == "off" => Some(CaptureMode::Off),
+        _ => None,
+    };
+    let s = match word {
+        Some(_) => Section::empty(top.mark_of("capture"), "capture"),
+        None => r.section(top, "capture", CAPTURE),
+    };
     let per_pod = values::count(1, 1_000_000);
     Capture {
+        mode: word.unwrap_or_else(|| r.or(&s, "mode", CaptureMode::On, values::capture_mode)),
         cgroup: r.optional(&s, "cgroup", values::path),
         bpffs: r.or(&s, "bpffs", defaults::BPFFS.into(), values::path),
         vips4: r.or(&s, "vips4", defaults::VIPS4, hosts::vips(true)),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::end_to_end::EndToEnd;
+use super::gateway::Gateway;
 use super::selector::{Labels, Selector};
 use super::upstream_proxy::UpstreamProxy;
 
@@ -17,6 +18,8 @@ use super::upstream_proxy::UpstreamProxy;
 pub struct Plan {
     /// Where and how connections are captured.
     pub capture: Capture,
+    /// Where pods may address the agent themselves; `None`: nowhere.
+    pub gateway: Option<Gateway>,
     /// The routes, in the order they were written. At least one.
     pub routes: Vec<Arc<Route>>,
     /// The identities that routes refer to by [`Route::identity`].
@@ -44,6 +47,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the gateway knows its callers as pods of this node, by the API server's word. Where it does
+    /// not, [`Gateway::sources`] alone say who is served.
+    pub fn knows_callers(&self) -> bool {
+        self.capture.mode == CaptureMode::On && self.kubernetes.is_some()
+    }
+
     /// The names of the routes that are strict for every pod.
     pub fn strict_routes(&self) -> Vec<&str> {
         let strict = self.routes.iter().filter(|route| route.is_strict_for_all());
@@ -54,6 +63,9 @@ impl Plan {
 /// Where and how connections are captured.
 #[derive(Clone, Debug)]
 pub struct Capture {
+    /// Whether anything is captured at all. The VIP ranges are kept clear of in either case: another agent on
+    /// this node may use them.
+    pub mode: CaptureMode,
     /// The cgroup the programs hang on; `None`: look for `kubepods*` under the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
     /// Where links and maps are pinned (a directory on bpffs).
@@ -76,6 +88,15 @@ pub struct Capture {
     pub raw_sockets: RawSockets,
     /// Whether flows to strict destinations that are older than their capture are destroyed at once.
     pub destroy_older_flows: bool,
+}
+
+/// Whether the agent captures.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CaptureMode {
+    /// What pods dial is taken at connect().
+    On,
+    /// Nothing is loaded into the kernel and no capability is needed; only the gateway serves.
+    Off,
 }
 
 /// Whether pods may make raw IP sockets in network namespaces of their own.

@@ -27,6 +27,11 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
+    /// One in which nothing was written.
+    pub(super) fn empty(mark: Mark, path: &str) -> Self {
+        Self { mark, path: path.to_owned(), entries: Vec::new() }
+    }
+
     /// The key of one of its entries from the top.
     pub(super) fn key(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Authority, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
+use super::plan::{Authority, CaptureMode, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -164,6 +164,11 @@ pub(super) fn unreadable(text: &str) -> Value<Unreadable> {
 pub(super) fn enforcement(text: &str) -> Value<Enforcement> {
     let words = [Enforcement::Observe, Enforcement::Loose, Enforcement::Strict];
     word(text, &words.map(|enforcement| (enforcement.as_str(), enforcement)))
+}
+
+/// Whether the agent captures.
+pub(super) fn capture_mode(text: &str) -> Value<CaptureMode> {
+    word(text, &[("on", CaptureMode::On), ("off", CaptureMode::Off)])
 }
 
 /// `auto` or `off`.

@@ -28,6 +28,7 @@ fn offer() -> Offer {
         agent: "1.0.0".into(),
         netns: 1,
         cgroup: 2,
+        gateway: Vec::new(),
         port: 15001,
         vips: ["a".into(), "b".into()],
         listeners: LISTENERS,

@@ -56,6 +56,9 @@ pub struct Offer {
     pub cgroup: u64,
     /// The port it listens on.
     pub port: u16,
+    /// Where its gateway listens; an older agent has none.
+    #[serde(default)]
+    pub gateway: Vec<std::net::SocketAddr>,
     /// The VIP ranges, as they are written in the configuration.
     pub vips: [String; 2],
     /// Number of listening sockets.

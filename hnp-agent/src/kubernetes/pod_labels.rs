@@ -25,9 +25,9 @@ use crate::telemetry::names;
 use crate::workload::PodCgroup;
 
 /// After so long without an event the watch is begun anew: who has gone without a word is noticed.
-const WATCH: Duration = Duration::from_secs(120);
+pub(super) const WATCH: Duration = Duration::from_secs(120);
 /// Nothing came on a connection for longer than any watch lasts.
-const SILENCE: Duration = Duration::from_secs(130);
+pub(super) const SILENCE: Duration = Duration::from_secs(130);
 /// Static pods are in the API as mirrors, under another UID than the kubelet's, which both annotations hold.
 const MIRROR: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
 

@@ -11,15 +11,18 @@ use std::time::{Duration, SystemTime};
 use hnp_common::Reason;
 use tokio::net::TcpStream;
 
+use super::authority::{Choice, choose};
+use super::buffer::Buffer;
 use super::client_io::ClientIo;
 use super::flow::Flow;
+use super::gateway::Asked;
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
-use crate::telemetry::record::AccessRecord;
+use crate::telemetry::record::{AccessRecord, Dialled};
 use crate::workload::Workload;
 
 /// A captured client connection.
@@ -38,6 +41,8 @@ pub struct Client {
     pub admitted: Option<Box<Admitted>>,
     /// The destination has left the configuration: the connection ends with the next answer.
     pub last: bool,
+    /// What the client asked the gateway for; `None`: it was captured.
+    pub asked: Option<Box<Asked>>,
 }
 
 /// A client whose TLS ended here.
@@ -65,6 +70,30 @@ impl Client {
         }
         routes().map(|route| route.strictest_enforcement()).max().unwrap_or(Enforcement::Strict)
     }
+
+    /// What was read of the connection before it was served as this client's.
+    pub fn begun(&mut self) -> Option<Buffer> {
+        match self.asked.as_deref_mut() {
+            Some(Asked::Tunnel(_, begun)) => begun.take(),
+            Some(Asked::Request(..)) | None => None,
+        }
+    }
+
+    /// Where the client was going, in its words.
+    pub fn dialled(&self) -> String {
+        match self.asked.as_deref().and_then(Asked::wanted) {
+            Some(wanted) => wanted.to_string(),
+            None => self.destination.to_string(),
+        }
+    }
+
+    /// Which of the client's routes a Host or a server name belongs to.
+    pub fn choose(&self, plan: &Plan, host: Option<&str>) -> Choice {
+        if let Some(asked) = &self.asked {
+            return asked.choose(plan, self, host);
+        }
+        choose(plan, &self.routes, self.destination, self.flow.vip, self.enforcement(plan), host)
+    }
 }
 
 /// Serves one accepted connection to its end.
@@ -74,7 +103,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
     match flow_of(lanes, &stream, peer) {
         Ok((worker, flow, destination, routes)) => {
             base.workload = lanes.around.workloads.identify(&flow);
-            base.destination = Some(destination);
+            base.destination = Some(Dialled::Address(destination));
             base.direct = flow.direct;
             // Answers must not wait for an ACK (Nagle); a failure costs only latency.
             let _ = stream.set_nodelay(true);
@@ -82,8 +111,9 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);
             // Boxed: it is handed from one future to the next, and each would have room for it.
+            let (admitted, asked) = (None, None);
             let client =
-                Box::new(Client { stream, flow, destination, routes, base, admitted: None, last: false });
+                Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
             if opaque {
                 // Boxed: HTTP connections would hold its state too.
                 Box::pin(opaque::serve(&worker, client, first)).await;
@@ -121,7 +151,8 @@ fn flow_of(
     Ok((lanes.of(&entry.generation), flow, destination, entry.routes.clone()))
 }
 
-fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
+/// What every record of a connection begins with.
+pub(super) fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
     AccessRecord {
         started: SystemTime::UNIX_EPOCH,
         duration: Duration::ZERO,

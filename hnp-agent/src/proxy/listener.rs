@@ -1,5 +1,5 @@
 //! The agent's port: one SO_REUSEPORT listener per worker and address family, on the wildcard, so
-//! that every VIP is answered without knowing them.
+//! that every VIP is answered without knowing them. And the gateway's, one per worker and address.
 //!
 //! A permit is taken before accept: a full agent leaves connections in the kernel's queue instead of
 //! accepting what it cannot serve. A failed accept never ends a listener.
@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection;
 use super::gate::{Entrance, Gate, Inside};
+use super::gateway;
 use super::worker::Lanes;
 
 /// The kernel's queue of connections not yet accepted; it caps this at `net.core.somaxconn`.
@@ -34,17 +35,33 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 #[derive(Debug, Default)]
 pub struct Listeners {
     sockets: Vec<std::net::TcpListener>,
+    gateway: Vec<std::net::TcpListener>,
+}
+
+/// Where a connection came in.
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    /// The agent's port, on a VIP.
+    Capture,
+    /// The gateway's.
+    Gateway,
 }
 
 impl Listeners {
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.sockets.len()
+        self.sockets.len() + self.gateway.len()
     }
 
     /// Whether there is none: a worker without work.
     pub fn is_empty(&self) -> bool {
-        self.sockets.is_empty()
+        self.len() == 0
+    }
+
+    /// With the gateway's sockets of another set.
+    #[must_use]
+    pub fn with_gateway(self, other: Self) -> Self {
+        Self { gateway: other.gateway, ..self }
     }
 
     /// Descriptors of the same sockets, for a successor. While one is open, the kernel goes on taking
@@ -53,7 +70,8 @@ impl Listeners {
     /// # Errors
     /// When descriptors run out.
     pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
-        self.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+        let all = self.sockets.iter().chain(&self.gateway);
+        all.map(|socket| socket.as_fd().try_clone_to_owned()).collect()
     }
 }
 
@@ -76,9 +94,79 @@ pub fn open(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
             if has_v6 {
                 sockets.push(listen(v6, true)?);
             }
-            Ok(Listeners { sockets })
+            Ok(Listeners { sockets, gateway: Vec::new() })
         })
         .collect()
+}
+
+/// None, for so many workers: nothing is captured.
+pub fn none(workers: usize) -> Vec<Listeners> {
+    (0..workers).map(|_| Listeners::default()).collect()
+}
+
+/// Opens the gateway's listeners, one on each of the addresses for every worker. A node without IPv6 does
+/// without its wildcard.
+///
+/// # Errors
+/// As [`open`], with the address.
+pub fn open_gateway(workers: &mut [Listeners], addrs: &[SocketAddr]) -> Result<(), (SocketAddr, io::Error)> {
+    for &addr in addrs {
+        match listen(addr, false) {
+            Ok(_) => {}
+            Err(error)
+                if addr == wildcards(addr.port()).1
+                    && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+            {
+                continue;
+            }
+            Err(error) => return Err((addr, error)),
+        }
+        for worker in workers.iter_mut() {
+            worker.gateway.push(listen(addr, true).map_err(|error| (addr, error))?);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the gateway's listeners out of what a former agent handed over: those on an address that is still
+/// wanted are shared out as [`inherit`] does, the others closed. Where it had none, they are opened.
+///
+/// # Errors
+/// As [`inherit`] and [`open_gateway`].
+pub fn inherit_gateway(
+    workers: &mut [Listeners],
+    descriptors: &mut Vec<OwnedFd>,
+    theirs: &[SocketAddr],
+    wanted: &[SocketAddr],
+) -> Result<(), (SocketAddr, io::Error)> {
+    let mut inherited: Vec<(SocketAddr, Socket)> = Vec::new();
+    for descriptor in std::mem::take(descriptors) {
+        let socket = Socket::from(descriptor);
+        match socket.local_addr().ok().and_then(|addr| addr.as_socket()) {
+            Some(addr) if theirs.contains(&addr) => inherited.push((addr, socket)),
+            _ => descriptors.push(socket.into()),
+        }
+    }
+    for &addr in wanted {
+        let failed = |error| (addr, error);
+        let mut sockets = Vec::new();
+        for (_, socket) in inherited.extract_if(.., |(at, _)| *at == addr) {
+            socket.set_nonblocking(true).map_err(failed)?;
+            sockets.push(std::net::TcpListener::from(socket));
+        }
+        if sockets.is_empty() {
+            open_gateway(workers, &[addr])?;
+            continue;
+        }
+        while sockets.len() < workers.len() {
+            sockets.push(bind(addr, true).map_err(failed)?.into());
+        }
+        let count = workers.len();
+        for (number, socket) in sockets.into_iter().enumerate() {
+            workers[number % count].gateway.push(socket);
+        }
+    }
+    Ok(())
 }
 
 /// Shares out the listeners of a former agent. Where it had fewer than there are workers, sockets are
@@ -159,9 +247,12 @@ pub async fn serve(
     // Each loop holds one while it waits.
     let permits = Arc::new(Semaphore::new(permits.max(listeners.len())));
     let mut loops = JoinSet::new();
-    for socket in listeners.sockets {
+    let captured = listeners.sockets.into_iter().map(|socket| (socket, Door::Capture));
+    let explicit = listeners.gateway.into_iter().map(|socket| (socket, Door::Gateway));
+    for (socket, door) in captured.chain(explicit) {
         let entrance = gate.entrance();
-        loops.spawn_local(accept(lanes.clone(), socket, entrance, permits.clone(), tasks.clone()));
+        let start = Start { lanes: lanes.clone(), door, tasks: tasks.clone() };
+        loops.spawn_local(accept(start, socket, entrance, permits.clone()));
     }
     while let Some(ended) = loops.join_next().await {
         ended.map_err(io::Error::other)??;
@@ -170,24 +261,24 @@ pub async fn serve(
 }
 
 async fn accept(
-    lanes: Rc<Lanes>,
+    start: Start,
     socket: std::net::TcpListener,
     mut entrance: Entrance,
     permits: Arc<Semaphore>,
-    tasks: TaskTracker,
 ) -> io::Result<()> {
-    let Some(mut inside) = enter(&lanes, &mut entrance).await else { return Ok(()) };
+    let lanes = &start.lanes;
+    let Some(mut inside) = enter(lanes, &mut entrance).await else { return Ok(()) };
     // Not before the worker may accept: connections would be promised what a start that fails takes back.
     // Of a socket that listens already this sets the length of the queue.
     SockRef::from(&socket).listen(BACKLOG)?;
     let listener = TcpListener::from_std(socket)?;
-    while let Left::Closed = accept_while_open(&lanes, &listener, inside, &permits, &tasks).await {
-        inside = match enter(&lanes, &mut entrance).await {
+    while let Left::Closed = accept_while_open(&start, &listener, inside, &permits).await {
+        inside = match enter(lanes, &mut entrance).await {
             Some(inside) => inside,
             None => return Ok(()),
         };
     }
-    take_the_rest(&lanes, &listener, &permits, &tasks).await;
+    take_the_rest(&start, &listener, &permits).await;
     Ok(())
 }
 
@@ -210,11 +301,10 @@ enum Left {
 }
 
 async fn accept_while_open(
-    lanes: &Rc<Lanes>,
+    start: &Start,
     listener: &TcpListener,
     mut inside: Inside,
     permits: &Arc<Semaphore>,
-    tasks: &TaskTracker,
 ) -> Left {
     let mut pause = BACKOFF.0;
     loop {
@@ -222,13 +312,13 @@ async fn accept_while_open(
         let accepted = tokio::select! {
             biased;
             () = inside.closed() => return Left::Closed,
-            () = lanes.around.stop.cancelled() => return Left::Stopped,
+            () = start.lanes.around.stop.cancelled() => return Left::Stopped,
             accepted = next(listener, permits) => accepted,
         };
         match accepted {
             Ok((stream, peer, permit)) => {
                 pause = BACKOFF.0;
-                start(lanes, stream, peer, permit, tasks);
+                start.serve(stream, peer, permit);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -241,12 +331,7 @@ async fn accept_while_open(
 }
 
 /// Whoever the kernel has told "connected" is served, not reset.
-async fn take_the_rest(
-    lanes: &Rc<Lanes>,
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-    tasks: &TaskTracker,
-) {
+async fn take_the_rest(start: &Start, listener: &TcpListener, permits: &Arc<Semaphore>) {
     while let Ok(permit) = permits.clone().try_acquire_owned() {
         let accepted = tokio::select! {
             biased;
@@ -254,7 +339,7 @@ async fn take_the_rest(
             () = std::future::ready(()) => break,
         };
         match accepted {
-            Ok((stream, peer)) => start(lanes, stream, peer, permit, tasks),
+            Ok((stream, peer)) => start.serve(stream, peer, permit),
             Err(_) => break,
         }
     }
@@ -269,23 +354,33 @@ async fn next(
     Ok((stream, peer, permit))
 }
 
-fn start(
-    lanes: &Rc<Lanes>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    permit: OwnedSemaphorePermit,
-    tasks: &TaskTracker,
-) {
-    let lanes = Rc::clone(lanes);
-    tasks.spawn_local(async move {
-        // The connection first: it sees the cut too, and says so to its client and its record.
-        tokio::select! {
-            biased;
-            () = connection::serve(&lanes, stream, peer) => {}
-            () = lanes.around.kill.cancelled() => {}
-        }
-        drop(permit);
-    });
+/// How a connection that was accepted is begun.
+struct Start {
+    lanes: Rc<Lanes>,
+    door: Door,
+    tasks: TaskTracker,
+}
+
+impl Start {
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        let (lanes, door) = (Rc::clone(&self.lanes), self.door);
+        self.tasks.spawn_local(async move {
+            let served = async {
+                match door {
+                    Door::Capture => connection::serve(&lanes, stream, peer).await,
+                    // Boxed: captured connections would hold its state too.
+                    Door::Gateway => Box::pin(gateway::serve(&lanes, stream, peer)).await,
+                }
+            };
+            // The connection first: it sees the cut too, and says so to its client and its record.
+            tokio::select! {
+                biased;
+                () = served => {}
+                () = lanes.around.kill.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
 }
 
 /// Errors that concern the connection that was being accepted and not the listener (accept(2)).

@@ -11,6 +11,7 @@ pub mod client_io;
 pub mod connection;
 pub mod flow;
 pub mod gate;
+pub mod gateway;
 mod hello;
 pub mod http1;
 pub mod listener;

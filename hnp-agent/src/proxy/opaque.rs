@@ -10,6 +10,7 @@ use crate::config::plan::{Mode, RouteIndex};
 
 /// Dials the upstream at once, for protocols in which the server speaks first, and relays.
 pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
+    let begun = client.begun();
     let plan = &worker.plan.routes[route];
     let mut recording = Recording::begin(worker, client.base);
     recording.record.route = Some(plan.name.clone());
@@ -29,7 +30,7 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
     worker.stats.upstream_dialed(route, Reason::Ok);
     worker.stats.upstream_handshake(route, upstream.info.resumed);
     recording.upstream(&upstream.info, upstream.reused);
-    let (mut up, mut down) = (worker.stock.buffer(), worker.stock.buffer());
+    let (mut up, mut down) = (begun.unwrap_or_else(|| worker.stock.buffer()), worker.stock.buffer());
     let relayed = relay::relay(
         &mut client.stream,
         &mut upstream.io,

@@ -49,7 +49,7 @@ impl<'w> Recording<'w> {
     }
 
     /// Notes where a client was going and that it could not be reached.
-    pub fn failed_direct(&mut self, destination: SocketAddr, addr: Option<SocketAddr>) {
+    pub fn failed_direct(&mut self, destination: String, addr: Option<SocketAddr>) {
         self.failed(WayRecord::direct(destination), addr);
     }
 

@@ -211,6 +211,7 @@ impl World {
             flows: Arc::new(Fakes),
             vips: vips.clone(),
             workloads: Arc::new(Fakes),
+            callers: crate::proxy::gateway::Callers::nobody(),
             counters: telemetry.worker(0),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),

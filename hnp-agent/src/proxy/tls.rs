@@ -15,10 +15,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::answer::{self, LAST_WORDS};
-use super::authority::{Choice, choose};
+use super::authority::Choice;
 use super::buffer::Buffer;
 use super::client_io::{ClientIo, end_tls};
 use super::connection::{Admitted, Client};
+use super::gateway;
 use super::hello::{Hello, HelloReader};
 use super::record::Recording;
 use super::relay::relay;
@@ -151,8 +152,7 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
             return (own, Verdict::Refuse(reason, format!("the TLS hello cannot be read: {why}")));
         }
     };
-    let choice = choose(plan, &client.routes, client.destination, client.flow.vip, enforcement, Some(&name));
-    match choice {
+    match client.choose(plan, Some(&name)) {
         Choice::Serve(route) => {
             let verdict = match &plan.routes[route].mode {
                 Mode::EndToEnd(_) => Verdict::End,
@@ -210,7 +210,7 @@ async fn carry(
         worker.stats.upstream_dialed(route, reason);
         ("tunnel", dialled)
     } else {
-        let dialled = worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await;
+        let dialled = gateway::connect_out(worker, &client, plan.timeouts.connect).await;
         ("passthrough", dialled)
     };
     recording.record.mode = mode;
@@ -220,7 +220,7 @@ async fn carry(
             match way {
                 Verdict::Tunnel => recording.failed_upstream(plan, error.addr),
                 Verdict::Pass | Verdict::End | Verdict::Refuse(..) => {
-                    recording.failed_direct(client.destination, error.addr)
+                    recording.failed_direct(client.dialled(), error.addr)
                 }
             }
             client.stream.reset_on_close();

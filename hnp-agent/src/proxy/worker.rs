@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable, VipEntry};
+use super::gateway::Callers;
 use crate::config::plan::Plan;
 use crate::generation::Generation;
 use crate::resolve::{Resolver, SettingsError};
@@ -46,6 +47,8 @@ pub struct Surroundings {
     pub vips: SharedVipTable,
     /// Who is calling.
     pub workloads: Arc<dyn WorkloadSource>,
+    /// Who asks the gateway.
+    pub callers: Callers,
     /// Counters and access lines.
     pub counters: Arc<WorkerCounters>,
     /// Cancelled when the drain begins.
@@ -104,6 +107,15 @@ impl Lanes {
     /// The newest generation this thread has heard of.
     pub fn current(&self) -> Rc<Worker> {
         self.current.borrow().clone()
+    }
+
+    /// The worker of the newest generation that was published: what a client is served by who is known by no
+    /// VIP.
+    pub fn newest(&self) -> Rc<Worker> {
+        match &self.around.vips.load().generation {
+            Some(newest) => self.of(newest),
+            None => self.current(),
+        }
     }
 
     /// The worker of a generation: the current one, nearly always.

@@ -4,9 +4,11 @@
 //! them; everything else can. Nothing that was written is passed over in silence.
 
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::config::end_to_end::{ClientAuth, ClientName};
+use crate::config::gateway::Gateway;
 use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route, UpstreamWay};
 
 /// What differs between the configuration in force and the one in the file, in words.
@@ -47,6 +49,7 @@ impl Difference {
             settings.push("the order of routes".into());
         }
         for (key, differs) in [
+            ("gateway", old.gateway != new.gateway),
             ("limits.head_bytes", old.limits.head_bytes != new.limits.head_bytes),
             ("limits.buffer_bytes", old.limits.buffer_bytes != new.limits.buffer_bytes),
             ("resolver", old.resolver != new.resolver),
@@ -166,6 +169,7 @@ fn note<T: PartialEq>(
 pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str>) {
     // Taken apart, so that a new key cannot be forgotten here.
     let Capture {
+        mode,
         cgroup,
         bpffs,
         vips4,
@@ -183,6 +187,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
     let Admin { listen } = running.admin;
     let capture = &written.capture;
     let waiting = [
+        ("capture.mode", capture.mode != *mode),
         ("capture.cgroup", capture.cgroup != *cgroup),
         ("capture.bpffs", capture.bpffs != *bpffs),
         ("capture.vips4", capture.vips4 != *vips4),
@@ -194,6 +199,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("capture.guard", capture.guard != *guard),
         ("capture.raw_sockets", capture.raw_sockets != *raw_sockets),
         ("capture.destroy_older_flows", capture.destroy_older_flows != *destroy_older_flows),
+        ("gateway.listen", listens(&written) != listens(running)),
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),
@@ -205,6 +211,11 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
     let waiting = waiting.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
     let plan = Plan {
         capture: running.capture.clone(),
+        gateway: match (&running.gateway, written.gateway) {
+            (Some(running), Some(written)) => Some(Gateway { listen: running.listen.clone(), ..written }),
+            // Its sockets are there, or are not; who may ask stays with them.
+            (running, _) => running.clone(),
+        },
         limits: Limits { connections, ..written.limits },
         log: Log { format, access, ..written.log },
         admin: running.admin.clone(),
@@ -214,6 +225,10 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ..written
     };
     (plan, waiting)
+}
+
+fn listens(plan: &Plan) -> &[SocketAddr] {
+    plan.gateway.as_ref().map_or(&[], |gateway| &gateway.listen)
 }
 
 #[cfg(test)]

@@ -264,6 +264,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
     });
     Plan {
         capture: Capture {
+            mode: plan::CaptureMode::On,
             cgroup: None,
             bpffs: "/sys/fs/bpf/hnp".into(),
             vips4: Cidr { addr: "169.254.77.0".parse().unwrap(), prefix: 24 },
@@ -276,6 +277,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             raw_sockets: plan::RawSockets::Allow,
             destroy_older_flows: false,
         },
+        gateway: None,
         routes: routes.collect(),
         identities: Vec::new(),
         trusts: Vec::new(),

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::record::AccessRecord;
+use super::record::{AccessRecord, Dialled};
 use super::time::write_rfc3339;
 use crate::config::plan::LogFormat;
 
@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 33] = [
+pub const FIELDS: [&str; 35] = [
     "ts",
     "kind",
     "flow",
@@ -33,6 +33,8 @@ pub const FIELDS: [&str; 33] = [
     "client_subject",
     "client_san",
     "client_serial",
+    "gateway",
+    "asked",
     "upstream",
     "upstream_proxy",
     "upstream_addr",
@@ -108,7 +110,7 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
         }
     }
     sink.display("client", record.client);
-    if let Some(destination) = record.destination {
+    if let Some(destination) = record.destination.as_ref().and_then(Dialled::address) {
         sink.display("destination", destination);
     }
     if record.direct {
@@ -125,6 +127,12 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
                 sink.text("client_san", name);
             }
             sink.text("client_serial", &certificate.serial);
+        }
+    }
+    if let Some(Dialled::Asked(asked)) = &record.destination {
+        sink.text("gateway", asked.form);
+        if let Some(authority) = &asked.authority {
+            sink.text("asked", authority);
         }
     }
     if let Some(upstream) = &record.upstream {
@@ -292,7 +300,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::serving::certificate::{ClientCertificate, ClientTls};
-    use crate::telemetry::record::{HttpRecord, UpstreamRecord, WayRecord};
+    use crate::telemetry::record::{AskedRecord, HttpRecord, UpstreamRecord, WayRecord};
     use crate::workload::Workload;
 
     pub(in crate::telemetry) fn record() -> AccessRecord {
@@ -308,7 +316,11 @@ pub(super) mod tests {
                 container_id: Some("c".into()),
             }),
             client: "10.244.1.2:40000".parse().unwrap(),
-            destination: Some("198.18.0.9:80".parse().unwrap()),
+            destination: Some(Dialled::Asked(Arc::new(AskedRecord {
+                form: "connect",
+                authority: Some("198.18.0.9:80".into()),
+                address: Some("198.18.0.9:80".parse().unwrap()),
+            }))),
             direct: true,
             client_tls: Some(Arc::new(ClientTls {
                 version: "TLSv1.3",

@@ -72,6 +72,8 @@ metrics! {
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels of this node's pods; missing where no route selects by them";
     POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels, by cause";
+    POD_ADDRESSES_IN_STEP = "hnp_pod_addresses_in_step", Gauge, "1 while the API server tells the addresses of this node's pods; missing where no gateway needs them";
+    POD_ADDRESSES_FAILURES = "hnp_pod_addresses_failures", Counter, "Failures to follow pods' addresses, by cause";
     CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";
     CONFIG_RELOADS = "hnp_config_reloads", Counter, "Changed configurations that were taken";
     CONFIG_RELOAD_FAILURES = "hnp_config_reload_failures", Counter, "Changed configurations that were refused";

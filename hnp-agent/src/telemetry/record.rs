@@ -30,7 +30,7 @@ pub struct AccessRecord {
     /// The client's address as the agent sees it.
     pub client: SocketAddr,
     /// What the client dialled.
-    pub destination: Option<SocketAddr>,
+    pub destination: Option<Dialled>,
     /// The client dialled the VIP itself, not the destination.
     pub direct: bool,
     /// The client's TLS, where it ended here.
@@ -47,6 +47,36 @@ pub struct AccessRecord {
     pub reason: Reason,
     /// The developer's words for a failure; never key material, never a header value.
     pub detail: Option<String>,
+}
+
+/// What a client dialled. No larger than an address: connections keep it.
+#[derive(Clone, Debug)]
+pub enum Dialled {
+    /// Itself, and was captured.
+    Address(SocketAddr),
+    /// The gateway, and asked it for this.
+    Asked(Arc<AskedRecord>),
+}
+
+impl Dialled {
+    /// The address, where there is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(addr) => Some(*addr),
+            Self::Asked(asked) => asked.address,
+        }
+    }
+}
+
+/// What a client of the gateway asked for.
+#[derive(Clone, Debug)]
+pub struct AskedRecord {
+    /// `connect`, `absolute` or `origin`: in which form.
+    pub form: &'static str,
+    /// Host and port; `None` where a request in origin-form named none.
+    pub authority: Option<String>,
+    /// The same, where it is an address.
+    pub address: Option<SocketAddr>,
 }
 
 /// The upstream side of a record.
@@ -87,8 +117,8 @@ impl WayRecord {
     }
 
     /// The way to where a client was going.
-    pub fn direct(destination: SocketAddr) -> Self {
-        Self { authority: destination.to_string(), proxy: None }
+    pub fn direct(destination: String) -> Self {
+        Self { authority: destination, proxy: None }
     }
 }
 

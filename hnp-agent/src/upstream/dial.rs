@@ -111,7 +111,7 @@ impl Upstreams {
         Ok((tcp, addr))
     }
 
-    async fn addresses(
+    pub(super) async fn addresses(
         &self,
         host: &Host,
         port: u16,

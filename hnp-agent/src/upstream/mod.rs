@@ -27,7 +27,7 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use crate::config::plan::{Plan, Route, RouteIndex};
+use crate::config::plan::{Host, Plan, Route, RouteIndex};
 use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
@@ -123,7 +123,38 @@ impl Upstreams {
     ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
         let tcp = Box::pin(self.tcp(&[addr], deadline)).await?;
-        let way = WayRecord::direct(addr);
+        let way = WayRecord::direct(addr.to_string());
+        Ok(UpstreamConnection::plain(Transport::Tcp(tcp), way, addr, started.elapsed()))
+    }
+
+    /// A connection to a name that a client wrote: to one of its addresses, without those for which
+    /// `forbidden` has a word. Never pooled.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn connect_unless(
+        &self,
+        forbidden: impl Fn(SocketAddr) -> Option<&'static str>,
+        host: &Host,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<UpstreamConnection, DialError> {
+        let started = Instant::now();
+        let mut addrs = self.addresses(host, port, deadline).await?;
+        let mut refused = None;
+        addrs.retain(|addr| {
+            let why = forbidden(*addr);
+            refused = refused.or(why.map(|why| (*addr, why)));
+            why.is_none()
+        });
+        if let (true, Some((addr, why))) = (addrs.is_empty(), refused) {
+            let detail = format!("{host} resolves to {addr}, which is {why}");
+            return Err(DialError { reason: Reason::AddressRefused, detail, addr: Some(addr) });
+        }
+        let left = deadline.saturating_sub(started.elapsed());
+        let tcp = Box::pin(self.tcp(&addrs, left)).await?;
+        let addr = tcp.peer_addr().unwrap_or(addrs[0]);
+        let way = WayRecord::direct(format!("{host}:{port}"));
         Ok(UpstreamConnection::plain(Transport::Tcp(tcp), way, addr, started.elapsed()))
     }
 

@@ -2,7 +2,20 @@
 //! more. docs/security.md has the reasons.
 
 use super::Finding;
-use crate::config::plan::{Capture, Enforcement, Guard, RawSockets, Route, Target};
+use crate::config::plan::{Capture, CaptureMode, Enforcement, Guard, RawSockets, Route, Target};
+
+/// What a strict route does not promise where nothing is captured.
+pub(super) fn uncaptured(index: usize, route: &Route, capture: &Capture) -> Option<Finding> {
+    let strict = route.strictest_enforcement() == Enforcement::Strict;
+    (strict && capture.mode == CaptureMode::Off).then(|| {
+        let what = format!(
+            "route {:?} is strict and capture is off: who asks the gateway is held to it, and who dials the manager \
+             past the gateway is not hindered",
+            route.name
+        );
+        Finding::elsewhere(format!("routes[{index}].enforcement"), what)
+    })
+}
 
 /// What a strict route by name does not promise: said for each, because people read `strict` as more.
 pub(super) fn by_name(index: usize, route: &Route) -> Option<Finding> {
@@ -84,7 +97,7 @@ fn destroys_older(route: &Route, capture: &Capture) -> bool {
 
 /// What no setting holds for a strict route, in a few words each; nothing for other routes.
 pub(super) fn not_held(route: &Route, capture: &Capture) -> Vec<&'static str> {
-    if route.strictest_enforcement() != Enforcement::Strict {
+    if route.strictest_enforcement() != Enforcement::Strict || capture.mode == CaptureMode::Off {
         return Vec::new();
     }
     let mut not_held = vec![

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::promises;
 use crate::config::end_to_end::{ClientAuth, EndToEnd};
+use crate::config::gateway::Gateway;
 use crate::config::humane;
-use crate::config::plan::{Capture, Guard, Plan, RawSockets, Route, UpstreamWay};
+use crate::config::plan::{Capture, CaptureMode, Guard, Plan, RawSockets, Route, UpstreamWay};
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
 /// The Plan in words.
@@ -19,7 +20,21 @@ pub(super) struct Summary {
     pub(super) trusts: Vec<TrustSummary>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) upstream_proxies: Vec<UpstreamProxySummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) gateway: Option<GatewaySummary>,
     pub(super) agent: Vec<(&'static str, String)>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct GatewaySummary {
+    pub(super) listen: Vec<String>,
+    /// Whom it serves, in words.
+    pub(super) callers: String,
+    pub(super) sources: Vec<String>,
+    /// The route for requests that name no destination; missing where they are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) route: Option<String>,
+    pub(super) timeouts: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -190,6 +205,24 @@ fn end_to_end_summary(plan: &Plan, mode: &EndToEnd) -> EndToEndSummary {
     }
 }
 
+pub(super) fn gateway_summary(plan: &Plan, gateway: &Gateway) -> GatewaySummary {
+    let timeouts = &gateway.timeouts;
+    let timeouts = [("head", timeouts.head), ("idle", timeouts.idle), ("caller", timeouts.caller)];
+    let sources: Vec<String> = gateway.sources.iter().map(ToString::to_string).collect();
+    let callers = match (plan.knows_callers(), sources.is_empty()) {
+        (true, true) => "this node's pods, as the API server names their addresses".to_owned(),
+        (true, false) => format!("this node's pods, as far as they come from {}", sources.join(", ")),
+        (false, _) => format!("whoever comes from {}", sources.join(", ")),
+    };
+    GatewaySummary {
+        listen: gateway.listen.iter().map(ToString::to_string).collect(),
+        callers,
+        sources,
+        route: gateway.default_route(plan).map(|route| plan.routes[route].name.to_string()),
+        timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
+    }
+}
+
 /// What becomes of flows to strict destinations that were there before.
 fn older_flows(capture: &Capture) -> &'static str {
     match (capture.destroy_older_flows, capture.guard) {
@@ -202,33 +235,13 @@ fn older_flows(capture: &Capture) -> &'static str {
 }
 
 pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
-    let capture = &plan.capture;
-    let cgroup = match &capture.cgroup {
-        Some(path) => path.display().to_string(),
-        None => "kubepods* under the cgroup2 mount".into(),
-    };
     let resolver = &plan.resolver;
     let log = &plan.log;
-    vec![
-        ("cgroup", cgroup),
-        ("bpffs", capture.bpffs.display().to_string()),
-        ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
-        ("per pod", format!("{} connections", capture.connections_per_pod)),
-        (
-            "guard",
-            match capture.guard {
-                Guard::Auto => "on pods' veths, for strict routes".into(),
-                Guard::Off => "off: sockets that pass no connect() under kubepods go direct".into(),
-            },
-        ),
-        (
-            "raw sockets",
-            match capture.raw_sockets {
-                RawSockets::Allow => "allowed".into(),
-                RawSockets::Refuse => "refused in pods' own network namespaces".into(),
-            },
-        ),
-        ("older flows", older_flows(capture).into()),
+    let mut rows = match plan.capture.mode {
+        CaptureMode::On => capture_summary(&plan.capture),
+        CaptureMode::Off => vec![("capture", "off: nothing in the kernel, no capability needed".into())],
+    };
+    rows.extend([
         (
             "limits",
             format!(
@@ -271,6 +284,35 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
         ("run_dir", plan.run_dir.display().to_string()),
         ("drain", humane(plan.drain_deadline)),
         ("workers", plan.workers.to_string()),
+    ]);
+    rows
+}
+
+fn capture_summary(capture: &Capture) -> Vec<(&'static str, String)> {
+    let cgroup = match &capture.cgroup {
+        Some(path) => path.display().to_string(),
+        None => "kubepods* under the cgroup2 mount".into(),
+    };
+    vec![
+        ("cgroup", cgroup),
+        ("bpffs", capture.bpffs.display().to_string()),
+        ("VIPs", format!("{}, {}, port {}", capture.vips4, capture.vips6, capture.port)),
+        ("per pod", format!("{} connections", capture.connections_per_pod)),
+        (
+            "guard",
+            match capture.guard {
+                Guard::Auto => "on pods' veths, for strict routes".into(),
+                Guard::Off => "off: sockets that pass no connect() under kubepods go direct".into(),
+            },
+        ),
+        (
+            "raw sockets",
+            match capture.raw_sockets {
+                RawSockets::Allow => "allowed".into(),
+                RawSockets::Refuse => "refused in pods' own network namespaces".into(),
+            },
+        ),
+        ("older flows", older_flows(capture).into()),
     ]
 }
 
@@ -281,7 +323,23 @@ impl Summary {
         self.identities.iter().for_each(|identity| identity.write(text));
         self.trusts.iter().for_each(|trust| trust.write(text));
         self.upstream_proxies.iter().for_each(|proxy| proxy.write(text));
+        if let Some(gateway) = &self.gateway {
+            gateway.write(text);
+        }
         table(text, "agent".into(), &self.agent);
+    }
+}
+
+impl GatewaySummary {
+    fn write(&self, text: &mut String) {
+        let route = self.route.clone().unwrap_or_else(|| "none: refused".into());
+        let rows = [
+            ("listens on", self.listen.join(", ")),
+            ("serves", self.callers.clone()),
+            ("default route", route),
+            ("timeouts", self.timeouts.clone()),
+        ];
+        table(text, "gateway".into(), &rows);
     }
 }
 

@@ -9,9 +9,10 @@ use super::response::Asked;
 use super::serve::{Incoming, rest_of};
 use crate::config::plan::{Authority, Mode, Route, RouteIndex};
 use crate::proxy::answer::{self, Answer};
-use crate::proxy::authority::{Choice, choose};
+use crate::proxy::authority::Choice;
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
+use crate::proxy::gateway;
 use crate::proxy::record::Recording;
 use crate::proxy::relay::relay;
 use crate::proxy::worker::Worker;
@@ -55,14 +56,7 @@ pub async fn forward(
         status: 0,
     });
     let host = incoming.request.host.as_deref();
-    let choice = choose(
-        &worker.plan,
-        &client.routes,
-        client.destination,
-        client.flow.vip,
-        client.enforcement(&worker.plan),
-        host,
-    );
+    let choice = client.choose(&worker.plan, host);
     let (route, way) = match choice {
         Choice::Serve(route) => (route, Way::Upstream),
         Choice::Passthrough(route) if client.admitted.is_none() => (route, Way::Direct),
@@ -91,10 +85,12 @@ pub async fn forward(
         Way::Direct => "passthrough",
     };
 
+    // What goes on to where a captured client was going is none of ours; a client of the gateway spoke to us.
+    let verbatim = matches!(way, Way::Direct) && client.asked.is_none();
     let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
-    let message = take_message(bytes, &incoming, plan, way, forwarded);
+    let message = take_message(bytes, &incoming, plan, (way, verbatim), forwarded);
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
-    let terms = terms(worker, plan, &incoming, way, client.last);
+    let terms = terms(worker, plan, &incoming, verbatim, client.last);
     let mut answer = worker.stock.buffer();
     let mut retried = false;
     loop {
@@ -107,7 +103,7 @@ pub async fn forward(
             Err(error) => {
                 match way {
                     Way::Upstream => recording.failed_upstream(plan, error.addr),
-                    Way::Direct => recording.failed_direct(client.destination, error.addr),
+                    Way::Direct => recording.failed_direct(client.dialled(), error.addr),
                 }
                 let told = answer_and_end(client, recording, &incoming, error.reason, error.detail);
                 return Box::pin(told).await;
@@ -233,7 +229,7 @@ fn take_message(
     bytes: &mut Buffer,
     incoming: &Incoming,
     plan: &Route,
-    way: Way,
+    (way, verbatim): (Way, bool),
     forwarded: Option<&str>,
 ) -> Vec<u8> {
     let filled = bytes.filled();
@@ -250,27 +246,28 @@ fn take_message(
             let authority = original.unwrap_or(upstream.authority.as_bytes());
             request.write_for_upstream(head, authority, &upstream.base_path, forwarded, &mut message);
         }
-        Way::Direct => message.extend_from_slice(head),
+        Way::Direct if verbatim => message.extend_from_slice(head),
+        Way::Direct => {
+            let own = incoming.request.authority(head).unwrap_or_default();
+            incoming.request.write_for_upstream(head, own, "", None, &mut message);
+        }
     }
     message.extend_from_slice(body);
     bytes.consume(head.len() + body.len());
     message
 }
 
-fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, way: Way, last: bool) -> Terms {
+fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, last: bool) -> Terms {
     let request = &incoming.request;
     Terms {
         framing: rest_of(request.framing, incoming.whole_body),
         asked: Asked {
             head: request.is_head,
-            upgrade: match way {
-                Way::Upstream => request.upgrade,
-                Way::Direct => request.upgrade_untouched,
-            },
+            upgrade: if verbatim { request.upgrade_untouched } else { request.upgrade },
             http10: request.http10,
         },
         close: !request.keep_alive || request.http10 || last || worker.stop.is_cancelled(),
-        verbatim: matches!(way, Way::Direct),
+        verbatim,
         head_limit: worker.plan.limits.head_bytes,
         response: plan.timeouts.response,
         idle: plan.timeouts.idle,
@@ -307,7 +304,8 @@ async fn direct(
         connection.reused = true;
         return Ok(connection);
     }
-    worker.upstreams.connect_direct(client.destination, plan.timeouts.connect).await
+    // Boxed: rare, and every connection's future would hold it.
+    Box::pin(gateway::connect_out(worker, client, plan.timeouts.connect)).await
 }
 
 /// A pooled connection may have been closed while the request was on its way. Where the upstream said

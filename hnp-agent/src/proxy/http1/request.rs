@@ -68,10 +68,15 @@ impl Request {
         Ok(request)
     }
 
+    /// The target names an authority itself (RFC 9112 section 3.2.2).
+    pub fn is_absolute(&self) -> bool {
+        self.path.start > self.method.end + 1
+    }
+
     /// Host and port as the client wrote them, in an absolute target before all; HTTP/1.0 may have none.
     pub fn authority<'h>(&self, head: &'h [u8]) -> Option<&'h [u8]> {
         let target = self.method.end + 1;
-        if self.path.start > target {
+        if self.is_absolute() {
             return Some(&head[target + SCHEME.len()..self.path.start]);
         }
         let is_host = |field: &&Field| head[field.name.clone()].eq_ignore_ascii_case(b"host");

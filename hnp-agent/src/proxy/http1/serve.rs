@@ -20,6 +20,7 @@ use super::syntax::is_token_byte;
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
+use crate::proxy::gateway;
 use crate::proxy::record::Recording;
 use crate::proxy::tls;
 use crate::proxy::worker::{Lanes, Since, Worker};
@@ -52,7 +53,7 @@ enum Begun {
 }
 
 /// Why no request came out of what the client sent.
-enum Refusal {
+pub(in crate::proxy) enum Refusal {
     /// It ended, as connections do, or stopping was asked for.
     Quiet(Reason),
     /// It deserves an answer.
@@ -64,13 +65,14 @@ enum Refusal {
 /// Serves requests until the connection ends, each by the configuration of its moment.
 pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
     let mut kept: Option<UpstreamConnection> = None;
-    let mut buffer: Option<Buffer> = None;
+    let mut buffer = client.begun();
     loop {
+        let idle = worker.plan.routes[client.routes[0]].timeouts.idle;
         // Whatever is empty is dropped here, and not held while the connection waits.
         let begun = buffer.take().filter(|bytes| !bytes.is_empty());
         let mut bytes = match begun {
             Some(bytes) => bytes,
-            None => match wait(&worker, &mut client).await {
+            None => match wait(&worker, &mut client, idle).await {
                 Ok(bytes) => bytes,
                 Err(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
             },
@@ -100,6 +102,9 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
 /// Moves a connection to the newest generation before its next request is judged: what became strict
 /// passes nothing on any more. Where nobody serves its destination that way now, the request is the last.
 fn keep_up(lanes: &Lanes, worker: &mut Rc<Worker>, client: &mut Client) {
+    if client.asked.is_some() {
+        return gateway::keep_up(lanes, worker, client);
+    }
     match lanes.since(worker, client.flow.vip) {
         Since::Same => {}
         Since::Changed(next, entry)
@@ -114,8 +119,11 @@ fn keep_up(lanes: &Lanes, worker: &mut Rc<Worker>, client: &mut Client) {
 }
 
 /// Waits, without a buffer, until the client sends something.
-async fn wait(worker: &Worker, client: &mut Client) -> Result<Buffer, Reason> {
-    let idle = worker.plan.routes[client.routes[0]].timeouts.idle;
+pub(in crate::proxy) async fn wait(
+    worker: &Worker,
+    client: &mut Client,
+    idle: Duration,
+) -> Result<Buffer, Reason> {
     let mut deadline = pin!(sleep(idle));
     let mut stopping = false;
     loop {
@@ -160,7 +168,7 @@ async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) 
 }
 
 /// Reads until a head is complete, and says where it ends; `None`: it is no head, TLS begins here.
-async fn read_head(
+pub(in crate::proxy) async fn read_head(
     worker: &Worker,
     client: &mut Client,
     bytes: &mut Buffer,
@@ -202,7 +210,10 @@ async fn read_head(
 
 /// Parses the head and looks at what is there of the body: what is malformed in the bytes at hand is
 /// refused before a byte of the request was sent on.
-fn parse(bytes: &Buffer, head_len: usize) -> Result<Incoming, (Option<HeadError>, String)> {
+pub(in crate::proxy) fn parse(
+    bytes: &Buffer,
+    head_len: usize,
+) -> Result<Incoming, (Option<HeadError>, String)> {
     let filled = bytes.filled();
     let request = Request::parse(&filled[..head_len]).map_err(|error| (Some(error), error.to_string()))?;
     let mut decoder = Decoder::new(request.framing);
@@ -214,25 +225,26 @@ fn parse(bytes: &Buffer, head_len: usize) -> Result<Incoming, (Option<HeadError>
     Ok(Incoming { request, head_len, whole_body })
 }
 
-async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
-    let route = client.routes[0];
-    let name = worker.plan.routes[route].name.clone();
+/// Ends a connection on which no request came; it may have no route yet.
+pub(in crate::proxy) async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
+    let route = client.routes.first().copied();
+    let name = route.map(|route| worker.plan.routes[route].name.clone());
     let mut recording = match refusal {
-        Refusal::Quiet(reason) => return worker.stats.connection_ended(Some(route), reason),
+        Refusal::Quiet(reason) => return worker.stats.connection_ended(route, reason),
         Refusal::Answer(..) | Refusal::Reset(..) => Recording::begin(worker, client.base.clone()),
     };
-    recording.record.route = Some(name.clone());
+    recording.record.route = name.clone();
     match refusal {
         Refusal::Quiet(_) => {}
         Refusal::Answer(reason, detail) => {
             let flow = client.base.flow_id;
-            let answer = Answer { reason: reason.code(), message: &detail, route: Some(&name), flow };
+            let answer = Answer { reason: reason.code(), message: &detail, route: name.as_deref(), flow };
             let written = answer::write(&mut client.stream, reason, &answer, false).await.unwrap_or(0);
             recording.record.bytes_down = written as u64;
             recording.record.http =
                 Some(HttpRecord { method: String::new(), path: String::new(), status: reason.status() });
             recording.finish(reason, Some(detail));
-            worker.stats.connection_ended(Some(route), reason);
+            worker.stats.connection_ended(route, reason);
             answer::linger(&mut client.stream).await;
         }
         Refusal::Reset(reason, detail) => {
@@ -243,7 +255,7 @@ async fn refuse(worker: &Worker, client: &mut Client, refusal: Refusal) {
 }
 
 /// `None` is a body's mistake.
-fn reason_of(error: Option<HeadError>) -> Reason {
+pub(in crate::proxy) fn reason_of(error: Option<HeadError>) -> Reason {
     match error {
         Some(HeadError::ContentLength | HeadError::TwoLengths | HeadError::TransferEncoding) => {
             Reason::AmbiguousFraming

@@ -1,0 +1,285 @@
+//! A client's connection to the gateway: who is it, what does it begin with, and request by request where to.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use hnp_common::Reason;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::connect::{self, connect_record};
+use super::wanted::{Verdict, Wanted, judge_origin_form};
+use super::{Asked, NOWHERE, dialled};
+use crate::config::gateway::Gateway;
+use crate::config::plan::Plan;
+use crate::proxy::answer::{self, Answer, LAST_WORDS};
+use crate::proxy::authority::Choice;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::client_io::ClientIo;
+use crate::proxy::connection::{self, Client};
+use crate::proxy::flow::Flow;
+use crate::proxy::http1::forward::{self, Next};
+use crate::proxy::http1::head::HeadError;
+use crate::proxy::http1::serve::{self as http1, Incoming, Refusal};
+use crate::proxy::record::Recording;
+use crate::proxy::worker::{Lanes, Worker};
+use crate::telemetry::record::HttpRecord;
+use crate::upstream::UpstreamConnection;
+
+/// What a connection, or the next request on it, begins with. The one place where more than HTTP/1.1 in the
+/// clear would be served.
+enum Opening {
+    /// CONNECT.
+    Connect,
+    /// A request in origin-form or absolute-form.
+    Request,
+    /// A TLS handshake.
+    Tls,
+    /// The preface of HTTP/2 (RFC 9113 section 3.4).
+    Http2,
+}
+
+impl Opening {
+    /// By the head; `None`: TLS began in its place.
+    fn of(head: Option<&[u8]>) -> Self {
+        match head {
+            None => Self::Tls,
+            Some(head) if head.starts_with(b"PRI * HTTP/2.0\r\n") => Self::Http2,
+            Some(head) if head.starts_with(b"CONNECT ") => Self::Connect,
+            Some(_) => Self::Request,
+        }
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
+    let open = lanes.around.counters.connection_opened();
+    let base = connection::base_record(lanes.flow_id(), peer);
+    // Answers must not wait for an ACK (Nagle); a failure costs only latency.
+    let _ = stream.set_nodelay(true);
+    // Nothing was captured: no cgroup, and what holds is the strictest of each route.
+    let flow = Flow {
+        client: peer,
+        vip: NOWHERE.ip(),
+        orig_dst: NOWHERE,
+        cgroup_id: 0,
+        ancestor_ids: [0; 2],
+        direct: true,
+        strict: true,
+    };
+    let routes = Vec::new();
+    let (stream, admitted, asked) = (ClientIo::Tcp(stream), None, None);
+    let destination = NOWHERE;
+    let client = Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
+    Box::pin(requests(lanes, client)).await;
+    drop(open);
+}
+
+async fn requests(lanes: &Lanes, mut client: Box<Client>) {
+    let mut worker = lanes.newest();
+    let mut kept: Option<(Wanted, UpstreamConnection)> = None;
+    let mut buffer: Option<Buffer> = None;
+    let mut known = false;
+    loop {
+        // Its sockets outlive the section only within a reload that is not taken.
+        let Some(timeouts) = worker.plan.gateway.as_ref().map(|gateway| gateway.timeouts) else { return };
+        let mut bytes = match buffer.take() {
+            Some(bytes) if !bytes.is_empty() => bytes,
+            _ => match http1::wait(&worker, &mut client, timeouts.idle).await {
+                Ok(bytes) => bytes,
+                Err(reason) => return worker.stats.connection_ended(None, reason),
+            },
+        };
+        let head_len = match timeout(timeouts.head, http1::read_head(&worker, &mut client, &mut bytes)).await
+        {
+            Ok(Ok(head_len)) => head_len,
+            Ok(Err(refusal)) => return http1::refuse(&worker, &mut client, refusal).await,
+            Err(_) => {
+                let detail = format!("the head was not complete within {:?}", timeouts.head);
+                let refusal = Refusal::Answer(Reason::HeadTimeout, detail);
+                return http1::refuse(&worker, &mut client, refusal).await;
+            }
+        };
+        worker = lanes.newest();
+        let Some(gateway) = &worker.plan.gateway else { return };
+        let opening = Opening::of(head_len.map(|len| &bytes.filled()[..len]));
+        if let Err(detail) = caller(lanes, &worker.plan, gateway, &mut client, &mut known).await {
+            return turn_away(&worker, &mut client, &opening, Reason::CallerRefused, detail).await;
+        }
+        let head_len = match (&opening, head_len) {
+            (Opening::Connect | Opening::Request, Some(head_len)) => head_len,
+            (Opening::Tls | Opening::Http2, _) | (_, None) => {
+                let detail = Reason::GatewayProtocol.fix().to_owned();
+                return turn_away(&worker, &mut client, &opening, Reason::GatewayProtocol, detail).await;
+            }
+        };
+        if let Opening::Connect = opening {
+            match connect::parse(&bytes.filled()[..head_len]) {
+                Ok(wanted) => {
+                    bytes.consume(head_len);
+                    return Box::pin(connect::serve(lanes, worker.clone(), client, bytes, wanted)).await;
+                }
+                Err(error) => {
+                    let (reason, detail) = (http1::reason_of(Some(error)), error.to_string());
+                    return refuse(&worker, &mut client, connect_record(), reason, detail, false).await;
+                }
+            }
+        }
+        let incoming = match http1::parse(&bytes, head_len) {
+            Ok(incoming) => incoming,
+            Err((Some(HeadError::Target), _)) if wants_https(&bytes.filled()[..head_len]) => {
+                let detail = "https:// in the clear; clients send CONNECT for it".to_owned();
+                let nothing = HttpRecord { method: String::new(), path: String::new(), status: 0 };
+                return refuse(&worker, &mut client, nothing, Reason::ConnectRequired, detail, false).await;
+            }
+            Err((error, detail)) => {
+                let refusal = Refusal::Answer(http1::reason_of(error), detail);
+                return http1::refuse(&worker, &mut client, refusal).await;
+            }
+        };
+        let head = &bytes.filled()[..head_len];
+        let (form, wanted, verdict) = judge(&worker.plan, gateway, &incoming, head);
+        client.base.destination = Some(dialled(form, wanted.as_ref()));
+        let choice = match verdict {
+            Verdict::Go(choice) => choice,
+            Verdict::Refuse(reason, detail) => {
+                let (record, is_head) = (http_record(&incoming, head), incoming.request.is_head);
+                return refuse(&worker, &mut client, record, reason, detail, is_head).await;
+            }
+        };
+        let (Choice::Serve(route) | Choice::Passthrough(route) | Choice::Refuse(route)) = choice;
+        client.routes = vec![route];
+        client.destination = wanted.as_ref().map_or(NOWHERE, Wanted::place);
+        // A connection to one name is none to another.
+        let mut same = kept.take().filter(|(name, _)| Some(name) == wanted.as_ref()).map(|(_, kept)| kept);
+        client.asked = Some(Box::new(Asked::Request(choice, wanted.clone())));
+        let next = forward::forward(&worker, &mut client, &mut bytes, incoming, &mut same).await;
+        kept = wanted.zip(same);
+        match next {
+            Next::Again => buffer = Some(bytes),
+            Next::Close(reason) => {
+                worker.stats.connection_ended(Some(route), reason);
+                return answer::linger(&mut client.stream).await;
+            }
+            Next::End(reason) => return worker.stats.connection_ended(Some(route), reason),
+        }
+        // Places in this worker's Plan; the next request may meet another.
+        client.routes.clear();
+        (client.asked, client.base.destination) = (None, None);
+    }
+}
+
+/// Who the client is, looked up once, and whether he is still served, at each request.
+async fn caller(
+    lanes: &Lanes,
+    plan: &Plan,
+    gateway: &Gateway,
+    client: &mut Client,
+    known: &mut bool,
+) -> Result<(), String> {
+    let addr = client.flow.client.ip();
+    if *known {
+        let served = gateway.serves(addr, plan.knows_callers());
+        return if served { Ok(()) } else { Err(format!("{addr} lies outside of `gateway.sources`")) };
+    }
+    client.base.workload = lanes.around.callers.look_up(plan, gateway, addr).await?;
+    *known = true;
+    Ok(())
+}
+
+/// What a request asks for, in which form, and what becomes of it.
+fn judge(
+    plan: &Plan,
+    gateway: &Gateway,
+    incoming: &Incoming,
+    head: &[u8],
+) -> (&'static str, Option<Wanted>, Verdict) {
+    let request = &incoming.request;
+    let authority = request.authority(head);
+    let wanted = authority.and_then(|authority| Wanted::parse(authority, Some(80)));
+    if !request.is_absolute() {
+        let verdict = judge_origin_form(plan, gateway, wanted.as_ref());
+        return ("origin", wanted, verdict);
+    }
+    let verdict = match &wanted {
+        Some(wanted) => wanted.judge_request(plan),
+        None => Verdict::Refuse(Reason::BadRequest, HeadError::Target.to_string()),
+    };
+    ("absolute", wanted, verdict)
+}
+
+fn wants_https(head: &[u8]) -> bool {
+    const SCHEME: &[u8] = b"https://";
+    let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    target.get(..SCHEME.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
+}
+
+fn http_record(incoming: &Incoming, head: &[u8]) -> HttpRecord {
+    HttpRecord {
+        method: String::from_utf8_lossy(&head[incoming.request.method.clone()]).into_owned(),
+        path: incoming.request.path_for_log(head),
+        status: 0,
+    }
+}
+
+/// Turns a connection away in the words of what it speaks.
+async fn turn_away(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    opening: &Opening,
+    reason: Reason,
+    detail: String,
+) {
+    use tokio::io::AsyncWriteExt as _;
+    let method = match opening {
+        Opening::Connect => "CONNECT",
+        Opening::Request | Opening::Http2 => "",
+        Opening::Tls => {
+            let recording = Recording::begin(worker, client.base.clone());
+            // If the alert cannot be written the client is gone, and so is who would read it.
+            let _ = timeout(LAST_WORDS, client.stream.write_all(&answer::tls_alert(reason))).await;
+            recording.finish(reason, Some(detail));
+            return answer::linger(&mut client.stream).await;
+        }
+    };
+    let record = HttpRecord { method: method.into(), path: String::new(), status: 0 };
+    refuse(worker, client, record, reason, detail, false).await;
+}
+
+/// Our own answer to a request that goes nowhere, and the end of the connection.
+pub(super) async fn refuse(
+    worker: &Worker,
+    client: &mut Client,
+    http: HttpRecord,
+    reason: Reason,
+    detail: String,
+    is_head: bool,
+) {
+    let recording = Recording::begin(worker, client.base.clone());
+    worker.stats.connection_ended(None, reason);
+    end(client, recording, http, reason, detail, is_head).await;
+}
+
+/// The same with a record that was begun.
+pub(super) async fn end(
+    client: &mut Client,
+    mut recording: Recording<'_>,
+    http: HttpRecord,
+    reason: Reason,
+    detail: String,
+    is_head: bool,
+) {
+    let answer = Answer {
+        reason: reason.code(),
+        message: &detail,
+        route: recording.record.route.as_deref(),
+        flow: client.base.flow_id,
+    };
+    // A client that is gone takes no answer; its record says what happened all the same.
+    let written = answer::write(&mut client.stream, reason, &answer, is_head).await.unwrap_or(0);
+    recording.record.bytes_down = written as u64;
+    let status = if written > 0 { reason.status() } else { 0 };
+    recording.record.http = Some(HttpRecord { status, ..http });
+    recording.finish(reason, Some(detail));
+    answer::linger(&mut client.stream).await;
+}
