@@ -27,9 +27,10 @@ use summary::{
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// The configuration (YAML; docs/configuration.md has every key).
+    /// The configuration (YAML; docs/configuration.md has every key). Without it, the environment is taken, as
+    /// by `run`.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -37,7 +38,10 @@ pub struct CheckArgs {
 
 /// Prints what the configuration amounts to, and its mistakes.
 pub fn run(args: &CheckArgs) -> ExitCode {
-    let report = Report::of(&args.config);
+    let report = match &args.config {
+        Some(file) => Report::of(file),
+        None => Report::of_environment(),
+    };
     let mut out = std::io::stdout().lock();
     let written = if args.json {
         serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
@@ -98,6 +102,31 @@ impl Report {
                 let words = error.to_string();
                 let what = words.strip_prefix(&format!("{}: ", file.display())).unwrap_or(&words);
                 report.mistakes.push(Finding::elsewhere(String::new(), what));
+            }
+        }
+        report.ok = report.mistakes.is_empty();
+        report
+    }
+
+    /// What the environment amounts to; findings name variables, where they are about one.
+    fn of_environment() -> Self {
+        let (file, ok) = (PathBuf::from("environment"), false);
+        let mut report = Self { file, ok, mistakes: Vec::new(), warnings: Vec::new(), plan: None };
+        match config::from_environment() {
+            Ok(found) => {
+                let warnings = found.warnings.iter();
+                report.warnings.extend(warnings.map(|one| Finding::elsewhere(one.key.clone(), &one.what)));
+                let summary = report.summary(&found.plan);
+                report.plan = Some(summary);
+                for finding in report.mistakes.iter_mut().chain(&mut report.warnings) {
+                    if finding.key.starts_with("identities.") {
+                        found.certificate.clone_into(&mut finding.key);
+                    }
+                }
+            }
+            Err(errors) => {
+                let mistakes = errors.mistakes.into_iter();
+                report.mistakes.extend(mistakes.map(|(variable, what)| Finding::elsewhere(variable, what)));
             }
         }
         report.ok = report.mistakes.is_empty();

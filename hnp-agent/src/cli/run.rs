@@ -1,17 +1,20 @@
 //! `hnp-agent run`: the agent itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::config::plan::Plan;
+use crate::config::{EnvironmentErrors, FromEnvironment, LoadError, Mistake};
 use crate::reload::ConfigFile;
 use crate::{app, config, telemetry};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The configuration (YAML; docs/configuration.md has every key).
+    /// The configuration (YAML; docs/configuration.md has every key). Without it, the environment is taken:
+    /// PROXY_URL, CLIENT_CERT_PATH and CLIENT_KEY_PATH make a gateway.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Take over from the agent that runs on this node, without a moment in which connections fail;
     /// where none runs, start as usual (docs/upgrade.md).
     #[arg(long)]
@@ -24,9 +27,11 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT, or until a successor took over, then drains.
 pub fn run(args: &Args) -> ExitCode {
-    let loaded = ConfigFile::read(&args.config)
-        .and_then(|file| Ok((config::parse_with_warnings(&file.text, &args.config)?, file)));
-    let ((plan, warnings), file) = match loaded {
+    let loaded = match &args.config {
+        Some(path) => from_file(path).map_err(|error| error.to_string()),
+        None => from_environment().map_err(|error| error.to_string()),
+    };
+    let (plan, warnings, file) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
@@ -41,7 +46,8 @@ pub fn run(args: &Args) -> ExitCode {
         }
     };
     for warning in warnings {
-        tracing::warn!(file = %args.config.display(), "{warning}");
+        let file = file.path.as_deref().unwrap_or(Path::new("environment"));
+        tracing::warn!(file = %file.display(), "{warning}");
     }
     let succession = app::Succession { take_over: args.take_over, stay: args.stay };
     match app::run(plan, &file, diagnostics, succession) {
@@ -53,4 +59,17 @@ pub fn run(args: &Args) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+type Loaded = (Plan, Vec<Mistake>, ConfigFile);
+
+fn from_file(path: &Path) -> Result<Loaded, LoadError> {
+    let file = ConfigFile::read(path)?;
+    let (plan, warnings) = config::parse_with_warnings(&file.text, path)?;
+    Ok((plan, warnings, file))
+}
+
+fn from_environment() -> Result<Loaded, EnvironmentErrors> {
+    let FromEnvironment { text, plan, warnings, .. } = config::from_environment()?;
+    Ok((plan, warnings, ConfigFile { path: None, text }))
 }

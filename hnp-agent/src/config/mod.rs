@@ -2,7 +2,7 @@
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
 //! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys, `upstream_proxy` says which
-//! upstreams a proxy is for, `gateway` whom the gateway serves. A pure
+//! upstreams a proxy is for, `gateway` whom the gateway serves, `environment` what variables amount to where there is no file. A pure
 //! function of the text and of `surroundings` (CPUs, a few environment variables) from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
@@ -13,6 +13,7 @@ pub mod plan;
 pub mod selector;
 pub mod upstream_proxy;
 
+mod environment;
 mod error;
 mod hosts;
 mod parse;
@@ -23,6 +24,7 @@ mod yaml;
 
 use std::path::Path;
 
+pub use environment::{EnvironmentErrors, FromEnvironment};
 pub use error::{ConfigErrors, LoadError, Mistake};
 pub use values::humane;
 
@@ -54,6 +56,14 @@ pub fn parse_with_warnings(text: &str, path: &Path) -> Result<(Plan, Vec<Mistake
 /// When the file cannot be read, or has mistakes.
 pub fn load(path: &Path) -> Result<(Plan, Vec<Mistake>), LoadError> {
     Ok(parse_with_warnings(&read(path)?, path)?)
+}
+
+/// The configuration that the process's environment amounts to, where there is no file.
+///
+/// # Errors
+/// All mistakes, by variable.
+pub fn from_environment() -> Result<FromEnvironment, EnvironmentErrors> {
+    environment::read(|name| std::env::var(name).ok(), &Surroundings::here())
 }
 
 /// The text of a configuration file.

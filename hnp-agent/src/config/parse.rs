@@ -3,7 +3,7 @@
 mod gateway;
 mod modes;
 mod routes;
-mod upstream_proxies;
+pub(super) mod upstream_proxies;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -33,11 +33,12 @@ use candidate::Candidate;
 use difference::Difference;
 use sources::Sources;
 
-/// The file that the agent was started with, and what it said.
+/// What the agent was started with, and what it said.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// Absolute, so that its directory can be watched.
-    pub path: PathBuf,
+    /// The file; absolute, so that its directory can be watched. `None`: it was the environment, which never
+    /// changes for a process.
+    pub path: Option<PathBuf>,
     /// What the Plan of the start was read from.
     pub text: String,
 }
@@ -50,13 +51,15 @@ impl ConfigFile {
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let text = config::read(path)?;
         let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
-        Ok(Self { path: std::path::absolute(path).map_err(unreadable)?, text })
+        Ok(Self { path: Some(std::path::absolute(path).map_err(unreadable)?), text })
     }
 }
 
 /// Who reads the configuration again.
 pub struct Reloader {
+    /// Empty, and never read, where there is no file.
     path: PathBuf,
+    has_file: bool,
     reload: Reload,
     fingerprints: Fingerprints,
     sources: Sources,
@@ -112,7 +115,8 @@ impl Reloader {
             out.single(&names::CONFIG_RESTART_NEEDED, shown.waiting.load(Relaxed));
         });
         Self {
-            path: file.path.clone(),
+            has_file: file.path.is_some(),
+            path: file.path.clone().unwrap_or_default(),
             reload,
             fingerprints,
             sources,
@@ -138,6 +142,9 @@ impl Reloader {
 
     /// Follows the file and the signal until cancelled.
     pub async fn watch(self, mut hangup: Signal, cancel: CancellationToken) {
+        if !self.has_file {
+            return nothing_to_read(hangup, cancel).await;
+        }
         let files = [self.path.clone()];
         let reloader = Mutex::new(self);
         let look = |now, cause| reloader.lock().unwrap_or_else(PoisonError::into_inner).look(now, cause);
@@ -240,6 +247,19 @@ impl Reloader {
     fn refused(&self, mistakes: &str) {
         let generation = self.generations.borrow().number;
         tracing::error!(file = %self.path.display(), generation, mistakes, "the configuration cannot be used; the old one stays in force");
+    }
+}
+
+/// Whoever sends SIGHUP to an agent without a file is told so.
+async fn nothing_to_read(mut hangup: Signal, cancel: CancellationToken) {
+    loop {
+        // Both are cancel-safe.
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            Some(()) = hangup.recv() => {
+                tracing::info!("SIGHUP: the configuration came from the environment; to change it, start anew");
+            }
+        }
     }
 }
 

@@ -25,7 +25,7 @@ impl Scene {
         std::fs::write(dir.path().join("ca.crt"), ca.pem()).unwrap();
         std::fs::write(dir.path().join("hnp.yaml"), text(&dir, "")).unwrap();
         let file = ConfigFile::read(&dir.path().join("hnp.yaml")).unwrap();
-        let plan = config::parse(&file.text, &file.path).unwrap();
+        let plan = config::parse(&file.text, file.path.as_deref().unwrap()).unwrap();
         let telemetry = Telemetry::writing_to(&plan, Box::new(std::io::sink()));
         let (readiness, tasks) = (Readiness::new(), Tasks::default());
         let reloader = Reloader::start(&file, plan, Diagnostics::for_test(), &readiness, &telemetry, &tasks);

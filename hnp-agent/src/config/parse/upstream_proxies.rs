@@ -107,7 +107,7 @@ fn credentials_file(text: &str) -> Value<PathBuf> {
 }
 
 /// A name, a suffix, an address, a range, or `*`.
-fn no_proxy_rule(text: &str) -> Value<NoProxy> {
+pub(in crate::config) fn no_proxy_rule(text: &str) -> Value<NoProxy> {
     const ALLOWED: &str = "a name (and all below it), *.SUFFIX, an IP address, a range such as 10.0.0.0/8, or *; without a port";
     let wrong = || Wrong::not(text, "an upstream to leave the proxy out for", ALLOWED);
     if text == "*" {
@@ -142,7 +142,7 @@ fn no_proxy_rule(text: &str) -> Value<NoProxy> {
 const URL: &str = "http://[USER:PASSWORD@]HOST:PORT or https://[USER:PASSWORD@]HOST:PORT";
 
 #[derive(Debug)]
-struct ProxyUrl {
+pub(in crate::config) struct ProxyUrl {
     tls: bool,
     host: Host,
     port: u16,
@@ -150,7 +150,7 @@ struct ProxyUrl {
 }
 
 /// `http://[USER:PASSWORD@]HOST:PORT`, user and password percent-encoded.
-fn url(text: &str) -> Value<ProxyUrl> {
+pub(in crate::config) fn url(text: &str) -> Value<ProxyUrl> {
     let wrong = |what: &str| Wrong::new(format!("{:?} {what}", without_password(text)), URL);
     let (tls, rest) = match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
