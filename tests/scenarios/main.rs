@@ -15,6 +15,7 @@ mod end_to_end;
 mod enforcement;
 mod evasion;
 mod foreign_programs;
+mod gateway;
 mod guard;
 mod handover;
 mod http_semantics;

@@ -28,8 +28,10 @@ pub struct Config {
     pub resolver: String,
     /// The content of `upstream_proxies`, without braces.
     pub upstream_proxies: String,
-    /// Further content of `capture`, without braces: `connections_per_pod: 8`.
+    /// Further content of `capture`, without braces: `connections_per_pod: 8`. Or `off`.
     pub capture: String,
+    /// The content of `gateway`, without braces; none where it is empty.
+    pub gateway: String,
     /// The content of `limits`, without braces.
     pub limits: String,
     /// The content of `kubernetes`, without braces.
@@ -61,6 +63,7 @@ impl Config {
             ),
             upstream_proxies: String::new(),
             capture: String::new(),
+            gateway: String::new(),
             limits: String::new(),
             kubernetes: String::new(),
             access: true,
@@ -100,9 +103,16 @@ impl Config {
     fn write(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         let Self { cgroup, bpffs, run_dir, admin, drain, workers, resolver, access, .. } = self;
-        writeln!(text, "capture:\n  cgroup: {}\n  bpffs: {}", cgroup.display(), bpffs.display())?;
-        for setting in self.capture.split(", ").filter(|setting| !setting.is_empty()) {
-            writeln!(text, "  {setting}")?;
+        if self.capture == "off" {
+            writeln!(text, "capture: off")?;
+        } else {
+            writeln!(text, "capture:\n  cgroup: {}\n  bpffs: {}", cgroup.display(), bpffs.display())?;
+            for setting in self.capture.split(", ").filter(|setting| !setting.is_empty()) {
+                writeln!(text, "  {setting}")?;
+            }
+        }
+        if !self.gateway.is_empty() {
+            writeln!(text, "gateway: {{{}}}", self.gateway)?;
         }
         writeln!(text, "identities:")?;
         for (name, files) in &self.identities {

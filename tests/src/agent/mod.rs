@@ -21,7 +21,7 @@ pub use self::config::{Config, Route};
 pub use self::metrics::Metrics;
 
 use crate::poll::{eventually, patience, pause, until};
-use crate::process::{Finished, Place, Running, tail};
+use crate::process::{Cmd, Finished, Place, Running, tail};
 use crate::tools;
 use crate::topology::{Topology, World};
 
@@ -86,6 +86,29 @@ impl Agent {
         Self { running, place, admin: config.admin, config: path.to_owned() }
     }
 
+    /// Starts the agent without a file and without a capability, on these variables alone, and waits until
+    /// it is ready.
+    ///
+    /// # Panics
+    /// When it ends or is not ready in time; its log is shown.
+    #[track_caller]
+    pub fn on_variables(place: Place, variables: &[(&str, &str)]) -> Self {
+        let admin = SocketAddr::from(([127, 0, 0, 1], 15090));
+        let running = Self::with_variables(&place, "run", variables).capabilities(&[]).spawn();
+        let mut agent = Self { running, place, admin, config: PathBuf::new() };
+        agent.wait_until_ready();
+        agent
+    }
+
+    /// One of the agent's commands without a file, with these variables.
+    ///
+    /// # Panics
+    /// When the binary is missing.
+    pub fn with_variables(place: &Place, verb: &str, variables: &[(&str, &str)]) -> Cmd {
+        let command = place.command(binary()).arg(verb);
+        variables.iter().fold(command, |command, (key, value)| command.env(key, value))
+    }
+
     /// The configuration's file.
     pub fn config_file(&self) -> &Path {
         &self.config
@@ -112,6 +135,17 @@ impl Agent {
         let before = generation();
         self.replace_config(&config.to_yaml());
         eventually(START, "the new configuration is in force", || generation() > before);
+    }
+
+    /// Replaces the configuration and waits until a key of it is said to wait for a restart.
+    ///
+    /// # Panics
+    /// When that is not said within five seconds.
+    #[track_caller]
+    pub fn reload_waiting(&self, config: &Config, key: &str) {
+        self.replace_config(&config.to_yaml());
+        let line = self.log_line("wait for a restart");
+        assert!(line.contains(key), "{key} in {line}");
     }
 
     /// Sends SIGHUP and does not wait.
@@ -478,7 +512,7 @@ pub fn binary() -> PathBuf {
     std::env::var_os("HNP_AGENT_BIN").map_or_else(|| tools::sibling("hnp-agent"), PathBuf::from)
 }
 
-fn command(place: &Place, verb: &str, config: &Path) -> crate::process::Cmd {
+fn command(place: &Place, verb: &str, config: &Path) -> Cmd {
     place.command(binary()).args([verb, "--config"]).arg(config)
 }
 

@@ -1,5 +1,5 @@
 //! The part of a Kubernetes API server that the agent talks to: one node, read and patched over HTTPS with
-//! a service account's token, the metadata of its pods, and the ways in which API servers fail.
+//! a service account's token, its pods, and the ways in which API servers fail.
 //!
 //! There is no API server in any package, so this one keeps to what the real one does with these few
 //! calls: 401 without the token, 404 for another node, 415 for another patch type, a JSON patch (RFC 6902,
@@ -10,7 +10,7 @@ mod cluster;
 mod pods;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -170,6 +170,15 @@ impl ApiServer {
         state.pods.apply(name, uid, &node, labels);
     }
 
+    /// A pod of this node or another, with addresses of its own or those of its node (hostNetwork), is
+    /// running.
+    pub fn apply_running_pod(&self, uid: &str, node: &str, host_network: bool, addrs: &[IpAddr]) {
+        let spec = json!({"containers": [], "hostNetwork": host_network});
+        let addrs: Vec<Value> = addrs.iter().map(|addr| json!({"ip": addr.to_string()})).collect();
+        let status = json!({"phase": "Running", "podIPs": addrs});
+        self.state().pods.apply_with(uid, uid, node, json!({}), (spec, status));
+    }
+
     /// A pod of another node is there: nobody here is to hear of it.
     pub fn apply_pod_elsewhere(&self, name: &str, uid: &str, labels: Value) {
         self.state().pods.apply(name, uid, "another-node", labels);
@@ -293,9 +302,12 @@ async fn answer(
                 let asked = header(ACCEPT).unwrap_or_default();
                 match guard.pods.answer(&parts.method, asked, parts.uri.query().unwrap_or_default()) {
                     pods::Answer::Whole(status, body) => whole((status, body)),
-                    pods::Answer::Watch(since, node) => {
+                    pods::Answer::Watch(since, node, form) => {
                         let changed = guard.pods.changed();
-                        (StatusCode::OK, pods::watch(Arc::clone(&state), changed, since, node).boxed())
+                        (
+                            StatusCode::OK,
+                            pods::watch(Arc::clone(&state), changed, since, (node, form)).boxed(),
+                        )
                     }
                 }
             }

@@ -1,4 +1,5 @@
-//! Pods as an API server lists and watches them: metadata only, of one node, from a resource version on.
+//! Pods as an API server lists and watches them: whole or metadata only, of one node, from a resource
+//! version on.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -34,9 +35,27 @@ struct Pod {
 }
 
 impl Pod {
+    fn given(&self, form: Form) -> Value {
+        match form {
+            Form::Whole => self.object.clone(),
+            Form::Metadata => json!({
+                "apiVersion": "meta.k8s.io/v1",
+                "kind": METADATA,
+                "metadata": self.object["metadata"],
+            }),
+        }
+    }
+
     fn uid(&self) -> &str {
         self.object["metadata"]["uid"].as_str().unwrap_or_default()
     }
+}
+
+/// How much of a pod is given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Form {
+    Metadata,
+    Whole,
 }
 
 /// How a call on the pods is answered.
@@ -44,7 +63,7 @@ pub(super) enum Answer {
     /// At once.
     Whole(StatusCode, Value),
     /// With what happens from a version on, to pods of a node.
-    Watch(u64, String),
+    Watch(u64, String, Form),
 }
 
 impl Default for Pods {
@@ -55,11 +74,24 @@ impl Default for Pods {
 
 impl Pods {
     pub(super) fn apply(&mut self, name: &str, uid: &str, node: &str, labels: Value) {
+        self.apply_with(name, uid, node, labels, (json!({"containers": []}), json!({"phase": "Pending"})));
+    }
+
+    pub(super) fn apply_with(
+        &mut self,
+        name: &str,
+        uid: &str,
+        node: &str,
+        labels: Value,
+        (spec, status): (Value, Value),
+    ) {
         let is_new = !self.now.iter().any(|pod| pod.uid() == uid);
         let version = self.next_version();
         let object = json!({
-            "apiVersion": "meta.k8s.io/v1",
-            "kind": METADATA,
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "spec": spec,
+            "status": status,
             "metadata": {
                 "name": name,
                 "namespace": "default",
@@ -107,9 +139,7 @@ impl Pods {
         if *method != Method::GET {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "read them");
         }
-        if !accept.contains(METADATA) {
-            return refuse(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", "only metadata is given here");
-        }
+        let form = if accept.contains(METADATA) { Form::Metadata } else { Form::Whole };
         let given = |key: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs.find(|(name, _)| *name == key).map(|(_, value)| value.replace("%3D", "="))
@@ -120,15 +150,19 @@ impl Pods {
         };
         if given("watch").as_deref() == Some("true") {
             let since = given("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
-            return Answer::Watch(since, node.to_owned());
+            return Answer::Watch(since, node.to_owned(), form);
         }
-        let items: Vec<&Value> =
-            self.now.iter().filter(|pod| pod.node == node).map(|pod| &pod.object).collect();
+        let items: Vec<Value> =
+            self.now.iter().filter(|pod| pod.node == node).map(|pod| pod.given(form)).collect();
+        let (version, kind) = match form {
+            Form::Metadata => ("meta.k8s.io/v1", format!("{METADATA}List")),
+            Form::Whole => ("v1", "PodList".to_owned()),
+        };
         Answer::Whole(
             StatusCode::OK,
             json!({
-                "apiVersion": "meta.k8s.io/v1",
-                "kind": "PartialObjectMetadataList",
+                "apiVersion": version,
+                "kind": kind,
                 "metadata": {"resourceVersion": self.version.borrow().to_string()},
                 "items": items,
             }),
@@ -141,7 +175,7 @@ pub(super) fn watch(
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<u64>,
     since: u64,
-    node: String,
+    (node, form): (String, Form),
 ) -> StreamBody<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync> {
     let lines = stream::unfold((since, changed, false), move |(mut since, mut changed, ended)| {
         let (state, node) = (Arc::clone(&state), node.clone());
@@ -151,7 +185,7 @@ pub(super) fn watch(
             }
             loop {
                 changed.borrow_and_update();
-                let (line, last) = next_line(&lock(&state).pods, &mut since, &node);
+                let (line, last) = next_line(&lock(&state).pods, &mut since, (&node, form));
                 if let Some(line) = line {
                     return Some((Ok(Frame::data(Bytes::from(line))), (since, changed, last)));
                 }
@@ -167,7 +201,7 @@ pub(super) fn watch(
 }
 
 /// The first change after `since` that concerns the node, and whether the watch ends with it.
-fn next_line(pods: &Pods, since: &mut u64, node: &str) -> (Option<String>, bool) {
+fn next_line(pods: &Pods, since: &mut u64, (node, form): (&str, Form)) -> (Option<String>, bool) {
     if *since < pods.oldest {
         let (_, status) = failure(StatusCode::GONE, "Expired", "too old resource version");
         return (Some(format!("{}\n", json!({"type": "ERROR", "object": status}))), true);
@@ -175,5 +209,5 @@ fn next_line(pods: &Pods, since: &mut u64, node: &str) -> (Option<String>, bool)
     let next = pods.log.iter().find(|(version, _, pod)| version > since && pod.node == node);
     let Some((version, kind, pod)) = next else { return (None, false) };
     *since = *version;
-    (Some(format!("{}\n", json!({"type": kind, "object": pod.object}))), false)
+    (Some(format!("{}\n", json!({"type": kind, "object": pod.given(form)}))), false)
 }
