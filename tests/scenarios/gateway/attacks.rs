@@ -182,11 +182,11 @@ fn whoever_names_no_destination_has_a_route_or_is_told_what_to_set() {
 #[test]
 fn a_name_that_is_let_through_is_never_followed_to_the_node_itself() {
     let case = Gateway::with(|scene| {
+        scene.add_host("docs.hnp.test", &[OTHER4.into()]);
         let route = strict("manager", &["manager.hnp.test:80", "manager.hnp.test:8080"]);
         scene.config().route(route.set("passthrough", "[docs.hnp.test, '*.evil.test']"))
     });
     let docs = Manager::start(&case.scene, Setup::new("docs", 8080).on(&[OTHER4.into()]));
-    case.scene.add_host("docs.hnp.test", &[OTHER4.into()]);
     let get = |host: &str| {
         format!(
             "GET http://{host}:8080/x HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic geheim\r\nConnection: close\r\n\r\n"

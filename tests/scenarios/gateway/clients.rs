@@ -8,7 +8,7 @@ use hnp_tests::manager::{Manager, Mode, Setup};
 use hnp_tests::pattern::Pattern;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Finished;
-use hnp_tests::scene::Scene;
+use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
 use hnp_tests::{pki, tools};
 
@@ -132,7 +132,6 @@ fn plaintext_through_connect_is_served_like_a_captured_connection() {
 fn opaque_bytes_through_connect() {
     use hnp_tests::client::{self, RawCase};
     use hnp_tests::manager::Service;
-    use hnp_tests::scene::{IDENTITY, TRUST};
     let scene = Scene::for_test();
     let echo = Setup::new("echo", 81).tls(Mode::Strict, &scene.server, &scene.clients).service(Service::Echo);
     let echo = Manager::start(&scene, echo);
@@ -153,6 +152,61 @@ fn opaque_bytes_through_connect() {
     // The control: the bytes themselves, without the gateway, are no TLS with a certificate.
     let straight = client::raw(&pod, (MANAGER4, 81), vec![RawCase::new("hello\n")]).remove(0);
     assert!(!straight.text().contains("hello"), "{}", straight.text());
+}
+
+#[test]
+fn what_switches_protocols_goes_on_as_bytes_both_ways() {
+    let case = Gateway::new();
+    let ask = |target: &str| {
+        let head = "Connection: Upgrade\r\nUpgrade: websocket\r\nProxy-Connection: keep-alive";
+        format!("GET {target} HTTP/1.1\r\nHost: manager.hnp.test\r\n{head}\r\n\r\nframes and frames")
+    };
+    let connect = "CONNECT manager.hnp.test:80 HTTP/1.1\r\n\r\n";
+    let forms =
+        [ask("/upgrade"), ask("http://manager.hnp.test/upgrade"), format!("{connect}{}", ask("/upgrade"))];
+    for (form, answer) in forms.iter().zip(case.raw(&forms.each_ref().map(|form| &**form))) {
+        let text = answer.text();
+        assert!(text.contains("HTTP/1.1 101 ") && text.ends_with("frames and frames"), "{form}: {text}");
+    }
+    // The control: h2c is no protocol that is switched to here, and the request is served without.
+    let h2c = ask("/hello").replace("websocket", "h2c").replace("frames and frames", "");
+    assert_eq!(case.raw(&[&h2c])[0].status(), Some(200));
+    let head = String::from_utf8_lossy(&case.manager.last_request().expect("one came").head.raw).into_owned();
+    assert!(!head.to_ascii_lowercase().contains("upgrade"), "{head}");
+}
+
+#[test]
+fn the_pods_tls_ends_behind_a_connect_as_on_a_captured_connection() {
+    let case = Gateway::with(|scene| {
+        let serving = scene.server.write(scene.dir(), "serving");
+        let pods = scene.clients.write(scene.dir(), "pods");
+        let route = Route::strict("tls", &["manager.hnp.test:443"], "https://manager.hnp.test:80")
+            .with(IDENTITY, TRUST)
+            .set("mode", "end-to-end")
+            .set("end_to_end", "{serving: [serving], client_trust: pods}");
+        scene.config().identity("serving", &serving).trust("pods", &pods).route(route)
+    });
+    let client = case.scene.clients.client().write(case.scene.dir(), "pod");
+    let (certificate, key) = (client.certificate.display().to_string(), client.key.display().to_string());
+    let (roots, url) = (case.scene.roots.display().to_string(), format!("https://{MANAGER_NAME}/hello"));
+    let proxied = ["-sS", "--fail", "--proxy", &case.url(), "--cacert", &roots, &url];
+    let answer = curl(&case, &[&proxied[..], &["--cert", &certificate, "--key", &key]].concat());
+    assert!(answer.ok().contains("\"manager\":\"manager\""), "{answer}");
+    let seen = case.manager.last_request().expect("one came");
+    assert_eq!(seen.client_serial(), case.scene.client_serial, "the agent speaks for it");
+    assert!(seen.head.header("x-forwarded-client-cert").is_some_and(|value| value.starts_with("Hash=")));
+    let line = case.agent.access_line("the request", |line| line["mode"] == "end-to-end");
+    assert_eq!(
+        (&line["gateway"], &line["client_serial"]),
+        (&"connect".into(), &pki::serial_of(&client.certificate).into())
+    );
+    // The controls: without a certificate, and without TLS, nobody gets in.
+    let without = curl(&case, &proxied);
+    assert!(!without.status.success() && without.stderr.contains("certificate required"), "{without}");
+    let plain =
+        case.raw(&["GET http://manager.hnp.test:443/ HTTP/1.1\r\nHost: manager.hnp.test:443\r\n\r\n"]);
+    assert_eq!(super::reason(&plain[0]), "tls_expected", "{}", plain[0].text());
+    assert_eq!(case.manager.request_count(), 1);
 }
 
 #[test]

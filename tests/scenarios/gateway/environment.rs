@@ -112,6 +112,40 @@ fn check_prints_what_the_variables_amount_to_and_names_them_in_mistakes() {
 }
 
 #[test]
+fn behind_a_corporate_proxy_by_its_variables() {
+    use hnp_tests::corporate::{Corporate, INSIDE_NAME, PROXY_NAME, Squid, SquidSetup};
+    use hnp_tests::manager::Manager;
+    let scene = Scene::for_test();
+    let corporate = Corporate::lay(&scene);
+    let leaf = scene.servers.server(&[INSIDE_NAME]);
+    let manager = Manager::strict(&scene, "manager", 80, &leaf, &scene.clients);
+    let setup = SquidSetup { credentials: Some(("node", "p@ss")), tls: None };
+    let squid = Squid::start(&scene, &corporate, 3128, &setup);
+    let pod = scene.pod();
+    let (files, roots) = (&scene.client, scene.roots.display().to_string());
+    let (url, proxy) = (format!("https://{INSIDE_NAME}:80"), format!("http://node:p%40ss@{PROXY_NAME}:3128"));
+    let pair = [files.certificate.display().to_string(), files.key.display().to_string()];
+    let variables = [
+        ("PROXY_URL", &*url),
+        ("CLIENT_CERT_PATH", &*pair[0]),
+        ("CLIENT_KEY_PATH", &*pair[1]),
+        ("SSL_CERT_FILE", &*roots),
+        ("HTTPS_PROXY", &*proxy),
+    ];
+    let ask = || curl(&pod, &["-sS", &format!("http://{}:7777/a", node_of(&pod))]);
+    for (more, served) in [(("NO_PROXY", "10.96.0.1,.svc"), true), (("NO_PROXY", ".hnp.test"), false)] {
+        let agent = Agent::on_variables(scene.agent_place(), &[&variables[..], &[more]].concat());
+        // The control: the node alone knows neither the name nor a way to it.
+        assert_eq!(ask().text().contains("\"manager\":\"manager\""), served, "{}", ask());
+        let ended = agent.stop(Duration::from_secs(20));
+        let said = format!("{}{}", ended.text(), ended.stderr);
+        assert!(!said.contains("p@ss") && !said.contains("p%40ss"), "{said}");
+    }
+    assert_eq!(manager.request_count(), 1);
+    assert_eq!(squid.tunnels().len(), 1, "{:?}", squid.tunnels());
+}
+
+#[test]
 fn with_a_file_the_environment_is_not_looked_at() {
     let case = Case::new();
     let mut config = super::uncaptured(case.scene.config().route(case.scene.route()));
