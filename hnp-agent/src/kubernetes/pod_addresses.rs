@@ -170,7 +170,7 @@ mod tests {
             pods.get(&addr.parse::<IpAddr>().unwrap()).and_then(|pod| pod.pod_uid.clone())
         };
         let (status, mut retry) = (AddressStatus::default(), Retry::default());
-        let first = [
+        let first = vec![
             Ok(Event::Init),
             Ok(Event::InitApply(pod("a", false, "Running", &["10.0.0.1", "fd00::1"]))),
             Ok(Event::InitApply(pod("node", true, "Running", &["192.0.2.1"]))),
@@ -183,10 +183,10 @@ mod tests {
         assert_eq!((who("10.0.0.1").as_deref(), who("fd00::1").as_deref()), (Some("a"), Some("a")));
         assert_eq!(who("10.0.0.2").as_deref(), Some("b"));
         assert_eq!((who("192.0.2.1"), who("10.0.0.3")), (None, None));
-        let half = [Ok(Event::Init), Ok(Event::InitApply(pod("c", false, "Running", &["10.0.0.9"])))];
+        let half = vec![Ok(Event::Init), Ok(Event::InitApply(pod("c", false, "Running", &["10.0.0.9"])))];
         keep(stream::iter(half), &published, &status, &mut retry).await;
         assert_eq!((who("10.0.0.1").as_deref(), who("10.0.0.9")), (Some("a"), None), "half a list is none");
-        let gone = [
+        let gone = vec![
             Ok(Event::Init),
             Ok(Event::InitApply(pod("c", false, "Running", &["10.0.0.9"]))),
             Ok(Event::InitDone),

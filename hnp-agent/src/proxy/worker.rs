@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable, VipEntry};
-use super::gateway::Callers;
+use super::gateway::{Callers, Strangers};
 use crate::config::plan::Plan;
 use crate::generation::Generation;
 use crate::resolve::{Resolver, SettingsError};
@@ -68,6 +68,8 @@ pub struct Lanes {
     /// Those that still serve connections, or that VIPs still refer to.
     former: RefCell<Vec<Rc<Worker>>>,
     next_flow_id: Cell<u64>,
+    /// Clients of the gateway that are not served.
+    pub strangers: Strangers,
 }
 
 /// What has become of a connection's route since it was accepted.
@@ -95,6 +97,7 @@ impl Lanes {
             current: RefCell::new(first),
             former: RefCell::default(),
             next_flow_id: Cell::new(around.first_flow_id),
+            strangers: Strangers::default(),
             around,
         })
     }

@@ -309,6 +309,25 @@ workers: 2
     }
 
     #[test]
+    fn a_gateways_sockets_stay_and_whom_it_serves_is_taken() {
+        let with = |gateway: &str| read(&format!("{BASE}gateway: {{{gateway}}}\n"));
+        let running = with("sources: [10.0.0.0/8]");
+        let (plan, waiting) = in_force(&running, with("sources: [10.1.0.0/16], route: b"));
+        assert_eq!(
+            (waiting, Difference::between(&running, &plan).settings),
+            (vec![], vec!["gateway".into()])
+        );
+        assert_eq!(plan.gateway, with("sources: [10.1.0.0/16], route: b").gateway);
+        let (plan, waiting) = in_force(&running, with("sources: [10.1.0.0/16], listen: ['0.0.0.0:1']"));
+        assert_eq!(waiting, ["gateway.listen"]);
+        assert_eq!(plan.gateway, with("sources: [10.1.0.0/16]").gateway);
+        for (running, written) in [(&running, read(BASE)), (&read(BASE), running.clone())] {
+            let (plan, waiting) = in_force(running, written);
+            assert_eq!((waiting, &plan.gateway), (vec!["gateway.listen"], &running.gateway));
+        }
+    }
+
+    #[test]
     fn what_cannot_change_under_way_is_named_and_stays() {
         let running = read(BASE);
         let text = format!(

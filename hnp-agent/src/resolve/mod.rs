@@ -129,6 +129,19 @@ impl Resolver {
     /// # Errors
     /// See [`ResolveError`].
     pub async fn lookup(&self, host: &Host) -> Result<Resolved, ResolveError> {
+        self.find(host, true).await
+    }
+
+    /// The same for a name that a client wrote: the answer is not remembered, or clients could fill the
+    /// memory with names.
+    ///
+    /// # Errors
+    /// See [`ResolveError`].
+    pub async fn lookup_once(&self, host: &Host) -> Result<Resolved, ResolveError> {
+        self.find(host, false).await
+    }
+
+    async fn find(&self, host: &Host, remember: bool) -> Result<Resolved, ResolveError> {
         let now = Instant::now();
         let plan = &self.shared.plan;
         let name = match host {
@@ -155,6 +168,9 @@ impl Resolver {
         let ttl = if answer.partial { Duration::ZERO } else { answer.ttl };
         let valid_until = now + ttl.min(plan.max_ttl).max(plan.min_ttl);
         let resolved = Resolved { addrs: answer.addrs, valid_until };
+        if !remember {
+            return Ok(resolved);
+        }
         let mut state = self.current(now);
         if Arc::ptr_eq(&state.settings, &settings) {
             state.cache.insert(name.clone(), resolved.clone());
@@ -197,6 +213,21 @@ mod tests {
         let found = node.resolver().lookup(&name("m.test")).await.unwrap();
         let addrs: Vec<String> = found.addrs.iter().map(IpAddr::to_string).collect();
         assert_eq!(addrs, ["10.0.0.2", "10.0.0.1", "fd00::1", "10.0.0.3"]);
+    }
+
+    #[tokio::test]
+    async fn names_that_clients_write_are_not_remembered() {
+        let dns = Dns::start();
+        dns.set("m.test.", Answer::addrs(300, &["10.0.0.1"]));
+        let node = Node::new(&dns);
+        let resolver = node.resolver();
+        for _ in 0..2 {
+            assert_eq!(resolver.lookup_once(&name("m.test")).await.unwrap().addrs.len(), 1);
+        }
+        assert_eq!(dns.asked("m.test."), 4, "each time, for both families");
+        resolver.lookup(&name("m.test")).await.unwrap();
+        resolver.lookup_once(&name("m.test")).await.unwrap();
+        assert_eq!(dns.asked("m.test."), 6, "what is known anyhow is used");
     }
 
     #[tokio::test]

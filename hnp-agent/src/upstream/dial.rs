@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{ConnectionInfo, Io, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
 use crate::config::plan::{Host, Route, RouteIndex};
-use crate::resolve::ResolveError;
+use crate::resolve::{ResolveError, Resolved};
 use crate::telemetry::record::WayRecord;
 use crate::trust;
 
@@ -105,14 +105,16 @@ impl Upstreams {
         deadline: Duration,
     ) -> Result<(TcpStream, SocketAddr), DialError> {
         let started = Instant::now();
-        let addrs = self.addresses(host, port, deadline).await?;
+        let addrs = self.addresses(self.resolver.lookup(host), host, port, deadline).await?;
         let tcp = self.tcp(&addrs, deadline.saturating_sub(started.elapsed())).await?;
         let addr = tcp.peer_addr().unwrap_or(addrs[0]);
         Ok((tcp, addr))
     }
 
+    /// Where a host is, by this look-up of it.
     pub(super) async fn addresses(
         &self,
+        lookup: impl Future<Output = Result<Resolved, ResolveError>>,
         host: &Host,
         port: u16,
         deadline: Duration,
@@ -120,7 +122,7 @@ impl Upstreams {
         let failed = |reason, detail| DialError { reason, detail, addr: None };
         let addrs = match host {
             Host::Addr(addr) => vec![*addr],
-            Host::Name(name) => match timeout(deadline, self.resolver.lookup(host)).await {
+            Host::Name(name) => match timeout(deadline, lookup).await {
                 Ok(Ok(resolved)) => resolved.addrs,
                 Ok(Err(ResolveError::NotFound)) => {
                     return Err(failed(Reason::UpstreamNameNotFound, format!("{name} has no address")));

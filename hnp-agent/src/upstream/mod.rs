@@ -140,7 +140,8 @@ impl Upstreams {
         deadline: Duration,
     ) -> Result<UpstreamConnection, DialError> {
         let started = Instant::now();
-        let mut addrs = self.addresses(host, port, deadline).await?;
+        let lookup = self.resolver.lookup_once(host);
+        let mut addrs = self.addresses(lookup, host, port, deadline).await?;
         let mut refused = None;
         addrs.retain(|addr| {
             let why = forbidden(*addr);

@@ -30,13 +30,44 @@ fn whoever_comes_from_elsewhere_is_refused_whatever_he_says() {
     assert_eq!(case.manager.request_count(), count);
     let line = case.agent.access_line_with("caller_refused");
     assert!(line["detail"].as_str().is_some_and(|detail| detail.contains("gateway.sources")), "{line}");
-    // Narrowed without a restart, it holds for connections that are kept, too.
-    let keeping = case.pod.command("curl").args(["-sS", "--max-time", "60"]);
-    drop(keeping);
+    // Narrowed without a restart.
     let mut narrowed = uncaptured(case.scene.config().route(case.scene.route()));
     narrowed.gateway = format!("sources: [{}]", case.scene.pod().addr4);
     case.agent.reload(&narrowed);
     assert_eq!(reason(&case.raw(&[GET])[0]), "caller_refused");
+}
+
+#[test]
+fn strangers_who_hold_connections_keep_nobody_out() {
+    // Connects as often as it is told and says nothing; prints a line when all stand.
+    const HOLD: &str = "import socket, sys, time\n\
+        held = []\n\
+        for _ in range(int(sys.argv[2])):\n\
+        \x20 s = socket.socket(); s.settimeout(5); s.connect((sys.argv[1], 7777)); held.append(s)\n\
+        print('held', flush=True)\n\
+        time.sleep(60)";
+    let case = Gateway::with(|scene| {
+        let mut config = scene.config().route(scene.route());
+        // A worker has room for 300, of whom at most 256 may be strangers.
+        config.limits = "connections: 600".to_owned();
+        config
+    });
+    let hold = |place: &Place, addr: String| {
+        let holding = place.command(hnp_tests::tools::python()).args(["-c", HOLD, &addr, "800"]).spawn();
+        hnp_tests::poll::eventually(std::time::Duration::from_secs(30), "they stand", || {
+            holding.stdout().contains("held")
+        });
+        holding
+    };
+    let _strangers = hold(&case.scene.manager_side(), NODE4.to_string());
+    let ask = || case.pod.command("curl").args(["-sS", "--max-time", "5", &case.url()]).run();
+    for _ in 0..20 {
+        assert!(ask().ok().contains("\"manager\":\"manager\""), "served beside 800 strangers");
+    }
+    case.agent.access_line_with("caller_refused");
+    // The control: as many who are served, and hold their connections, do take all there are.
+    let _others = hold(&case.pod, node_of(&case.pod));
+    assert!(!ask().status.success(), "{}", ask());
 }
 
 #[test]

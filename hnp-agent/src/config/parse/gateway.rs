@@ -106,3 +106,78 @@ fn address(text: &str) -> Value<SocketAddr> {
     }
     Ok(addr)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::parse::plan;
+    use crate::config::surroundings::Surroundings;
+
+    const ROUTES: &str = "identities: {i: {certificate: /c, key: /k}}\nroutes:\n\
+        - {name: a, destinations: ['a.test:80'], upstream: 'https://a.test', identity: i}\n\
+        - {name: b, destinations: ['b.test:443'], upstream: 'https://b.test', mode: tunnel}\n";
+
+    fn read(text: &str, cluster: bool) -> Result<Plan, String> {
+        let around = Surroundings {
+            workers: 1,
+            node_name: cluster.then(|| "n".into()),
+            api: cluster.then(|| "https://10.96.0.1:443".into()),
+        };
+        let read = plan(&format!("{ROUTES}{text}"), Path::new("x.yaml"), &around);
+        read.map(|(plan, _)| plan).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn who_is_served_has_to_be_known_or_written() {
+        assert!(read("", false).unwrap().gateway.is_none());
+        let known = read("gateway: {}", true).unwrap();
+        let gateway = known.gateway.as_ref().unwrap();
+        assert!(known.knows_callers() && gateway.sources.is_empty());
+        assert_eq!(
+            (&gateway.listen[..], gateway.default_route(&known)),
+            (&defaults::GATEWAY_LISTEN[..], Some(0))
+        );
+        let addr = "10.0.0.1".parse().unwrap();
+        assert!(
+            gateway.serves(addr, true) && !gateway.serves(addr, false),
+            "nobody knows him: nobody is served"
+        );
+        for (text, cluster) in [("gateway: {}", false), ("capture: off\ngateway: {}", true)] {
+            assert!(read(text, cluster).unwrap_err().contains("gateway.sources: is empty"), "{text}");
+        }
+        let off = read("capture: off\ngateway: {sources: [10.0.0.0/8, 'fd00::1']}", true).unwrap();
+        assert_eq!((off.capture.mode, off.knows_callers()), (CaptureMode::Off, false));
+        let same = read("capture: {mode: off}\ngateway: {sources: [10.0.0.0/8]}", false).unwrap();
+        assert_eq!(same.capture.mode, CaptureMode::Off);
+        let nobody = read("capture: off", false).unwrap_err();
+        assert!(nobody.contains("capture.mode: is off, and there is no gateway"), "{nobody}");
+    }
+
+    #[test]
+    fn mistakes_have_their_key() {
+        for (text, key) in [
+            ("sources: [10.0.0.1/8]", "gateway.sources[0]"),
+            ("sources: ['::ffff:10.0.0.0/104']", "gateway.sources[0]"),
+            ("sources: [pods]", "gateway.sources[0]"),
+            ("listen: [7777]", "gateway.listen[0]"),
+            ("listen: ['0.0.0.0:0']", "gateway.listen[0]"),
+            ("listen: ['0.0.0.0:15001']", "gateway.listen[0]"),
+            ("listen: ['0.0.0.0:15090']", "gateway.listen[0]"),
+            ("listen: ['0.0.0.0:1', '0.0.0.0:1']", "gateway.listen[1]"),
+            ("listen: []", "gateway.listen"),
+            ("route: b", "gateway.route"),
+            ("route: c", "gateway.route"),
+            ("timeouts: {caller: 0s}", "gateway.timeouts.caller"),
+            ("source: [10.0.0.0/8]", "gateway.source"),
+        ] {
+            let errors = read(&format!("gateway: {{{text}}}"), true).unwrap_err();
+            assert!(errors.lines().any(|line| line.contains(&format!(": {key}: "))), "{text}: {errors}");
+        }
+        // Nothing is captured, so the port is free.
+        assert!(
+            read("capture: off\ngateway: {sources: [10.0.0.1], listen: ['0.0.0.0:15001']}", false).is_ok()
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! Who is served: whoever the API server knows as a pod of this node by the address he comes from, or
 //! whoever comes from a range that was listed. Never anybody by what he says of himself.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,45 +32,75 @@ impl Callers {
         Self(watch::Sender::default().subscribe())
     }
 
-    /// Who comes from this address, where that is somebody who is served. Waits for one who is not known yet.
+    /// Who comes from this address, where that is somebody who is served; `None`: nobody who is known yet.
     ///
     /// # Errors
-    /// He is not served; the words say why.
-    pub(super) async fn look_up(
+    /// He is not served, and will not be; the words say why.
+    pub(super) fn look_up(
         &self,
         plan: &Plan,
         gateway: &Gateway,
         addr: IpAddr,
-    ) -> Result<Arc<Workload>, String> {
-        let addr = addr.to_canonical();
-        let outside = || format!("{addr} lies outside of `gateway.sources`");
-        if !plan.knows_callers() {
-            return if gateway.serves(addr, false) { Ok(Arc::default()) } else { Err(outside()) };
+    ) -> Result<Option<Arc<Workload>>, String> {
+        let (addr, knows) = (addr.to_canonical(), plan.knows_callers());
+        if !gateway.serves(addr, knows) {
+            return Err(outside(addr));
         }
-        if !gateway.serves(addr, true) {
-            return Err(outside());
-        }
-        let wait = gateway.timeouts.caller;
-        match timeout(wait, self.known(addr)).await {
-            Ok(Some(pod)) => Ok(pod),
-            Ok(None) | Err(_) => {
-                let waited = humane(wait);
-                Err(format!(
-                    "the API server named no pod of this node with the address {addr} within {waited}"
-                ))
-            }
-        }
+        Ok(if knows { self.0.borrow().get(&addr).cloned() } else { Some(Arc::default()) })
+    }
+
+    /// Waits for one who is not known yet.
+    ///
+    /// # Errors
+    /// He did not become known in time.
+    pub(super) async fn wait_for(&self, gateway: &Gateway, addr: IpAddr) -> Result<Arc<Workload>, String> {
+        let (addr, wait) = (addr.to_canonical(), gateway.timeouts.caller);
+        let known = timeout(wait, self.known(addr)).await;
+        known.ok().flatten().ok_or_else(|| {
+            let waited = humane(wait);
+            format!("the API server named no pod of this node with the address {addr} within {waited}")
+        })
     }
 
     async fn known(&self, addr: IpAddr) -> Option<Arc<Workload>> {
-        if let Some(pod) = self.0.borrow().get(&addr) {
-            return Some(Arc::clone(pod));
-        }
         let mut news = self.0.clone();
         match news.wait_for(|pods| pods.contains_key(&addr)).await {
             Ok(pods) => pods.get(&addr).cloned(),
             // Nobody follows the pods; that does not change.
             Err(_) => None,
         }
+    }
+}
+
+/// Why an address is not served.
+pub(super) fn outside(addr: IpAddr) -> String {
+    format!("{} lies outside of `gateway.sources`", addr.to_canonical())
+}
+
+/// Those of a worker's clients who are not known, or not served, and still hold a place among its connections.
+#[derive(Debug, Default)]
+pub struct Strangers(Cell<usize>);
+
+/// A stranger's place; dropping it gives it back.
+pub(super) struct Place<'s>(&'s Cell<usize>);
+
+impl Strangers {
+    /// So many are told why, or waited for; more than a burst of new pods makes, and few beside all connections
+    /// that a worker may have.
+    const MOST: usize = 256;
+
+    /// A place for one more; `None`: there are too many.
+    pub(super) fn place(&self) -> Option<Place<'_>> {
+        let taken = self.0.get();
+        (taken < Self::MOST).then(|| {
+            self.0.set(taken + 1);
+            Place(&self.0)
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::callers::outside;
 use super::connect::{self, connect_record};
 use super::wanted::{Verdict, Wanted, judge_origin_form};
 use super::{Asked, NOWHERE, dialled};
@@ -25,6 +27,9 @@ use crate::proxy::record::Recording;
 use crate::proxy::worker::{Lanes, Worker};
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
+
+/// How long somebody who is not served may take to say what he speaks.
+const STRANGERS_HEAD: Duration = Duration::from_secs(1);
 
 /// What a connection, or the next request on it, begins with. The one place where more than HTTP/1.1 in the
 /// clear would be served.
@@ -71,15 +76,56 @@ pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: Sock
     let (stream, admitted, asked) = (ClientIo::Tcp(stream), None, None);
     let destination = NOWHERE;
     let client = Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
-    Box::pin(requests(lanes, client)).await;
+    Box::pin(admit(lanes, client)).await;
     drop(open);
+}
+
+/// Looks who it is before a byte is read, so that strangers hold no place among those who are served.
+async fn admit(lanes: &Lanes, mut client: Box<Client>) {
+    let worker = lanes.newest();
+    let Some(gateway) = &worker.plan.gateway else { return };
+    let addr = client.flow.client.ip();
+    let callers = &lanes.around.callers;
+    let found = callers.look_up(&worker.plan, gateway, addr);
+    if let Ok(Some(workload)) = found {
+        client.base.workload = workload;
+        return requests(lanes, client).await;
+    }
+    let Some(place) = lanes.strangers.place() else {
+        client.stream.reset_on_close();
+        let detail = format!("{addr} is not known, and there are too many like it");
+        return Recording::begin(&worker, client.base).finish(Reason::CallerRefused, Some(detail));
+    };
+    let known = match found {
+        Ok(_) => callers.wait_for(gateway, addr).await,
+        Err(outside) => Err(outside),
+    };
+    match known {
+        Ok(workload) => {
+            drop(place);
+            client.base.workload = workload;
+            requests(lanes, client).await;
+        }
+        Err(detail) => {
+            // What he speaks, so that he can be told in it.
+            let mut bytes = worker.stock.buffer();
+            let head = timeout(STRANGERS_HEAD, http1::read_head(&worker, &mut client, &mut bytes)).await;
+            if let Ok(Ok(head_len)) = head {
+                let opening = Opening::of(head_len.map(|len| &bytes.filled()[..len]));
+                drop(bytes);
+                turn_away(&worker, &mut client, &opening, Reason::CallerRefused, detail).await;
+            } else {
+                client.stream.reset_on_close();
+                Recording::begin(&worker, client.base).finish(Reason::CallerRefused, Some(detail));
+            }
+        }
+    }
 }
 
 async fn requests(lanes: &Lanes, mut client: Box<Client>) {
     let mut worker = lanes.newest();
     let mut kept: Option<(Wanted, UpstreamConnection)> = None;
     let mut buffer: Option<Buffer> = None;
-    let mut known = false;
     loop {
         // Its sockets outlive the section only within a reload that is not taken.
         let Some(timeouts) = worker.plan.gateway.as_ref().map(|gateway| gateway.timeouts) else { return };
@@ -103,7 +149,10 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
         worker = lanes.newest();
         let Some(gateway) = &worker.plan.gateway else { return };
         let opening = Opening::of(head_len.map(|len| &bytes.filled()[..len]));
-        if let Err(detail) = caller(lanes, &worker.plan, gateway, &mut client, &mut known).await {
+        let addr = client.flow.client.ip();
+        if !gateway.serves(addr, worker.plan.knows_callers()) {
+            // Since he was admitted.
+            let detail = outside(addr);
             return turn_away(&worker, &mut client, &opening, Reason::CallerRefused, detail).await;
         }
         let head_len = match (&opening, head_len) {
@@ -167,24 +216,6 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
         client.routes.clear();
         (client.asked, client.base.destination) = (None, None);
     }
-}
-
-/// Who the client is, looked up once, and whether he is still served, at each request.
-async fn caller(
-    lanes: &Lanes,
-    plan: &Plan,
-    gateway: &Gateway,
-    client: &mut Client,
-    known: &mut bool,
-) -> Result<(), String> {
-    let addr = client.flow.client.ip();
-    if *known {
-        let served = gateway.serves(addr, plan.knows_callers());
-        return if served { Ok(()) } else { Err(format!("{addr} lies outside of `gateway.sources`")) };
-    }
-    client.base.workload = lanes.around.callers.look_up(plan, gateway, addr).await?;
-    *known = true;
-    Ok(())
 }
 
 /// What a request asks for, in which form, and what becomes of it.
