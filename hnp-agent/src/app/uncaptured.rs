@@ -32,7 +32,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::workload::{Workload, WorkloadSource};
-use crate::{admin, observed};
+use crate::{admin, memory, observed};
 
 /// Nothing is captured.
 struct Nothing;
@@ -109,6 +109,8 @@ pub(super) async fn serve(
     }
     let why = if failed.is_none() {
         tasks.spawn(reloader.watch(hangup, tasks.token()));
+        let counted = telemetry.clone();
+        tasks.spawn(memory::give_back(move || counted.open_connections(), tasks.token()));
         drop(starting);
         let listen: Vec<String> =
             plan.gateway.iter().flat_map(|gateway| &gateway.listen).map(ToString::to_string).collect();

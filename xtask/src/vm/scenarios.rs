@@ -9,13 +9,15 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 16] = [
+const HOST_ONLY: [(&str, &str); 18] = [
     ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
     ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
     ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
     ("churn::every_connection_is_the_right_pods_and_nothing_is_left", "count: pods that come and go"),
     ("crash::loose_goes_direct_while_nobody_answers_and_is_captured_again", "rate"),
     ("crash::strict_refuses_at_once_and_lets_nothing_by", "rate"),
+    ("gateway::callers::strangers_who_hold_connections_keep_nobody_out", "count"),
+    ("gateway::running::an_upgrade_hands_the_gateway_over_and_no_connection_fails", "count"),
     (
         "handover::no_connection_fails_and_no_byte_is_lost_with_any_number_of_workers",
         "count: connections without a pause through three take-overs",

@@ -129,9 +129,11 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
     loop {
         // Its sockets outlive the section only within a reload that is not taken.
         let Some(timeouts) = worker.plan.gateway.as_ref().map(|gateway| gateway.timeouts) else { return };
-        let mut bytes = match buffer.take() {
-            Some(bytes) if !bytes.is_empty() => bytes,
-            _ => match http1::wait(&worker, &mut client, timeouts.idle).await {
+        // Whatever is empty is dropped here, and not held while the connection waits.
+        let begun = buffer.take().filter(|bytes: &Buffer| !bytes.is_empty());
+        let mut bytes = match begun {
+            Some(bytes) => bytes,
+            None => match http1::wait(&worker, &mut client, timeouts.idle).await {
                 Ok(bytes) => bytes,
                 Err(reason) => return worker.stats.connection_ended(None, reason),
             },
@@ -202,7 +204,8 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
         // A connection to one name is none to another.
         let mut same = kept.take().filter(|(name, _)| Some(name) == wanted.as_ref()).map(|(_, kept)| kept);
         client.asked = Some(Box::new(Asked::Request(choice, wanted.clone())));
-        let next = forward::forward(&worker, &mut client, &mut bytes, incoming, &mut same).await;
+        // Boxed: a connection that waits must not hold the room that a request takes.
+        let next = Box::pin(forward::forward(&worker, &mut client, &mut bytes, incoming, &mut same)).await;
         kept = wanted.zip(same);
         match next {
             Next::Again => buffer = Some(bytes),
