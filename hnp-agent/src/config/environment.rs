@@ -377,6 +377,20 @@ mod tests {
     }
 
     #[test]
+    fn the_deployment_to_start_from_is_one() {
+        let deployment = include_str!("../../../deploy/gateway.yaml");
+        let set = |name: &str| {
+            let line = deployment.lines().find(|line| line.contains(&format!("{{name: {name}, value: ")))?;
+            let (_, value) = line.split_once("value: ")?;
+            Some(value.trim_end_matches('}').trim_matches('"').to_owned())
+        };
+        let found = read(set, &around()).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(found.plan.routes[0].upstream.authority, "account.example:8443");
+        assert!(deployment.contains("args: [run]") && deployment.contains("containerPort: 7777"));
+        assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+    }
+
+    #[test]
     fn no_variable_can_write_a_second_key() {
         let odd = of(&[
             ("PROXY_URL", "https://m.test"),

@@ -22,6 +22,15 @@ pub(super) fn gateway(r: &mut Reader, top: &Section<'_>, plan: &Plan) -> Option<
         }
         return None;
     }
+    if off && top.get("kubernetes").is_some() {
+        let what = "means nothing while capture is off: no taint is taken off, and callers are told by `gateway.sources`";
+        r.warning(top.mark_of("kubernetes"), "kubernetes", what);
+    }
+    if off && plan.routes.iter().any(|route| !route.overrides.is_empty()) {
+        let what =
+            "has overrides, which mean nothing while capture is off: the strictest of each route holds";
+        r.warning(top.mark_of("routes"), "routes", what);
+    }
     let s = r.section(top, "gateway", KEYS);
     let listen = listen(r, &s, plan);
     let sources = sources(r, &s);
@@ -151,6 +160,13 @@ mod tests {
         assert_eq!((off.capture.mode, off.knows_callers()), (CaptureMode::Off, false));
         let same = read("capture: {mode: off}\ngateway: {sources: [10.0.0.0/8]}", false).unwrap();
         assert_eq!(same.capture.mode, CaptureMode::Off);
+        let warned = |text: &str| {
+            let around = Surroundings { workers: 1, ..Surroundings::default() };
+            let text = format!("{ROUTES}capture: off\ngateway: {{sources: [10.0.0.1]}}\n{text}");
+            let (_, warnings) = plan(&text, Path::new("x.yaml"), &around).unwrap();
+            warnings.iter().any(|warning| warning.key == "kubernetes")
+        };
+        assert!(warned("kubernetes: {service_account: /sa}") && !warned(""));
         let nobody = read("capture: off", false).unwrap_err();
         assert!(nobody.contains("capture.mode: is off, and there is no gateway"), "{nobody}");
     }
