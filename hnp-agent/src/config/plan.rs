@@ -22,9 +22,9 @@ pub struct Plan {
     pub gateway: Option<Gateway>,
     /// The routes, in the order they were written. At least one.
     pub routes: Vec<Arc<Route>>,
-    /// The identities that routes refer to by [`Route::identity`].
+    /// The identities that routes refer to by [`ReverseProxy::identity`].
     pub identities: Vec<Arc<Identity>>,
-    /// The trusts that routes refer to by [`Route::trust`].
+    /// The trusts that routes refer to by [`ReverseProxy::trust`].
     pub trusts: Vec<Arc<Trust>>,
     /// The proxies that routes refer to by [`Route::way`].
     pub upstream_proxies: Vec<Arc<UpstreamProxy>>,

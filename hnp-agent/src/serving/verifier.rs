@@ -1,4 +1,4 @@
-//! Whether a pod's certificate is accepted: chain and dates by webpki, version 1 by [`version1`], and then the
+//! Whether a pod's certificate is accepted: chain and dates by webpki, version 1 by [`super::version1`], and then the
 //! names that the route asks for.
 
 use std::sync::Arc;
