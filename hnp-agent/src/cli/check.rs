@@ -328,7 +328,7 @@ mod tests {
             "route m (loose, http, reverse-proxy)",
             "  destinations  m.test:80, 198.18.0.9:80",
             "  upstream      https://m.test:8443/b (certificate for m.test)",
-            "  timeouts      head 10s, idle 90s, connect 5s, tls 5s, response 1m",
+            "  timeouts      head 10s, idle 90s, connect 5s, tls 5s, response 1m, ping 10s",
             "  subject       CN=client",
             "  valid         2020-01-01T00:00:00.000Z to 2090-01-01T00:00:00.000Z",
             "  roots         1",

@@ -47,6 +47,9 @@ pub const GATEWAY_LISTEN: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7777),
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7777),
 ];
+/// A dead path is noticed in twice that, well before the answer's own deadline; a living one hardly ever gets
+/// a PING.
+pub const TIMEOUT_PING: Duration = Duration::from_secs(10);
 /// Idle upstream connections a worker keeps per route: enough for bursts of a node's pods, and few
 /// enough that a hundred nodes do not burden a manager.
 pub const POOL_IDLE: usize = 32;

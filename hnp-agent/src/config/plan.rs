@@ -260,12 +260,23 @@ pub enum Mode {
 pub struct ReverseProxy {
     /// How the pod's bytes are understood.
     pub protocol: Protocol,
+    /// What ALPN offers the upstream.
+    pub upstream_protocol: UpstreamProtocol,
     /// The `Host` of forwarded requests.
     pub authority: Authority,
     /// Index into [`Plan::identities`].
     pub identity: usize,
     /// Index into [`Plan::trusts`].
     pub trust: usize,
+}
+
+/// Which HTTP is spoken with an upstream. Means nothing where [`Protocol::Opaque`] is carried.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UpstreamProtocol {
+    /// HTTP/2 if the upstream chooses it by ALPN, else HTTP/1.1.
+    Auto,
+    /// HTTP/1.1, and nothing else is offered.
+    Http1,
 }
 
 /// The `Host` of forwarded requests.
@@ -382,6 +393,9 @@ pub struct Timeouts {
     pub tls: Duration,
     /// From the end of the request to the first byte of the answer.
     pub response: Duration,
+    /// Over HTTP/2: how long a connection with requests under way may be silent before it gets a PING, and
+    /// how long that may go unanswered.
+    pub ping: Duration,
 }
 
 /// Limits of the whole agent.
@@ -491,6 +505,16 @@ impl Protocol {
         match self {
             Self::Http => "http",
             Self::Opaque => "opaque",
+        }
+    }
+}
+
+impl UpstreamProtocol {
+    /// The word in the configuration and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Http1 => "http/1.1",
         }
     }
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::plan::{Authority, CaptureMode, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable};
+use super::plan::{
+    Authority, CaptureMode, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable, UpstreamProtocol,
+};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -148,6 +150,11 @@ pub(super) fn boolean(text: &str) -> Value<bool> {
 /// `http` or `opaque`.
 pub(super) fn protocol(text: &str) -> Value<Protocol> {
     word(text, &[Protocol::Http, Protocol::Opaque].map(|protocol| (protocol.as_str(), protocol)))
+}
+
+/// `auto` or `http/1.1`.
+pub(super) fn upstream_protocol(text: &str) -> Value<UpstreamProtocol> {
+    word(text, &[UpstreamProtocol::Auto, UpstreamProtocol::Http1].map(|one| (one.as_str(), one)))
 }
 
 /// `upstream` or `original`.

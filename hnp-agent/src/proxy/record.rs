@@ -34,6 +34,7 @@ impl<'w> Recording<'w> {
         self.record.upstream = Some(UpstreamRecord {
             way: Arc::clone(&info.way),
             addr: Some(info.addr),
+            protocol: info.protocol,
             reused,
             connect: if reused { Duration::ZERO } else { info.connect },
             first_byte: None,
@@ -57,6 +58,7 @@ impl<'w> Recording<'w> {
         self.record.upstream = Some(UpstreamRecord {
             way: Arc::new(way),
             addr,
+            protocol: None,
             reused: false,
             connect: Duration::ZERO,
             first_byte: None,

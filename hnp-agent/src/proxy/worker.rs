@@ -176,6 +176,7 @@ impl Lanes {
         let all = former.iter().chain([&current]);
         self.pools.sweep(all.map(|worker| &worker.upstreams));
         self.around.counters.pool_idle(|route| self.pools.idle(route));
+        self.around.counters.upstream_shared(|route| self.pools.shared(route));
     }
 
     /// Idle upstream connections of a route.

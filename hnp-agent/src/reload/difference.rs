@@ -72,6 +72,7 @@ impl Difference {
 /// What of a route differs; `None`: nothing.
 fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -> Option<String> {
     let protocol = |route: &Route| route.reverse_proxy().map(|mode| mode.protocol);
+    let upstream_protocol = |route: &Route| route.reverse_proxy().map(|mode| mode.upstream_protocol);
     let authority = |route: &Route| route.reverse_proxy().map(|mode| mode.authority);
     let identity =
         |plan: &Plan, route: &Route| Some(plan.identities[route.reverse_proxy()?.identity].name.clone());
@@ -85,6 +86,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         ("upstream", old.upstream != new.upstream),
         ("mode", old.mode.as_str() != new.mode.as_str()),
         ("protocol", protocol(old) != protocol(new)),
+        ("upstream_protocol", upstream_protocol(old) != upstream_protocol(new)),
         ("authority", authority(old) != authority(new)),
         ("end_to_end", end_to_end(old_plan, old) != end_to_end(new_plan, new)),
         ("tunnel", old.tunnel() != new.tunnel()),

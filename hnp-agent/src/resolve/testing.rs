@@ -246,6 +246,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             way: UpstreamWay::Direct,
             mode: Mode::ReverseProxy(plan::ReverseProxy {
                 protocol: Protocol::Http,
+                upstream_protocol: plan::UpstreamProtocol::Auto,
                 authority: plan::Authority::Upstream,
                 identity: 0,
                 trust: 0,
@@ -259,6 +260,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
                 connect: Duration::from_secs(1),
                 tls: Duration::from_secs(1),
                 response: Duration::from_secs(1),
+                ping: Duration::from_secs(1),
             },
         })
     });

@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::*;
 use crate::config::end_to_end::ClientName;
-use crate::config::plan::{Authority, ReverseProxy};
+use crate::config::plan::{Authority, ReverseProxy, UpstreamProtocol};
 use crate::files::testpki::{Ca, EXPIRED, VALID};
 
 type Pair = (String, String);
@@ -63,8 +63,13 @@ impl World {
     }
 
     fn terms(&self, names: &[ClientName]) -> Terms {
-        let onward =
-            ReverseProxy { protocol: Protocol::Http, authority: Authority::Upstream, identity: 0, trust: 0 };
+        let onward = ReverseProxy {
+            protocol: Protocol::Http,
+            upstream_protocol: UpstreamProtocol::Auto,
+            authority: Authority::Upstream,
+            identity: 0,
+            trust: 0,
+        };
         let client_auth = ClientAuth::Required { trust: 0, names: names.to_vec() };
         let mode = EndToEnd { onward, serving: vec![0], client_auth };
         Terms::new(&mode, vec![snapshot(&self.server)], Some(trust(&self.pods))).unwrap()

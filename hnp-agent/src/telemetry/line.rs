@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 35] = [
+pub const FIELDS: [&str; 36] = [
     "ts",
     "kind",
     "flow",
@@ -38,6 +38,7 @@ pub const FIELDS: [&str; 35] = [
     "upstream",
     "upstream_proxy",
     "upstream_addr",
+    "upstream_protocol",
     "reused",
     "method",
     "path",
@@ -142,6 +143,9 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
         }
         if let Some(addr) = upstream.addr {
             sink.display("upstream_addr", addr);
+        }
+        if let Some(protocol) = upstream.protocol {
+            sink.text("upstream_protocol", protocol.as_str());
         }
         sink.raw("reused", upstream.reused);
     }
@@ -300,7 +304,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::serving::certificate::{ClientCertificate, ClientTls};
-    use crate::telemetry::record::{AskedRecord, HttpRecord, UpstreamRecord, WayRecord};
+    use crate::telemetry::record::{AskedRecord, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
     use crate::workload::Workload;
 
     pub(in crate::telemetry) fn record() -> AccessRecord {
@@ -341,6 +345,7 @@ pub(super) mod tests {
                     proxy: Some("corp".into()),
                 }),
                 addr: Some("192.0.2.1:8443".parse().unwrap()),
+                protocol: Some(HttpVersion::H2),
                 reused: false,
                 connect: Duration::from_millis(3),
                 first_byte: Some(Duration::from_micros(1500)),

@@ -194,6 +194,7 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
         (&names::POOL_HITS, |row| row.pool_hits.load(Relaxed)),
         (&names::RETRIES, |row| row.retries.load(Relaxed)),
         (&names::POOL_IDLE, |row| row.pool_idle.load(Relaxed)),
+        (&names::UPSTREAM_SHARED, |row| row.upstream_shared.load(Relaxed)),
     ] {
         let samples = of_routes(read);
         out.family(metric, samples.iter().map(|(labels, n)| (&labels[..], *n)));
@@ -341,6 +342,7 @@ workers: 2
             upstream: Some(UpstreamRecord {
                 way: Arc::new(WayRecord { authority: "m.test".into(), proxy: None }),
                 addr: None,
+                protocol: None,
                 reused: false,
                 connect: Duration::from_millis(3),
                 first_byte: None,

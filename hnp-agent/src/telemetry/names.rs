@@ -44,9 +44,10 @@ metrics! {
     UPSTREAM_CONNECT = "hnp_upstream_connect_seconds", Histogram, "Resolve, TCP and TLS of connections to the upstream that were not pooled, by route";
     UPSTREAM_DIALS = "hnp_upstream_dials", Counter, "Attempts to connect to the upstream, by route and reason (ok: a TLS connection came of it)";
     UPSTREAM_HANDSHAKES = "hnp_upstream_handshakes", Counter, "TLS handshakes with the upstream that succeeded, by route and whether the session was resumed";
-    POOL_HITS = "hnp_pool_hits", Counter, "Requests that found an idle upstream connection, by route";
+    POOL_HITS = "hnp_pool_hits", Counter, "Requests that found an idle upstream connection, or one to share, by route";
     POOL_IDLE = "hnp_pool_idle", Gauge, "Idle upstream connections kept now, by route";
-    RETRIES = "hnp_retries", Counter, "Requests sent a second time because a pooled connection was gone, by route";
+    UPSTREAM_SHARED = "hnp_upstream_shared", Gauge, "Connections of HTTP/2 to the upstream open now, by route; requests share them";
+    RETRIES = "hnp_retries", Counter, "Requests sent a second time because a pooled connection was gone or the upstream had not looked at them, by route";
     ACCESS_DROPPED = "hnp_access_lines_dropped", Counter, "Access lines that were dropped because the log could not be written fast enough";
     KERNEL_VERDICTS = "hnp_kernel_verdicts", Counter, "What the kernel programs decided, by verdict";
     FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";

@@ -86,7 +86,9 @@ pub struct UpstreamRecord {
     pub way: Arc<WayRecord>,
     /// The address dialled, the proxy's where there is one; `None` if it never came to that.
     pub addr: Option<SocketAddr>,
-    /// The connection came from the pool.
+    /// What was spoken; `None` where the bytes are not ours to understand.
+    pub protocol: Option<HttpVersion>,
+    /// The connection came from the pool, or other requests share it.
     pub reused: bool,
     /// Resolve, TCP connect and TLS handshake together; zero when reused.
     pub connect: Duration,
@@ -98,6 +100,25 @@ pub struct UpstreamRecord {
     pub key_exchange: Option<&'static str>,
     /// The generation of the identity that was presented.
     pub identity_generation: Option<u64>,
+}
+
+/// An HTTP, by what ALPN calls it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HttpVersion {
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    H2,
+}
+
+impl HttpVersion {
+    /// The word in access lines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::H2 => "h2",
+        }
+    }
 }
 
 /// The way to an upstream as configured; shared by all records of a connection, which stay small so.

@@ -61,6 +61,7 @@ pub(super) struct Row {
     pub(super) handshakes_resumed: AtomicU64,
     pub(super) pool_hits: AtomicU64,
     pub(super) pool_idle: AtomicU64,
+    pub(super) upstream_shared: AtomicU64,
     pub(super) retries: AtomicU64,
 }
 
@@ -109,6 +110,13 @@ impl WorkerCounters {
     pub fn pool_idle(&self, count: impl Fn(&str) -> usize) {
         for (name, row) in self.rows().iter() {
             row.pool_idle.store(count(name) as u64, Relaxed);
+        }
+    }
+
+    /// The number of open HTTP/2 connections to each route's upstream, by the route's name.
+    pub fn upstream_shared(&self, count: impl Fn(&str) -> usize) {
+        for (name, row) in self.rows().iter() {
+            row.upstream_shared.store(count(name) as u64, Relaxed);
         }
     }
 
@@ -201,6 +209,7 @@ impl Row {
             handshakes_resumed: AtomicU64::new(0),
             pool_hits: AtomicU64::new(0),
             pool_idle: AtomicU64::new(0),
+            upstream_shared: AtomicU64::new(0),
             retries: AtomicU64::new(0),
         }
     }

@@ -14,13 +14,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::h2;
 use super::pool::PoolKey;
-use crate::telemetry::record::WayRecord;
+use crate::telemetry::record::{HttpVersion, WayRecord};
 
 /// The bytes' way: TLS of the agent; or what the client sends, to where it was going or in a tunnel.
 pub enum Io {
     /// Verified and authenticated. Boxed: a TLS session is some kilobytes.
     Tls(Box<TlsStream<Transport>>),
+    /// One stream of a connection that others share.
+    H2(Box<h2::Exchange>),
     /// As the client meant it.
     Plain(Transport),
 }
@@ -48,6 +51,8 @@ pub struct ConnectionInfo {
     pub tls_version: Option<&'static str>,
     /// Such as `X25519MLKEM768`.
     pub key_exchange: Option<&'static str>,
+    /// What is spoken; `None` where the bytes are not ours to understand.
+    pub protocol: Option<HttpVersion>,
     /// The TLS session was resumed.
     pub resumed: bool,
     /// The generation of the identity that was presented.
@@ -73,10 +78,27 @@ impl UpstreamConnection {
             connect,
             tls_version: None,
             key_exchange: None,
+            protocol: None,
             resumed: false,
             identity_generation: None,
         };
         Self { io: Io::Plain(transport), info: Rc::new(info), reused: false, key: None }
+    }
+
+    /// Whether the upstream has said that it did nothing with the request, and what may be done then.
+    pub fn unprocessed(&self) -> Option<h2::Unprocessed> {
+        match &self.io {
+            Io::H2(stream) => stream.unprocessed(),
+            Io::Tls(_) | Io::Plain(_) => None,
+        }
+    }
+
+    /// The number of a connection that is shared.
+    pub fn shared(&self) -> Option<u64> {
+        match &self.io {
+            Io::H2(stream) => Some(stream.link_number()),
+            Io::Tls(_) | Io::Plain(_) => None,
+        }
     }
 
     /// Whether an idle connection can carry a request: still open, and nobody spoke out of turn.
@@ -88,6 +110,8 @@ impl UpstreamConnection {
         let tcp = match &self.io {
             Io::Tls(tls) => tls.get_ref().0.tcp(),
             Io::Plain(transport) => transport.tcp(),
+            // A stream carries one request.
+            Io::H2(_) => return false,
         };
         let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
         if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
@@ -184,6 +208,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::H2(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Plain(transport) => Pin::new(transport).poll_read(cx, buf),
         }
     }
@@ -193,6 +218,7 @@ impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::H2(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Plain(transport) => Pin::new(transport).poll_write(cx, buf),
         }
     }
@@ -200,6 +226,7 @@ impl AsyncWrite for Io {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::H2(stream) => Pin::new(stream).poll_flush(cx),
             Self::Plain(transport) => Pin::new(transport).poll_flush(cx),
         }
     }
@@ -207,6 +234,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::H2(stream) => Pin::new(stream).poll_shutdown(cx),
             // The client's own TLS is in it: that it has gone is all that can be told.
             Self::Plain(transport) => transport.poll_finish(cx),
         }

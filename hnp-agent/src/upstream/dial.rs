@@ -13,10 +13,13 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{ConnectionInfo, Io, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
+use super::h2::{Terms, Turn, Waited};
+use super::{
+    ConnectionInfo, Io, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs,
+};
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::{ResolveError, Resolved};
-use crate::telemetry::record::WayRecord;
+use crate::telemetry::record::{HttpVersion, WayRecord};
 use crate::trust;
 
 /// Why no connection came about.
@@ -31,11 +34,67 @@ pub struct DialError {
 }
 
 impl Upstreams {
+    /// A connection of its own, which speaks HTTP/1.1 or what the client speaks.
     pub(super) async fn dial_tls(
         &self,
         route: RouteIndex,
         key: Rc<PoolKey>,
     ) -> Result<UpstreamConnection, DialError> {
+        let (tls, info) = self.handshake(route, &key).await?;
+        Ok(UpstreamConnection { io: Io::Tls(tls), info: Rc::new(info), reused: false, key: Some(key) })
+    }
+
+    /// A stream on a connection that is shared, or a connection of its own where the upstream prefers HTTP/1.1.
+    /// `after`: on none older than that.
+    pub(super) async fn dial_shared(
+        &self,
+        route: RouteIndex,
+        key: Rc<PoolKey>,
+        after: Option<u64>,
+    ) -> Result<UpstreamConnection, DialError> {
+        let links = &self.shared.links;
+        let mut patience = 3;
+        let making = loop {
+            match links.turn(&key, after) {
+                Turn::Stream(connection) => return Ok(connection),
+                Turn::Make(making) => break making,
+                Turn::Wait(waiting) => match waiting.wait().await? {
+                    Waited::Look if patience > 0 => patience -= 1,
+                    Waited::Look | Waited::Alone => break links.alone(&key),
+                },
+            }
+        };
+        let (tls, info) = match self.handshake(route, &key).await {
+            Ok(done) => done,
+            Err(error) => {
+                making.failed(&error);
+                return Err(error);
+            }
+        };
+        let addr = info.addr;
+        let info = Rc::new(info);
+        if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+            making.own();
+            return Ok(UpstreamConnection { io: Io::Tls(tls), info, reused: false, key: Some(key) });
+        }
+        let plan = &self.plan().routes[route];
+        let terms = Terms {
+            head_limit: self.plan().limits.head_bytes,
+            keep: plan.upstream.pool_idle > 0,
+            ping: plan.timeouts.ping,
+        };
+        making.share(tls, info, terms).await.map_err(|error| DialError {
+            reason: Reason::UpstreamClosed,
+            detail: format!("beginning HTTP/2: {error}"),
+            addr: Some(addr),
+        })
+    }
+
+    async fn handshake(
+        &self,
+        route: RouteIndex,
+        key: &Rc<PoolKey>,
+    ) -> Result<(Box<TlsStream<Transport>>, ConnectionInfo), DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
         let (transport, addr) = self.way(plan, key.proxy.as_ref()).await?;
@@ -45,7 +104,7 @@ impl Upstreams {
             .shared
             .configs
             .borrow_mut()
-            .config(&key)
+            .config(key)
             .map_err(|error| failed(Reason::Internal, error.to_string()))?;
         let handshake = TlsConnector::from(config).connect(key.server_name.clone(), transport);
         let tls = match timeout(plan.timeouts.tls, handshake).await {
@@ -64,15 +123,15 @@ impl Upstreams {
             connect: started.elapsed(),
             tls_version: tls_version(&tls),
             key_exchange: key_exchange(&tls),
+            protocol: match (key.offer, tls.get_ref().1.alpn_protocol()) {
+                (Offer::Nothing, _) => None,
+                (_, Some(b"h2")) => Some(HttpVersion::H2),
+                (_, _) => Some(HttpVersion::Http1),
+            },
             resumed: tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed),
             identity_generation: Some(key.identity.generation),
         };
-        Ok(UpstreamConnection {
-            io: Io::Tls(Box::new(tls)),
-            info: Rc::new(info),
-            reused: false,
-            key: Some(key),
-        })
+        Ok((Box::new(tls), info))
     }
 
     pub(super) async fn dial_plain(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {

@@ -4,18 +4,22 @@
 //! pool ([`Pools`]), workers share nothing. Where a route names a proxy, the upstream's TLS runs through a
 //! tunnel that the proxy opens (`proxy`), end to end. A connection is pooled under everything that
 //! decides who it speaks for and whom it trusts ([`PoolKey`]): when an identity or a trust has a new
-//! generation, no request travels on a connection or a TLS session of the old one.
+//! generation, no request travels on a connection or a TLS session of the old one. Connections of HTTP/1.1 carry
+//! one request at a time and are lent (`pool`); those of HTTP/2 are shared (`h2`).
 
 mod connection;
 mod dial;
 mod eyeballs;
+mod h2;
 mod pool;
 mod proxy;
 mod tls;
 
 pub use connection::{ConnectionInfo, Io, Transport, UpstreamConnection};
 pub use dial::DialError;
-pub use pool::{PoolKey, ProxyKey};
+pub(crate) use h2::can_carry;
+pub use h2::{Exchange, Unprocessed, fault_reason};
+pub use pool::{Offer, PoolKey, ProxyKey};
 pub use proxy::{CredentialsFileError, credentials};
 
 use std::cell::RefCell;
@@ -27,10 +31,11 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use crate::config::plan::{Host, Plan, Route, RouteIndex};
+use crate::config::plan::{Host, Plan, Protocol, Route, RouteIndex, UpstreamProtocol};
 use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
+use h2::Links;
 use pool::Pool;
 use tls::TlsConfigs;
 
@@ -39,6 +44,16 @@ use tls::TlsConfigs;
 pub struct Pools {
     configs: RefCell<TlsConfigs>,
     pool: RefCell<Pool>,
+    links: Rc<Links>,
+}
+
+/// What a request needs of a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// That it speaks HTTP.
+    Any,
+    /// That it speaks HTTP/1.1: to switch protocols, or for what HTTP/2 cannot carry as it is.
+    Http1,
 }
 
 /// One worker's way to every route's upstream, in one generation.
@@ -47,7 +62,14 @@ pub struct Upstreams {
     resolver: Resolver,
     shared: Rc<Pools>,
     /// By route: the key that is current. Requests find it without building one.
-    keys: RefCell<Vec<Option<Rc<PoolKey>>>>,
+    keys: RefCell<Vec<Keys>>,
+}
+
+/// A route's current keys, by what is offered.
+#[derive(Clone, Debug, Default)]
+struct Keys {
+    any: Option<Rc<PoolKey>>,
+    http1: Option<Rc<PoolKey>>,
 }
 
 impl Pools {
@@ -57,19 +79,25 @@ impl Pools {
         let live: Vec<_> = upstreams.clone().flat_map(Upstreams::live_keys).collect();
         let proxies: Vec<_> = upstreams.flat_map(Upstreams::live_proxies).collect();
         self.pool.borrow_mut().sweep(&live, Instant::now());
+        self.links.sweep(&live, Instant::now());
         self.configs.borrow_mut().retain(&live, &proxies);
     }
 
     /// Idle connections held for a route, for the gauge.
     pub fn idle(&self, route: &str) -> usize {
-        self.pool.borrow().idle(route)
+        self.pool.borrow().idle(route) + self.links.count(route).1
+    }
+
+    /// Connections of HTTP/2 that are open for a route, for the gauge.
+    pub fn shared(&self, route: &str) -> usize {
+        self.links.count(route).0
     }
 }
 
 impl Upstreams {
     /// The way under a generation; what it has in common with earlier ones on these pools is used on.
     pub fn new(generation: Arc<Generation>, resolver: Resolver, shared: Rc<Pools>) -> Self {
-        let keys = RefCell::new(vec![None; generation.plan.routes.len()]);
+        let keys = RefCell::new(vec![Keys::default(); generation.plan.routes.len()]);
         Self { generation, resolver, shared, keys }
     }
 
@@ -86,21 +114,45 @@ impl Upstreams {
     ///
     /// # Errors
     /// See [`DialError`]; nothing was sent to anybody who was not verified.
-    pub async fn connect(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        let key = self.key(route)?;
-        if let Some(warm) = self.shared.pool.borrow_mut().take(&key, Instant::now()) {
+    pub async fn connect(&self, route: RouteIndex, need: Need) -> Result<UpstreamConnection, DialError> {
+        let key = self.key(route, need)?;
+        if let Some(warm) = self.warm(route, need, &key) {
             return Ok(warm);
         }
         // Boxed: dialling is rare and its future large, and every connection's future would hold it.
-        Box::pin(self.dial_tls(route, key)).await
+        match key.offer {
+            Offer::Http2 => Box::pin(self.dial_shared(route, key, None)).await,
+            Offer::Http1 | Offer::Nothing => Box::pin(self.dial_tls(route, key)).await,
+        }
     }
 
-    /// A new connection, never a pooled one: for a retry, and for opaque routes.
+    /// For a retry: a connection that is newer than the one that failed, which is known by `failed` if others
+    /// shared it.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn connect_again(
+        &self,
+        route: RouteIndex,
+        need: Need,
+        failed: Option<u64>,
+    ) -> Result<UpstreamConnection, DialError> {
+        let key = self.key(route, need)?;
+        match key.offer {
+            Offer::Http2 => {
+                let after = failed.unwrap_or(self.shared.links.newest());
+                Box::pin(self.dial_shared(route, key, Some(after))).await
+            }
+            Offer::Http1 | Offer::Nothing => Box::pin(self.dial_tls(route, key)).await,
+        }
+    }
+
+    /// A new connection, never a pooled one: for opaque routes.
     ///
     /// # Errors
     /// See [`DialError`].
     pub async fn connect_fresh(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        let key = self.key(route)?;
+        let key = self.key(route, Need::Any)?;
         Box::pin(self.dial_tls(route, key)).await
     }
 
@@ -162,8 +214,8 @@ impl Upstreams {
     /// Takes a connection back. Only for one whose request and answer both ended exactly; it is
     /// dropped where its generation is over or the pool is full.
     pub fn give_back(&self, route: RouteIndex, connection: UpstreamConnection) {
-        let Ok(key) = self.key(route) else { return };
-        if connection.key.as_deref() == Some(&*key) {
+        let current = |need| self.key(route, need).is_ok_and(|key| connection.key.as_deref() == Some(&*key));
+        if current(Need::Any) || current(Need::Http1) {
             let limit = self.plan().routes[route].upstream.pool_idle;
             self.shared.pool.borrow_mut().give_back(connection, limit, Instant::now());
         }
@@ -187,11 +239,27 @@ impl Upstreams {
     }
 
     fn live_keys(&self) -> impl Iterator<Item = Rc<PoolKey>> {
-        (0..self.plan().routes.len()).filter_map(|route| self.key(route).ok())
+        let routes = 0..self.plan().routes.len();
+        routes.flat_map(|route| [Need::Any, Need::Http1].map(|need| self.key(route, need).ok())).flatten()
+    }
+
+    fn warm(&self, route: RouteIndex, need: Need, key: &Rc<PoolKey>) -> Option<UpstreamConnection> {
+        if key.offer == Offer::Http2
+            && let Some(stream) = self.shared.links.take(key, None)
+        {
+            return Some(stream);
+        }
+        let mut pool = self.shared.pool.borrow_mut();
+        let now = Instant::now();
+        pool.take(key, now).or_else(|| match need {
+            Need::Any => None,
+            // What was made for any request and turned out to be HTTP/1.1 serves, too.
+            Need::Http1 => pool.take(&self.key(route, Need::Any).ok()?, now),
+        })
     }
 
     /// The key of a route's connections now.
-    fn key(&self, route: RouteIndex) -> Result<Rc<PoolKey>, DialError> {
+    fn key(&self, route: RouteIndex, need: Need) -> Result<Rc<PoolKey>, DialError> {
         let plan = &self.plan().routes[route];
         let Some(mode) = plan.reverse_proxy() else {
             let detail = "a tunnel presents no identity".into();
@@ -205,7 +273,13 @@ impl Upstreams {
         let trust =
             trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
         let proxy = self.proxy(plan)?;
-        let known = &mut self.keys.borrow_mut()[route];
+        let offer = match (mode.protocol, mode.upstream_protocol, need) {
+            (Protocol::Opaque, _, _) => Offer::Nothing,
+            (Protocol::Http, UpstreamProtocol::Auto, Need::Any) => Offer::Http2,
+            (Protocol::Http, _, _) => Offer::Http1,
+        };
+        let keys = &mut self.keys.borrow_mut()[route];
+        let known = if offer == Offer::Http2 { &mut keys.any } else { &mut keys.http1 };
         if let Some(key) = known
             && Arc::ptr_eq(&key.identity, identity)
             && Arc::ptr_eq(&key.trust, trust)
@@ -219,7 +293,7 @@ impl Upstreams {
             port: plan.upstream.port,
             server_name: plan.upstream.server_name.clone(),
             proxy,
-            protocol: mode.protocol,
+            offer,
             identity: identity.clone(),
             trust: trust.clone(),
         });

@@ -10,7 +10,7 @@ use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::UpstreamConnection;
-use crate::config::plan::{Host, Protocol};
+use crate::config::plan::Host;
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::trust::snapshot::TrustSnapshot;
@@ -18,7 +18,7 @@ use crate::trust::snapshot::TrustSnapshot;
 /// How long a connection may wait for its next request. Below the idle limits of the servers one
 /// meets (nginx 75 s, many gateways 60 s, HAProxy often 30 s), so that hnp closes first and no
 /// request is sent into a closing connection.
-const MAX_IDLE: Duration = Duration::from_secs(25);
+pub(super) const MAX_IDLE: Duration = Duration::from_secs(25);
 
 /// Two requests share a connection, or a TLS session, only where all of this is equal.
 ///
@@ -36,12 +36,23 @@ pub struct PoolKey {
     /// The proxy on the way, if there is one.
     pub proxy: Option<ProxyKey>,
     /// What ALPN offers.
-    pub protocol: Protocol,
+    pub offer: Offer,
     /// The identity presented. Compared by its address: it is never changed in place, and the key keeps
     /// it, so that no other can have this address.
     pub identity: Arc<IdentitySnapshot>,
     /// The trust that verified the upstream; compared as the identity.
     pub trust: Arc<TrustSnapshot>,
+}
+
+/// What ALPN offers, in the order of preference.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Offer {
+    /// No extension at all: the bytes are not ours to name.
+    Nothing,
+    /// `http/1.1`.
+    Http1,
+    /// `h2`, `http/1.1`.
+    Http2,
 }
 
 /// A proxy as part of a key: with all that its definition says, credentials included.
@@ -74,7 +85,7 @@ impl PartialEq for PoolKey {
         Arc::ptr_eq(&self.identity, &other.identity)
             && Arc::ptr_eq(&self.trust, &other.trust)
             && self.port == other.port
-            && self.protocol == other.protocol
+            && self.offer == other.offer
             && self.route == other.route
             && self.host == other.host
             && self.server_name == other.server_name

@@ -68,6 +68,7 @@ pub(super) struct RouteSummary {
 #[derive(Debug, Serialize)]
 pub(super) struct ReverseProxySummary {
     pub(super) protocol: &'static str,
+    pub(super) upstream_protocol: &'static str,
     pub(super) authority: &'static str,
     pub(super) server_name: String,
     pub(super) identity: String,
@@ -159,6 +160,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         ("connect", timeouts.connect),
         ("tls", timeouts.tls),
         ("response", timeouts.response),
+        ("ping", timeouts.ping),
     ];
     RouteSummary {
         name: route.name.to_string(),
@@ -166,6 +168,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         mode: route.mode.as_str(),
         reverse_proxy: route.reverse_proxy().map(|mode| ReverseProxySummary {
             protocol: mode.protocol.as_str(),
+            upstream_protocol: mode.upstream_protocol.as_str(),
             authority: mode.authority.as_str(),
             server_name: route.upstream.server_name.to_str().into_owned(),
             identity: plan.identities[mode.identity].name.to_string(),
@@ -356,6 +359,7 @@ impl RouteSummary {
             kind.insert(1, mode.protocol);
             rows.extend([
                 ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.server_name)),
+                ("speaks", mode.upstream_protocol.into()),
                 ("authority", mode.authority.into()),
                 ("identity", mode.identity.clone()),
                 ("trust", mode.trust.clone()),

@@ -8,7 +8,7 @@ use crate::config::end_to_end::{ClientAuth, ClientName, EndToEnd};
 use crate::config::hosts;
 use crate::config::plan::{
     Authority, Destination, Host, NamePattern, Protocol, ReverseProxy, Roots, Target, Tunnel, Unreadable,
-    Upstream,
+    Upstream, UpstreamProtocol,
 };
 use crate::config::read::{Reader, Section};
 use crate::config::values::{self, Wrong};
@@ -50,11 +50,18 @@ pub(super) fn reverse_proxy(
 fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<ReverseProxy> {
     let protocol = r.or(s, "protocol", Protocol::Http, values::protocol);
     let authority = r.optional(s, "authority", values::authority);
-    if authority.is_some() && protocol == Protocol::Opaque {
-        let what = "is a field of HTTP, and an opaque route reads none; allowed: with protocol: http";
-        r.mistake(s.mark_of("authority"), s.key("authority"), what);
+    let upstream_protocol = r.optional(s, "upstream_protocol", values::upstream_protocol);
+    if protocol == Protocol::Opaque {
+        let what = "is about HTTP, and an opaque route reads none; allowed: with protocol: http";
+        if authority.is_some() {
+            r.mistake(s.mark_of("authority"), s.key("authority"), what);
+        }
+        if upstream_protocol.is_some() {
+            r.mistake(s.mark_of("upstream_protocol"), s.key("upstream_protocol"), what);
+        }
     }
     let authority = authority.unwrap_or(Authority::Upstream);
+    let upstream_protocol = upstream_protocol.unwrap_or(UpstreamProtocol::Auto);
     let identity = reference(r, s, "identity", "identities", named.identities);
     let trust = match s.get("trust") {
         Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
@@ -62,7 +69,7 @@ fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option
         }
         _ => Some(system_trust(named.trusts, s.mark)),
     };
-    Some(ReverseProxy { protocol, authority, identity: identity?, trust: trust? })
+    Some(ReverseProxy { protocol, upstream_protocol, authority, identity: identity?, trust: trust? })
 }
 
 pub(super) fn end_to_end(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<EndToEnd> {
@@ -134,7 +141,16 @@ pub(super) fn tunnel(
     only_with(
         r,
         s,
-        &["protocol", "authority", "identity", "trust", "server_name", "pool_idle", "end_to_end"],
+        &[
+            "protocol",
+            "upstream_protocol",
+            "authority",
+            "identity",
+            "trust",
+            "server_name",
+            "pool_idle",
+            "end_to_end",
+        ],
         "mode: reverse-proxy or end-to-end",
     );
     if upstream.is_some_and(|upstream| !upstream.base_path.is_empty()) {

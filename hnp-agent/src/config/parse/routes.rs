@@ -22,6 +22,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstream",
     "server_name",
     "protocol",
+    "upstream_protocol",
     "authority",
     "mode",
     "end_to_end",
@@ -36,7 +37,7 @@ pub(super) const KEYS: &[&str] = &[
     "pool_idle",
 ];
 pub(super) const OVERRIDE: &[&str] = &["namespaces", "selector", "enforcement"];
-pub(super) const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response"];
+pub(super) const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response", "ping"];
 
 pub(super) fn routes(
     r: &mut Reader,
@@ -245,5 +246,6 @@ fn timeouts(r: &mut Reader, route: &Section<'_>) -> Timeouts {
         connect: r.or(&s, "connect", defaults::TIMEOUT_CONNECT, values::duration),
         tls: r.or(&s, "tls", defaults::TIMEOUT_TLS, values::duration),
         response: r.or(&s, "response", defaults::TIMEOUT_RESPONSE, values::duration),
+        ping: r.or(&s, "ping", defaults::TIMEOUT_PING, values::duration),
     }
 }

@@ -33,7 +33,7 @@ routes:
     identity: manager-client
     trust: manager
     upstream_proxy: corp
-    timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s}
+    timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s, ping: 6s}
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
@@ -110,6 +110,7 @@ fn every_key_is_read() {
         connect: seconds(3),
         tls: seconds(4),
         response: seconds(5),
+        ping: seconds(6),
     };
     assert_eq!(route.timeouts, timeouts);
     assert_eq!(plan.limits, Limits { connections: 10, head_bytes: 8192, buffer_bytes: 1 << 20 });

@@ -58,6 +58,8 @@ pub struct Step {
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
+    /// Boxed: rare, and every connection's future would hold it.
+    trailers: Option<Box<TrailerLine>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ enum State {
     Data(u64),
     DataCr,
     DataLf,
-    Trailer(TrailerLine),
+    Trailer(Box<TrailerLine>),
     Done,
 }
 
@@ -86,6 +88,7 @@ struct SizeLine {
 #[derive(Debug, Default)]
 struct TrailerLine {
     line: Vec<u8>,
+    whole: Vec<u8>,
     total: usize,
     cr: bool,
 }
@@ -99,12 +102,17 @@ impl Decoder {
             Framing::Chunked => State::Size(SizeLine::default()),
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state }
+        Self { state, trailers: None }
     }
 
     /// The body ended exactly.
     pub fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
+    }
+
+    /// The lines between the last chunk and the end, as they were; none before that.
+    pub fn trailers(&self) -> &[u8] {
+        self.trailers.as_ref().map_or(&[], |lines| &lines.whole)
     }
 
     /// The end of the stream is this body's end.
@@ -140,7 +148,7 @@ impl Decoder {
                 State::Size(line) => {
                     if let Some(size) = line.push(input[at])? {
                         self.state = match size {
-                            0 => State::Trailer(TrailerLine::default()),
+                            0 => State::Trailer(Box::default()),
                             n => State::Data(n),
                         };
                     }
@@ -162,6 +170,7 @@ impl Decoder {
                 }
                 State::Trailer(lines) => {
                     if lines.push(input[at])? {
+                        self.trailers = Some(std::mem::take(lines));
                         self.state = State::Done;
                     }
                     at += 1;
@@ -220,7 +229,8 @@ impl TrailerLine {
                 return Ok(true);
             }
             check_trailer(&self.line)?;
-            self.line.clear();
+            self.whole.append(&mut self.line);
+            self.whole.extend_from_slice(b"\r\n");
         } else if byte == b'\r' {
             self.cr = true;
         } else {
@@ -277,6 +287,17 @@ mod tests {
             assert_eq!(&input[wire..], b"GET / NEXT");
             assert_eq!(payload, b"Wikipedia in \r\n\r\nchunks.");
         }
+    }
+
+    #[test]
+    fn trailers_are_kept_as_they_were() {
+        let mut decoder = Decoder::new(Framing::Chunked);
+        let input = b"1\r\na\r\n0\r\nX-Sum:  1\r\nx-b: 2\r\n\r\n";
+        let mut at = 0;
+        while !decoder.is_done() {
+            at += decoder.step(&input[at..][..1]).unwrap().wire;
+        }
+        assert_eq!(decoder.trailers(), b"X-Sum:  1\r\nx-b: 2\r\n");
     }
 
     #[test]

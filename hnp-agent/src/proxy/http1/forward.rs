@@ -17,7 +17,7 @@ use crate::proxy::record::Recording;
 use crate::proxy::relay::relay;
 use crate::proxy::worker::Worker;
 use crate::telemetry::record::HttpRecord;
-use crate::upstream::{DialError, UpstreamConnection};
+use crate::upstream::{DialError, Need, Unprocessed, UpstreamConnection, can_carry};
 
 /// What becomes of the client's connection.
 pub enum Next {
@@ -28,6 +28,10 @@ pub enum Next {
     /// It has ended, for this reason.
     End(Reason),
 }
+
+/// How often a request is sent that the upstream says it has not looked at. It says so when it closes a
+/// connection or has too much to do: another time or two is worth it, more would be the load it complains of.
+const UNPROCESSED_ATTEMPTS: u8 = 3;
 
 /// Where a request goes.
 #[derive(Clone, Copy)]
@@ -89,13 +93,17 @@ pub async fn forward(
     let verbatim = matches!(way, Way::Direct) && client.asked.is_none();
     let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
     let message = take_message(bytes, &incoming, plan, (way, verbatim), forwarded);
+    let mut need = match way {
+        Way::Upstream => need_of(&message, incoming.request.upgrade),
+        Way::Direct => Need::Http1,
+    };
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
     let terms = terms(worker, plan, &incoming, verbatim, client.last);
     let mut answer = worker.stock.buffer();
-    let mut retried = false;
+    let (mut failed_before, mut attempts) = (None, 1_u8);
     loop {
         let connected = match way {
-            Way::Upstream => upstream(worker, route, retried).await,
+            Way::Upstream => upstream(worker, route, need, failed_before).await,
             Way::Direct => direct(worker, client, plan, kept).await,
         };
         let mut connection = match connected {
@@ -113,8 +121,11 @@ pub async fn forward(
         let ended =
             exchange::run(&mut client.stream, &mut connection.io, &message, bytes, &mut answer, &terms).await;
         match ended.end {
-            End::Failed(ref failure) if !retried && may_retry(&incoming, &connection, failure) => {
-                retried = true;
+            End::Failed(ref failure)
+                if let Some(again) = again(&incoming, &connection, failure, need, attempts) =>
+            {
+                (need, attempts) = (again, attempts + 1);
+                failed_before = Some(connection.shared());
                 worker.stats.retried(route);
                 answer = worker.stock.buffer();
             }
@@ -275,11 +286,25 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, las
     }
 }
 
-async fn upstream(worker: &Worker, route: RouteIndex, fresh: bool) -> Result<UpstreamConnection, DialError> {
-    let connected = if fresh {
-        worker.upstreams.connect_fresh(route).await
-    } else {
-        worker.upstreams.connect(route).await
+/// What the message needs of its connection: `Host` is its first field.
+fn need_of(message: &[u8], upgrade: bool) -> Need {
+    let mut lines = message.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let target = lines.next().and_then(|line| line.split(|byte| *byte == b' ').nth(1));
+    let authority = lines.next().and_then(|line| line.strip_prefix(b"Host: "));
+    let fits = can_carry(target.unwrap_or_default(), authority.unwrap_or_default());
+    if upgrade || !fits { Need::Http1 } else { Need::Any }
+}
+
+async fn upstream(
+    worker: &Worker,
+    route: RouteIndex,
+    need: Need,
+    failed: Option<Option<u64>>,
+) -> Result<UpstreamConnection, DialError> {
+    let connected = match failed {
+        // Boxed: rare.
+        Some(failed) => Box::pin(worker.upstreams.connect_again(route, need, failed)).await,
+        None => worker.upstreams.connect(route, need).await,
     };
     match &connected {
         Ok(connection) if connection.reused => worker.stats.pool_hit(route),
@@ -310,13 +335,29 @@ async fn direct(
 
 /// A pooled connection may have been closed while the request was on its way. Where the upstream said
 /// nothing, and doing it twice is doing it once, it is sent again, once.
-fn may_retry(incoming: &Incoming, connection: &UpstreamConnection, failure: &Failure) -> bool {
-    connection.reused
-        && incoming.request.idempotent
-        && incoming.whole_body.is_some()
-        && !failure.upstream_spoke
-        && !failure.answer_begun
-        && matches!(failure.reason, Reason::UpstreamClosed | Reason::UpstreamReset)
+/// What HTTP/2 says was not processed is sent again whatever it is, a few times.
+fn again(
+    incoming: &Incoming,
+    connection: &UpstreamConnection,
+    failure: &Failure,
+    need: Need,
+    attempts: u8,
+) -> Option<Need> {
+    if incoming.whole_body.is_none() || failure.answer_begun {
+        return None;
+    }
+    match connection.unprocessed() {
+        Some(Unprocessed::OverHttp1) => (need == Need::Any).then_some(Need::Http1),
+        Some(Unprocessed::Anew) => (attempts < UNPROCESSED_ATTEMPTS).then_some(need),
+        None => {
+            let safe = attempts == 1
+                && connection.reused
+                && incoming.request.idempotent
+                && !failure.upstream_spoke
+                && matches!(failure.reason, Reason::UpstreamClosed | Reason::UpstreamReset);
+            safe.then_some(need)
+        }
+    }
 }
 
 /// Our own answer to a request that has none, and the end of the connection.

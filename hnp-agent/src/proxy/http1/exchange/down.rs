@@ -16,7 +16,7 @@ use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::Response;
 use crate::trust::tls_reason;
-use crate::upstream::Io;
+use crate::upstream::{Io, fault_reason};
 
 /// Interim answers (1xx) before the final one; more is a server gone wrong.
 const MAX_INTERIM: usize = 16;
@@ -274,7 +274,7 @@ impl Down<'_> {
 
     fn read_fault(&self, error: &io::Error) -> DownFault {
         let detail = error.to_string();
-        if let Some(reason) = tls_reason(error) {
+        if let Some(reason) = tls_reason(error).or_else(|| fault_reason(error)) {
             return (reason, detail);
         }
         // TLS without close_notify: nobody vouches for the end.

@@ -1,0 +1,385 @@
+//! One request and its answer on one stream, as the bytes of HTTP/1.1 that the exchange writes and reads.
+//!
+//! Nothing is sent before the whole head was written, and nothing is there to be read before that: what was
+//! there before the request is a question that streams do not have. Dropped before both ended, the stream is
+//! reset (CANCEL).
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::client::ResponseFuture;
+use h2::{RecvStream, SendStream};
+use hnp_common::Reason;
+use http::Method;
+use http::header::HeaderMap;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::answer::{self, Body};
+use super::fault::{self, Unprocessed, fault};
+use super::link::Link;
+use super::request;
+use crate::proxy::http1::body::Decoder;
+
+/// Small pieces of a body are put together up to here before they are sent.
+const GATHERED: usize = 16 * 1024;
+
+/// One stream, or the room for one.
+pub struct Exchange {
+    link: Rc<Link>,
+    request: Sending,
+    answer: Receiving,
+    /// Rendered, and not yet read.
+    head: Vec<u8>,
+    read: usize,
+    /// Data, and not yet read. What was read is given back to both windows.
+    data: Bytes,
+    failed: Option<io::Error>,
+    unprocessed: Cell<Option<Unprocessed>>,
+}
+
+enum Sending {
+    /// Waits for the head.
+    Head,
+    Body {
+        stream: SendStream<Bytes>,
+        decoder: Decoder,
+        /// Taken from the writer, and not yet from us.
+        held: BytesMut,
+    },
+    Done,
+}
+
+enum Receiving {
+    /// Nothing was asked yet.
+    Nothing,
+    Head {
+        response: ResponseFuture,
+        head_only: bool,
+    },
+    Body {
+        stream: RecvStream,
+        chunked: bool,
+        left: Left,
+    },
+    Done,
+}
+
+/// What of a body is still to come.
+enum Left {
+    /// So many bytes.
+    Bytes(u64),
+    /// Nobody has said.
+    Unknown,
+}
+
+impl Exchange {
+    /// Takes room on a connection that has some.
+    pub(super) fn new(link: Rc<Link>) -> Self {
+        link.opened();
+        Self {
+            link,
+            request: Sending::Head,
+            answer: Receiving::Nothing,
+            head: Vec::new(),
+            read: 0,
+            data: Bytes::new(),
+            failed: None,
+            unprocessed: Cell::new(None),
+        }
+    }
+
+    /// The number of its connection.
+    pub(in crate::upstream) fn link_number(&self) -> u64 {
+        self.link.number
+    }
+
+    /// Whether the upstream has said that it did nothing with the request.
+    pub(in crate::upstream) fn unprocessed(&self) -> Option<Unprocessed> {
+        self.unprocessed.get()
+    }
+
+    fn open(&mut self, message: &[u8]) -> io::Result<usize> {
+        let opening = match request::opening(message) {
+            Ok(opening) => opening,
+            Err(unfit) => {
+                return Err(self.unsent(fault(Reason::Internal, format!("HTTP/2 cannot carry it: {unfit}"))));
+            }
+        };
+        let decoder = Decoder::new(opening.framing);
+        let head_only = opening.request.method() == Method::HEAD;
+        let (response, stream) = match self.link.sender().send_request(opening.request, decoder.is_done()) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let error = self.error(&error);
+                // Nobody has seen it.
+                self.unprocessed.set(Some(Unprocessed::Anew));
+                return Err(self.unsent(error));
+            }
+        };
+        self.request = if decoder.is_done() {
+            Sending::Done
+        } else {
+            Sending::Body { stream, decoder, held: BytesMut::new() }
+        };
+        self.answer = Receiving::Head { response, head_only };
+        Ok(opening.len)
+    }
+
+    /// The reader hears why; to the writer it is a connection that takes nothing.
+    fn unsent(&mut self, why: io::Error) -> io::Error {
+        self.request = Sending::Done;
+        self.failed = Some(why);
+        io::Error::new(io::ErrorKind::BrokenPipe, "the request was not sent")
+    }
+
+    fn error(&self, error: &h2::Error) -> io::Error {
+        if let Some(unprocessed) = fault::unprocessed(error) {
+            self.unprocessed.set(Some(unprocessed));
+        }
+        fault::of_stream(error, self.link.failure())
+    }
+
+    /// Sends what is held as far as the windows go, and the end of the body with its last bytes.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Sending::Body { stream, decoder, held } = &mut self.request else { return Poll::Ready(Ok(())) };
+        let sent = ready!(send(stream, decoder, held, cx));
+        if sent.is_ok() && decoder.is_done() {
+            self.request = Sending::Done;
+        }
+        Poll::Ready(sent.map_err(|error| match error {
+            SendError::H2(error) => self.error(&error),
+            SendError::Unfit(unfit) => fault(Reason::Internal, unfit),
+            SendError::Ended => {
+                io::Error::new(io::ErrorKind::BrokenPipe, "the upstream takes no more of the request")
+            }
+        }))
+    }
+
+    /// Renders the next thing that has come; false at the end.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.head.clear();
+        self.read = 0;
+        match &mut self.answer {
+            Receiving::Nothing => return Poll::Pending,
+            Receiving::Done => return Poll::Ready(Ok(false)),
+            Receiving::Head { response, head_only } => {
+                match response.poll_informational(cx) {
+                    Poll::Ready(Some(Ok(interim))) => {
+                        answer::head(interim.status(), interim.headers(), *head_only, false, &mut self.head);
+                        return Poll::Ready(Ok(true));
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.error(&error))),
+                    Poll::Ready(None) | Poll::Pending => {}
+                }
+                let (head, stream) = match ready!(Pin::new(response).poll(cx)) {
+                    Ok(answer) => answer.into_parts(),
+                    Err(error) => return Poll::Ready(Err(self.error(&error))),
+                };
+                let ended = stream.is_end_stream();
+                self.answer =
+                    match answer::head(head.status, &head.headers, *head_only, ended, &mut self.head) {
+                        _ if ended => Receiving::Done,
+                        Body::None => Receiving::Body { stream, chunked: false, left: Left::Bytes(0) },
+                        Body::Plain(length) => Receiving::Body {
+                            stream,
+                            chunked: false,
+                            left: length.map_or(Left::Unknown, Left::Bytes),
+                        },
+                        Body::Chunked => Receiving::Body { stream, chunked: true, left: Left::Unknown },
+                    };
+            }
+            Receiving::Body { stream, chunked, left } => match ready!(stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    if *chunked && !data.is_empty() {
+                        answer::chunk(data.len(), &mut self.head);
+                    }
+                    if let Left::Bytes(left) = left {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    self.data = data;
+                }
+                Some(Err(error)) if !is_end(&error) => return Poll::Ready(Err(self.error(&error))),
+                None | Some(Err(_)) => {
+                    let trailers = match stream.poll_trailers(cx) {
+                        Poll::Ready(Ok(trailers)) => trailers,
+                        Poll::Ready(Err(error)) if !is_end(&error) => {
+                            return Poll::Ready(Err(self.error(&error)));
+                        }
+                        Poll::Ready(Err(_)) => None,
+                        Poll::Pending => return Poll::Pending,
+                    };
+                    if *chunked {
+                        answer::last_chunk(trailers.as_ref(), &mut self.head);
+                    }
+                    self.answer = Receiving::Done;
+                }
+            },
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Moves what was rendered into `buf`; true where something moved.
+    fn take(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let before = buf.filled().len();
+        let n = buf.remaining().min(self.head.len() - self.read);
+        buf.put_slice(&self.head[self.read..self.read + n]);
+        self.read += n;
+        if self.read == self.head.len() && !self.data.is_empty() {
+            let n = buf.remaining().min(self.data.len());
+            buf.put_slice(&self.data[..n]);
+            self.data.advance(n);
+            if let Receiving::Body { stream, chunked, .. } = &mut self.answer {
+                // A failure means that the stream is over, and its windows with it.
+                let _ = stream.flow_control().release_capacity(n);
+                if *chunked && self.data.is_empty() {
+                    self.head.clear();
+                    self.head.extend_from_slice(b"\r\n");
+                    self.read = 0;
+                    return self.take(buf) || n > 0;
+                }
+            }
+        }
+        buf.filled().len() > before
+    }
+}
+
+enum SendError {
+    H2(h2::Error),
+    Unfit(String),
+    /// The stream takes no more; why, the answer's side says.
+    Ended,
+}
+
+fn send(
+    stream: &mut SendStream<Bytes>,
+    decoder: &Decoder,
+    held: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), SendError>> {
+    let trailers = match decoder.trailers() {
+        [] => None,
+        lines => Some(request::trailers(lines).map_err(SendError::Unfit)?),
+    };
+    while !held.is_empty() {
+        stream.reserve_capacity(held.len());
+        while stream.capacity() == 0 {
+            match ready!(stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(SendError::H2(error))),
+                None => return Poll::Ready(Err(SendError::Ended)),
+            }
+        }
+        let part = held.split_to(held.len().min(stream.capacity())).freeze();
+        let last = held.is_empty() && decoder.is_done() && trailers.is_none();
+        stream.send_data(part, last).map_err(SendError::H2)?;
+        if last {
+            return Poll::Ready(Ok(()));
+        }
+    }
+    if decoder.is_done() {
+        let end: Option<HeaderMap> = trailers;
+        match end {
+            Some(trailers) => stream.send_trailers(trailers),
+            None => stream.send_data(Bytes::new(), true),
+        }
+        .map_err(SendError::H2)?;
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// The upstream has answered in full and does not want the rest of the request (RFC 9113 section 8.1).
+fn is_end(error: &h2::Error) -> bool {
+    error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
+
+impl AsyncRead for Exchange {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let mut moved = false;
+        // Head and the body's first bytes together: the exchange then writes them together.
+        loop {
+            moved |= this.take(buf);
+            if buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = this.failed.take() {
+                if moved {
+                    this.failed = Some(error);
+                    return Poll::Ready(Ok(()));
+                }
+                return Poll::Ready(Err(error));
+            }
+            match this.poll_next(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => {
+                    (this.request, this.answer) = (Sending::Done, Receiving::Done);
+                    this.failed = Some(error);
+                }
+                Poll::Pending if moved => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Exchange {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let mut taken = match &this.request {
+            Sending::Head => this.open(buf)?,
+            Sending::Body { .. } => {
+                ready!(this.poll_held(cx))?;
+                0
+            }
+            Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        };
+        if let Sending::Body { decoder, held, .. } = &mut this.request {
+            while taken < buf.len() && held.len() < GATHERED {
+                let bad = |error| fault(Reason::Internal, format!("a body that was checked: {error}"));
+                let step = decoder.step(&buf[taken..]).map_err(bad)?;
+                if step.wire == 0 {
+                    break;
+                }
+                taken += step.wire;
+                held.extend_from_slice(&buf[taken - step.payload..taken]);
+            }
+            // What the windows do not let through yet waits here; the next write or the flush waits for it.
+            if let Poll::Ready(Err(error)) = this.poll_held(cx) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_held(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let given_up = match (&self.request, std::mem::replace(&mut self.answer, Receiving::Done)) {
+            (_, Receiving::Nothing) | (Sending::Done, Receiving::Done) => false,
+            // All is there but the frame that says so; a reset would tell the upstream of a failure.
+            (Sending::Done, Receiving::Body { stream, left: Left::Bytes(0), .. }) if self.data.is_empty() => {
+                self.link.wait_for_end(stream);
+                false
+            }
+            _ => true,
+        };
+        self.link.ended(given_up);
+    }
+}
