@@ -84,7 +84,7 @@ impl Upstreams {
             ping: plan.timeouts.ping,
         };
         making.share(tls, info, terms).await.map_err(|error| DialError {
-            reason: Reason::UpstreamClosed,
+            reason: trust::tls_reason(&error).unwrap_or(Reason::UpstreamClosed),
             detail: format!("beginning HTTP/2: {error}"),
             addr: Some(addr),
         })

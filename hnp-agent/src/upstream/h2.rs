@@ -19,6 +19,7 @@ pub(crate) use request::can_carry;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -174,7 +175,7 @@ impl Links {
         io: T,
         info: Rc<ConnectionInfo>,
         settings: Settings,
-    ) -> Result<Rc<Link>, h2::Error> {
+    ) -> io::Result<Rc<Link>> {
         self.made.set(self.made.get() + 1);
         let (link, driver) = Link::begin(io, info, self.made.get(), settings).await?;
         self.drivers.borrow_mut().spawn_local(driver);
@@ -223,7 +224,7 @@ impl Making {
         io: T,
         info: Rc<ConnectionInfo>,
         terms: Terms,
-    ) -> Result<UpstreamConnection, h2::Error> {
+    ) -> io::Result<UpstreamConnection> {
         let streams = self.links.groups.borrow().get(&self.key).map_or(STREAMS, |group| group.streams);
         let settings = Settings { streams, terms };
         let link = self.links.begin(io, info, settings).await?;

@@ -62,6 +62,21 @@ struct State {
     failed: RefCell<Option<Failed>>,
 }
 
+impl State {
+    /// What the connection itself failed of: what TLS said is lost in the library's errors.
+    fn failure(&self) -> Option<io::Error> {
+        match &*self.failed.borrow() {
+            Some(Failed::Tls(error)) => Some(io::Error::new(io::ErrorKind::InvalidData, error.clone())),
+            Some(Failed::Silent(ping)) => {
+                let detail =
+                    format!("the HTTP/2 connection was silent, and no PING was answered within {ping:?}");
+                Some(fault(Reason::UpstreamResponseTimeout, detail))
+            }
+            None => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Failed {
     Tls(rustls::Error),
@@ -97,7 +112,7 @@ impl Link {
         info: Rc<ConnectionInfo>,
         number: u64,
         settings: Settings,
-    ) -> Result<(Rc<Self>, Driver), h2::Error>
+    ) -> io::Result<(Rc<Self>, Driver)>
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -111,7 +126,8 @@ impl Link {
             .max_header_list_size(u32::try_from(settings.terms.head_limit).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
             .handshake::<_, Bytes>(watched)
-            .await?;
+            .await
+            .map_err(|error| state.failure().unwrap_or_else(|| io::Error::other(error)))?;
         let pings = connection.ping_pong();
         let now = Instant::now();
         let driver = drive(connection, pings, settings.terms.ping, state.clone());
@@ -186,17 +202,9 @@ impl Link {
         ending.push_back(stream);
     }
 
-    /// What the connection itself failed of: what TLS said is lost in the library's errors.
+    /// What the connection itself failed of.
     pub(super) fn failure(&self) -> Option<io::Error> {
-        match &*self.state.failed.borrow() {
-            Some(Failed::Tls(error)) => Some(io::Error::new(io::ErrorKind::InvalidData, error.clone())),
-            Some(Failed::Silent(ping)) => {
-                let detail =
-                    format!("the HTTP/2 connection was silent, and no PING was answered within {ping:?}");
-                Some(fault(Reason::UpstreamResponseTimeout, detail))
-            }
-            None => None,
-        }
+        self.state.failure()
     }
 }
 
@@ -325,6 +333,30 @@ impl<T> Watched<T> {
     }
 }
 
+impl<T: AsyncRead + Unpin> Watched<T> {
+    /// A write fails because the other side has closed, and its alert, which says why, may be unread or just
+    /// arriving; either way the read side soon has an end. What else lies there is lost with the connection:
+    /// the library gives that up at the first error.
+    fn written<R>(&mut self, result: io::Result<R>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
+        let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        if result.as_ref().is_err_and(|error| gone.contains(&error.kind())) {
+            let mut scratch = [0; 1024];
+            loop {
+                let mut buf = ReadBuf::new(&mut scratch);
+                match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                    Ok(()) if buf.filled().is_empty() => break,
+                    Ok(()) => {}
+                    Err(error) => {
+                        let _ = self.note::<()>(Err(error));
+                        break;
+                    }
+                }
+            }
+        }
+        Poll::Ready(self.note(result))
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -340,10 +372,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
-        Poll::Ready(self.note(result))
+        self.written(result, cx)
     }
 
     fn poll_write_vectored(
@@ -352,7 +384,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
-        Poll::Ready(self.note(result))
+        self.written(result, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -361,7 +393,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = ready!(Pin::new(&mut self.io).poll_flush(cx));
-        Poll::Ready(self.note(result))
+        self.written(result, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
