@@ -27,6 +27,20 @@ impl Nginx {
     /// When nginx is missing or refuses its configuration.
     #[track_caller]
     pub fn start(topology: &Topology, port: u16, server: &Leaf, clients_ca: &Path) -> Self {
+        Self::start_as(topology, port, server, clients_ca, "")
+    }
+
+    /// The same over HTTP/2, for clients that offer it. After 100 requests it ends a connection.
+    ///
+    /// # Panics
+    /// As [`Nginx::start`].
+    #[track_caller]
+    pub fn start_http2(topology: &Topology, port: u16, server: &Leaf, clients_ca: &Path) -> Self {
+        Self::start_as(topology, port, server, clients_ca, "http2")
+    }
+
+    #[track_caller]
+    fn start_as(topology: &Topology, port: u16, server: &Leaf, clients_ca: &Path, http: &str) -> Self {
         let dir = topology.path(&format!("nginx-{port}"));
         fs::create_dir(&dir).expect("the world's directory is ours");
         let files = server.write(&dir, "server");
@@ -35,12 +49,12 @@ impl Nginx {
             "daemon off; master_process off; user root; pid {at}/pid; error_log stderr info;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n\
-               log_format seen '$ssl_client_verify|$ssl_client_serial|$ssl_client_s_dn|$ssl_protocol|$host|$request_uri|$status';\n\
+               log_format seen '$ssl_client_verify|$ssl_client_serial|$ssl_client_s_dn|$ssl_protocol|$host|$request_uri|$status|$server_protocol|$connection';\n\
                access_log {at}/requests seen;\n\
                client_body_temp_path {at}/body; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f;\n\
                uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
                server {{\n\
-                 listen {port} ssl; listen [::]:{port} ssl;\n\
+                 listen {port} ssl {http}; listen [::]:{port} ssl {http}; keepalive_requests 100;\n\
                  ssl_certificate {certificate}; ssl_certificate_key {key};\n\
                  ssl_client_certificate {ca}; ssl_verify_client on;\n\
                  location / {{ return 200 '$ssl_client_verify|$ssl_client_serial|$ssl_client_s_dn\\n'; }}\n\
@@ -63,7 +77,7 @@ impl Nginx {
     }
 
     /// Waits until there are so many requests; one line each:
-    /// `verify|serial|subject|protocol|host|uri|status`. nginx writes it after the answer.
+    /// `verify|serial|subject|protocol|host|uri|status|http|connection`. nginx writes it after the answer.
     ///
     /// # Panics
     /// When there are not as many within five seconds, or more.

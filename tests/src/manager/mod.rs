@@ -8,6 +8,7 @@
 
 mod behaviour;
 mod fault;
+mod http2;
 mod record;
 
 use std::io;
@@ -26,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub use self::behaviour::NOT_THE_PATTERN;
 pub use self::fault::ALL as FAULTS;
+pub use self::http2::Http2;
 pub use self::record::{Connection, Request, TlsFacts};
 
 use self::record::Records;
@@ -62,7 +64,8 @@ pub struct Setup {
     addrs: Vec<SocketAddr>,
     mode: Mode,
     service: Service,
-    acceptor: Option<TlsAcceptor>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    http2: Option<Http2>,
 }
 
 impl Setup {
@@ -73,7 +76,8 @@ impl Setup {
             addrs: vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)],
             mode: Mode::Plaintext,
             service: Service::Http,
-            acceptor: None,
+            tls: None,
+            http2: None,
         }
     }
 
@@ -103,7 +107,19 @@ impl Setup {
             .with_single_cert(server.chain(), server.key())
             .expect("certificate and key belong together");
         self.mode = mode;
-        self.acceptor = Some(TlsAcceptor::from(Arc::new(config)));
+        self.tls = Some(Arc::new(config));
+        self
+    }
+
+    /// Speaks HTTP/2 with TLS clients that offer it, which it prefers.
+    ///
+    /// # Panics
+    /// Without TLS, of which it is a part here.
+    #[must_use]
+    pub fn http2(mut self, settings: Http2) -> Self {
+        let tls = self.tls.as_mut().and_then(Arc::get_mut).expect("`tls` comes first");
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        self.http2 = Some(settings);
         self
     }
 
@@ -296,10 +312,14 @@ async fn converse(
     }
     let mut first = [0];
     let is_tls = stream.peek(&mut first).await? > 0 && first[0] == 0x16;
-    let io: Box<dyn Stream> = match &setup.acceptor {
-        Some(acceptor) if is_tls => {
-            let tls = acceptor.accept(stream).await?;
+    let io: Box<dyn Stream> = match &setup.tls {
+        Some(config) if is_tls => {
+            let tls = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
             records.handshaken(connection, TlsFacts::of(tls.get_ref().1));
+            if let (Some(settings), Some(b"h2")) = (setup.http2, tls.get_ref().1.alpn_protocol()) {
+                return http2::serve(Box::new(tls), connection, &setup.name, settings, received, records)
+                    .await;
+            }
             Box::new(tls)
         }
         _ => Box::new(stream),
