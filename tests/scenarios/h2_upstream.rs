@@ -49,6 +49,21 @@ fn connections_of_a_burst(upstream_protocol: &str) -> usize {
 }
 
 #[test]
+fn a_burst_waits_for_one_handshake() {
+    // The first connection is over, and what the upstream speaks is known.
+    let scene = Captured::with(Http2 { requests: 50, ..Http2::default() }, one_worker);
+    let target = scene.target().path("/slow?ms=300");
+    let first = Job::Steady { target: scene.target(), rate: 500, connections: 1, seconds: 0.1 };
+    client::run(&scene.pod, &first).assert_all_ok(50);
+    assert_eq!(scene.manager.connections().len(), 1);
+    let burst = Job::Short { targets: vec![target], total: 49, concurrency: 49 };
+    client::run(&scene.pod, &burst).assert_all_ok(49);
+    assert_eq!(scene.manager.connections().len(), 2, "all on the next one");
+    // That requests do make connections of their own where they cannot share, `many_pods_share_few_connections` shows.
+    scene.assert_only_http2();
+}
+
+#[test]
 fn bodies_pass_in_both_directions() {
     let scene = Captured::new();
     for chunked in [false, true] {
