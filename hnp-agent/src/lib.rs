@@ -12,6 +12,7 @@ pub mod crypto;
 pub mod files;
 pub mod generation;
 pub mod handover;
+pub mod http2;
 pub mod identity;
 pub mod kubernetes;
 pub mod memory;

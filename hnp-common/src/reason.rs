@@ -110,7 +110,7 @@ reasons! {
     TlsFromClient = 45, "tls_from_client", Client, 0, "Give the workload an http:// URL for this destination, or set `mode: end-to-end` on the route, with a certificate that the workload trusts, or `mode: tunnel`: then hnp presents none.";
     /// The client speaks a protocol that this route does not carry.
     ProtocolRefused = 46, "protocol_refused", Client, 0, "Set `protocol: opaque` on the route if the bytes are not HTTP.";
-    /// The client's request asks for something hnp does not do on this route (CONNECT, HTTP/2).
+    /// The client's request asks for something hnp does not do on this route (CONNECT).
     NotImplemented = 47, "not_implemented", Client, 501, "Use HTTP/1.1 with an origin-form target.";
     /// The server name in the client's TLS hello (SNI) is not one that this strict route serves.
     SniRefused = 48, "sni_refused", Client, 0, "Add the name to the route's passthrough, or have the client dial another address.";

@@ -165,7 +165,6 @@ fn methods_that_are_not_served_are_refused() {
     let connect =
         format!("CONNECT other.test:443 HTTP/1.1\r\nhost: {MANAGER_NAME}\r\nconnection: close\r\n\r\n");
     desk.refused("CONNECT", "not_implemented", &connect);
-    desk.refused("the preface of HTTP/2", "not_implemented", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     desk.forwarded("an unknown method", &get("").replacen("GET", "PROPFIND", 1));
 }
 

@@ -17,6 +17,7 @@ mod evasion;
 mod foreign_programs;
 mod gateway;
 mod guard;
+mod h2_clients;
 mod h2_upstream;
 mod handover;
 mod http_semantics;

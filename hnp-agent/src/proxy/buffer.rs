@@ -105,8 +105,8 @@ impl Buffer {
         let mut space = ReadBuf::new(&mut self.block[self.end..]);
         let read = Pin::new(reader).poll_read(cx, &mut space);
         let n = space.filled().len();
-        if n == 0 && self.is_empty() {
-            self.give_block_back();
+        if n == 0 {
+            self.release();
         }
         ready!(read)?;
         self.end += n;
@@ -127,6 +127,13 @@ impl Buffer {
     fn take_block(&mut self) {
         if self.block.is_empty() {
             self.block = self.stock.small_block();
+        }
+    }
+
+    /// Gives the block back where nothing is in it, for whoever will not fill it again soon.
+    pub fn release(&mut self) {
+        if self.is_empty() {
+            self.give_block_back();
         }
     }
 

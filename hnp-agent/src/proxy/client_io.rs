@@ -4,7 +4,6 @@
 //! decrypted already counts as readable.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::answer::LAST_WORDS;
+use super::http2::Stream;
 
 /// The bytes' way to and from the client.
 pub enum ClientIo {
@@ -25,22 +25,20 @@ pub enum ClientIo {
     Tcp(TcpStream),
     /// Decrypted. Boxed: a TLS session is some kilobytes.
     Tls(Box<TlsStream<TcpStream>>),
+    /// One request of HTTP/2, as the bytes of HTTP/1.1.
+    Http2(Box<Stream>),
+    /// Somebody else's: of HTTP/2, which its streams are served on.
+    Lent,
 }
 
 impl ClientIo {
-    fn tcp(&self) -> &TcpStream {
+    /// The socket, where it is this client's alone.
+    fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Http2(_) | Self::Lent => None,
         }
-    }
-
-    /// The local address of the connection.
-    ///
-    /// # Errors
-    /// The socket is gone.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp().local_addr()
     }
 
     /// Waits until there may be something to read. Takes no byte, so it can be dropped at any time.
@@ -55,7 +53,10 @@ impl ClientIo {
                 return Ok(());
             }
         }
-        self.tcp().readable().await
+        match self.tcp() {
+            Some(tcp) => tcp.readable().await,
+            None => Ok(()),
+        }
     }
 
     /// Reads what is there without waiting.
@@ -65,10 +66,10 @@ impl ClientIo {
     pub fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.try_read(buf),
-            Self::Tls(tls) => {
+            Self::Tls(_) | Self::Http2(_) | Self::Lent => {
                 let mut buf = ReadBuf::new(buf);
                 // Whoever waits next asks `readable`, which sees what this leaves behind.
-                match Pin::new(tls).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf) {
+                match Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf) {
                     Poll::Ready(result) => result.map(|()| buf.filled().len()),
                     Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
                 }
@@ -77,9 +78,13 @@ impl ClientIo {
     }
 
     /// Makes the close a reset, so that the client cannot take a cut stream for a whole one.
-    pub fn reset_on_close(&self) {
-        // A failure means that the socket is already gone, which is what the caller wants.
-        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    pub fn reset_on_close(&mut self) {
+        if let Self::Http2(stream) = self {
+            stream.reset();
+        } else if let Some(tcp) = self.tcp() {
+            // A failure means that the socket is already gone, which is what the caller wants.
+            let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 
@@ -92,6 +97,8 @@ impl AsyncRead for ClientIo {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Lent => Poll::Ready(Ok(())),
         }
     }
 }
@@ -101,6 +108,8 @@ impl AsyncWrite for ClientIo {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Http2(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Lent => gone(),
         }
     }
 
@@ -112,6 +121,8 @@ impl AsyncWrite for ClientIo {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Self::Http2(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Lent => gone(),
         }
     }
 
@@ -123,6 +134,8 @@ impl AsyncWrite for ClientIo {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Lent => Poll::Ready(Ok(())),
         }
     }
 
@@ -130,8 +143,14 @@ impl AsyncWrite for ClientIo {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Lent => Poll::Ready(Ok(())),
         }
     }
+}
+
+fn gone() -> Poll<io::Result<usize>> {
+    Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
 }
 
 /// Ends a client's TLS here. `hello` is what was read of it already.

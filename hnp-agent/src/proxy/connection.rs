@@ -46,6 +46,7 @@ pub struct Client {
 }
 
 /// A client whose TLS ended here.
+#[derive(Clone)]
 pub struct Admitted {
     /// The route's name.
     pub route: Arc<str>,
@@ -56,6 +57,20 @@ pub struct Admitted {
 }
 
 impl Client {
+    /// The same client, with the bytes of one of its requests.
+    pub fn with_stream(&self, stream: ClientIo) -> Self {
+        Self {
+            stream,
+            flow: self.flow,
+            destination: self.destination,
+            routes: self.routes.clone(),
+            base: self.base.clone(),
+            admitted: self.admitted.clone(),
+            last: self.last,
+            asked: self.asked.as_ref().map(|asked| Box::new(asked.of_stream())),
+        }
+    }
+
     /// The client's certificate, if it was asked for one.
     pub fn certificate(&self) -> Option<&ClientCertificate> {
         self.admitted.as_ref()?.tls.certificate.as_ref()

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod gateway;
 mod hello;
 pub mod http1;
+mod http2;
 pub mod listener;
 pub mod opaque;
 pub mod pulse;

@@ -126,7 +126,7 @@ impl Terms {
         };
         let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&identities)));
         config.alpn_protocols = match mode.onward.protocol {
-            Protocol::Http => vec![b"http/1.1".to_vec()],
+            Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Protocol::Opaque => Vec::new(),
         };
         Ok(Self { config: Arc::new(config), verifier, identities, trust })

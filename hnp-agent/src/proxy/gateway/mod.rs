@@ -53,6 +53,14 @@ impl Asked {
         choose(plan, &client.routes, destination, destination.ip(), Enforcement::Strict, host)
     }
 
+    /// The same for one request of a connection of HTTP/2.
+    pub fn of_stream(&self) -> Self {
+        match self {
+            Self::Tunnel(wanted, _) => Self::Tunnel(wanted.clone(), None),
+            Self::Request(choice, wanted) => Self::Request(*choice, wanted.clone()),
+        }
+    }
+
     /// Host and port, where they were named.
     pub fn wanted(&self) -> Option<&Wanted> {
         match self {

@@ -30,6 +30,8 @@ pub struct Request {
     pub is_head: bool,
     /// Sending it twice does what sending it once does (RFC 9110 section 9.2.2).
     pub idempotent: bool,
+    /// The client takes trailers, and has said so as the next hop must hear it (RFC 9110 section 10.1.4).
+    pub wants_trailers: bool,
     fields: Vec<Field>,
     nominated: Vec<Range<usize>>,
 }
@@ -56,6 +58,7 @@ impl Request {
             framing: Framing::None,
             upgrade: false,
             upgrade_untouched: false,
+            wants_trailers: false,
             nominated: Vec::new(),
             fields: lines.fields,
             method,
@@ -121,6 +124,9 @@ impl Request {
         if self.framing == Framing::Chunked {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
+        if self.wants_trailers && !self.upgrade {
+            out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
+        }
         if self.upgrade {
             for field in self.fields.iter().filter(|f| head[f.name.clone()].eq_ignore_ascii_case(b"upgrade"))
             {
@@ -147,6 +153,7 @@ impl Request {
     fn read_fields(&mut self, head: &[u8]) -> Result<(), HeadError> {
         let (mut length, mut chunked, mut hosts) = (None, false, 0);
         let (mut wants_upgrade, mut upgrades, mut protocols) = (false, 0, 0);
+        let mut takes_trailers = false;
         for field in &self.fields {
             let (name, value) = (&head[field.name.clone()], &head[field.value.clone()]);
             if name.eq_ignore_ascii_case(b"host") {
@@ -176,6 +183,8 @@ impl Request {
                         }
                     }
                 }
+            } else if name.eq_ignore_ascii_case(b"te") {
+                takes_trailers |= list_members(value).any(|member| member.eq_ignore_ascii_case(b"trailers"));
             } else if name.eq_ignore_ascii_case(b"upgrade") {
                 for protocol in list_members(value) {
                     upgrades += 1;
@@ -194,6 +203,8 @@ impl Request {
         if hosts > 1 || (hosts == 0 && !self.http10) {
             return Err(HeadError::Host);
         }
+        let names_te = |range: &Range<usize>| head[range.clone()].eq_ignore_ascii_case(b"te");
+        self.wants_trailers = takes_trailers && self.nominated.iter().any(names_te);
         self.upgrade_untouched = wants_upgrade && upgrades > 0;
         self.upgrade = wants_upgrade && upgrades > 0 && upgrades == protocols && !self.http10;
         Ok(())

@@ -119,6 +119,15 @@ impl Response {
         out.extend_from_slice(b"\r\n");
     }
 
+    /// Names and values of what is the message's own and not its hop's.
+    pub fn fields_of_message<'h>(&self, head: &'h [u8]) -> impl Iterator<Item = (&'h [u8], &'h [u8])> {
+        self.fields.iter().filter_map(move |field| {
+            let name = &head[field.name.clone()];
+            let stays = is_hop_by_hop(name) || self.is_nominated(head, name);
+            (!stays).then(|| (name, &head[field.value.clone()]))
+        })
+    }
+
     fn is_nominated(&self, head: &[u8], name: &[u8]) -> bool {
         // What frames or places the answer is never dropped because `Connection` names it.
         !one_of(name, &["content-length", "content-type", "content-encoding", "set-cookie", "location"])

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hnp_common::Reason;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Decoder, Framing};
@@ -20,10 +21,9 @@ use super::syntax::is_token_byte;
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
-use crate::proxy::gateway;
 use crate::proxy::record::Recording;
-use crate::proxy::tls;
 use crate::proxy::worker::{Lanes, Since, Worker};
+use crate::proxy::{gateway, http2, tls};
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
 
@@ -50,6 +50,8 @@ enum Begun {
     Request(Incoming),
     /// A TLS handshake.
     Tls,
+    /// HTTP/2.
+    Http2,
 }
 
 /// Why no request came out of what the client sent.
@@ -83,6 +85,10 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
                 keep_up(lanes, &mut worker, &mut client);
                 return Box::pin(tls::serve(lanes, worker, client, bytes)).await;
             }
+            Ok(Begun::Http2) => {
+                keep_up(lanes, &mut worker, &mut client);
+                return Box::pin(http2::serve(lanes, worker, client, bytes)).await;
+            }
             Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
         };
         keep_up(lanes, &mut worker, &mut client);
@@ -96,6 +102,24 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
             }
             Next::End(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
         }
+    }
+}
+
+/// Serves the one request of a stream of HTTP/2.
+pub(in crate::proxy) async fn serve_one(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
+    let mut bytes = worker.stock.buffer();
+    match read_request(&worker, &mut client, &mut bytes).await {
+        Ok(Begun::Request(incoming)) => {
+            keep_up(lanes, &mut worker, &mut client);
+            let next = forward::forward(&worker, &mut client, &mut bytes, incoming, &mut None).await;
+            if let Next::Again | Next::Close(_) = next {
+                // A client that is gone takes no answer; the record has been written.
+                let _ = client.stream.shutdown().await;
+            }
+        }
+        // Nothing within a stream begins anew.
+        Ok(Begun::Tls | Begun::Http2) => client.stream.reset_on_close(),
+        Err(refusal) => refuse(&worker, &mut client, refusal).await,
     }
 }
 
@@ -155,6 +179,7 @@ async fn read_request(worker: &Worker, client: &mut Client, bytes: &mut Buffer) 
     let deadline = worker.plan.routes[client.routes[0]].timeouts.head;
     match timeout(deadline, read_head(worker, client, bytes)).await {
         Ok(Ok(None)) => Ok(Begun::Tls),
+        Ok(Ok(Some(head_len))) if bytes.filled()[..head_len] == *http2::PREFACE_HEAD => Ok(Begun::Http2),
         Ok(Ok(Some(head_len))) => parse(bytes, head_len)
             .map(Begun::Request)
             .map_err(|error| Refusal::Answer(reason_of(error.0), error.1)),

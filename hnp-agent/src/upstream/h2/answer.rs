@@ -3,13 +3,11 @@
 //! Framing is chosen here, so that it says what the stream said: a length where the upstream gave one, chunks
 //! (with trailers) where it did not, nothing where there is no body.
 
-use std::io::Write as _;
-
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 
+use crate::http2::fields;
 use crate::proxy::http1::head::content_length;
-use crate::proxy::http1::syntax::forbidden_in_trailer;
 
 /// How the body of an answer is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -53,39 +51,13 @@ pub(super) fn head(
     body
 }
 
-/// Writes what stands before a chunk's data; CRLF follows them.
-pub(super) fn chunk(len: usize, out: &mut Vec<u8>) {
-    write!(out, "{len:x}\r\n").expect("a Vec takes every write");
-}
-
-/// Writes the end of a chunked body. What may only stand in a head is left out: over HTTP/2 it can do no harm,
-/// and it must not cost the answer that came with it.
-pub(super) fn last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"0\r\n");
-    if let Some(trailers) = trailers {
-        fields(trailers, |name| !forbidden_in_trailer(name), out);
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
-fn fields(headers: &HeaderMap, keep: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
-    for (name, value) in headers {
-        let name = name.as_str().as_bytes();
-        if keep(name) {
-            out.extend_from_slice(name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::header::{HeaderName, HeaderValue};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http2::{chunk, last_chunk};
     use crate::proxy::http1::body::{Decoder, Framing};
     use crate::proxy::http1::response::{Asked, Response};
 

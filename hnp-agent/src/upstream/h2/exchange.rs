@@ -15,17 +15,14 @@ use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use hnp_common::Reason;
 use http::Method;
-use http::header::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::answer::{self, Body};
 use super::fault::{self, Unprocessed, fault};
 use super::link::Link;
 use super::request;
+use crate::http2::{GATHERED, SendError, chunk, last_chunk, send};
 use crate::proxy::http1::body::Decoder;
-
-/// Small pieces of a body are put together up to here before they are sent.
-const GATHERED: usize = 16 * 1024;
 
 /// One stream, or the room for one.
 pub struct Exchange {
@@ -195,7 +192,7 @@ impl Exchange {
             Receiving::Body { stream, chunked, left } => match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) => {
                     if *chunked && !data.is_empty() {
-                        answer::chunk(data.len(), &mut self.head);
+                        chunk(data.len(), &mut self.head);
                     }
                     if let Left::Bytes(left) = left {
                         *left = left.saturating_sub(data.len() as u64);
@@ -213,7 +210,7 @@ impl Exchange {
                         Poll::Pending => return Poll::Pending,
                     };
                     if *chunked {
-                        answer::last_chunk(trailers.as_ref(), &mut self.head);
+                        last_chunk(trailers.as_ref(), &mut self.head);
                     }
                     self.answer = Receiving::Done;
                 }
@@ -245,50 +242,6 @@ impl Exchange {
         }
         buf.filled().len() > before
     }
-}
-
-enum SendError {
-    H2(h2::Error),
-    Unfit(String),
-    /// The stream takes no more; why, the answer's side says.
-    Ended,
-}
-
-fn send(
-    stream: &mut SendStream<Bytes>,
-    decoder: &Decoder,
-    held: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), SendError>> {
-    let trailers = match decoder.trailers() {
-        [] => None,
-        lines => Some(request::trailers(lines).map_err(SendError::Unfit)?),
-    };
-    while !held.is_empty() {
-        stream.reserve_capacity(held.len());
-        while stream.capacity() == 0 {
-            match ready!(stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(SendError::H2(error))),
-                None => return Poll::Ready(Err(SendError::Ended)),
-            }
-        }
-        let part = held.split_to(held.len().min(stream.capacity())).freeze();
-        let last = held.is_empty() && decoder.is_done() && trailers.is_none();
-        stream.send_data(part, last).map_err(SendError::H2)?;
-        if last {
-            return Poll::Ready(Ok(()));
-        }
-    }
-    if decoder.is_done() {
-        let end: Option<HeaderMap> = trailers;
-        match end {
-            Some(trailers) => stream.send_trailers(trailers),
-            None => stream.send_data(Bytes::new(), true),
-        }
-        .map_err(SendError::H2)?;
-    }
-    Poll::Ready(Ok(()))
 }
 
 /// The upstream has answered in full and does not want the rest of the request (RFC 9113 section 8.1).

@@ -109,23 +109,6 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
     Ok(Opening { request, framing, len })
 }
 
-/// Trailers as they stand behind a chunked body, checked by its decoder.
-///
-/// # Errors
-/// They are none: a mistake of hnp's.
-pub(super) fn trailers(lines: &[u8]) -> Result<HeaderMap, Unfit> {
-    let mut trailers = HeaderMap::new();
-    for line in lines.split(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
-        let name = HeaderName::from_bytes(&line[..colon]).map_err(|error| error.to_string())?;
-        let value =
-            HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|error| error.to_string())?;
-        trailers.append(name, value);
-    }
-    Ok(trailers)
-}
-
 /// RFC 9113 section 8.2.2: no field of one hop but `te: trailers`.
 fn stays_on_its_hop(name: &[u8], value: &[u8]) -> bool {
     let wants_trailers = || {
@@ -182,13 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn a_chunked_body_has_no_field_and_its_trailers_are_fields() {
+    fn a_chunked_body_has_no_field() {
         let opening =
             opening(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").unwrap();
         assert_eq!(opening.framing, Framing::Chunked);
         assert!(opening.request.headers().is_empty());
-        let trailers = trailers(b"X-Sum: 1\r\nx-sum:2\r\n").unwrap();
-        assert_eq!(trailers.get_all("x-sum").iter().collect::<Vec<_>>(), ["1", "2"]);
     }
 
     #[test]

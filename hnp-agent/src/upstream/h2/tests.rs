@@ -83,9 +83,9 @@ impl Pair {
 }
 
 fn info() -> Rc<ConnectionInfo> {
-    let addr = "192.0.2.1:443".parse().unwrap();
+    let addr: std::net::SocketAddr = "192.0.2.1:443".parse().unwrap();
     Rc::new(ConnectionInfo {
-        way: Arc::new(WayRecord::direct(addr)),
+        way: Arc::new(WayRecord::direct(addr.to_string())),
         addr,
         connect: Duration::ZERO,
         tls_version: None,
@@ -461,11 +461,11 @@ proptest! {
             let (head, wire) = if chunked {
                 let mut wire = Vec::new();
                 for chunk in &chunks {
-                    answer::chunk(chunk.len(), &mut wire);
+                    crate::http2::chunk(chunk.len(), &mut wire);
                     wire.extend_from_slice(chunk);
                     wire.extend_from_slice(b"\r\n");
                 }
-                answer::last_chunk(None, &mut wire);
+                crate::http2::last_chunk(None, &mut wire);
                 ("Transfer-Encoding: chunked".to_owned(), wire)
             } else {
                 (format!("Content-Length: {}", body.len()), body.clone())
