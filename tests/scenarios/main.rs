@@ -16,6 +16,7 @@ mod enforcement;
 mod evasion;
 mod foreign_programs;
 mod gateway;
+mod grpc;
 mod guard;
 mod h2_clients;
 mod h2_upstream;
