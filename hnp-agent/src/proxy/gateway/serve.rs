@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hnp_common::Reason;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -23,6 +24,7 @@ use crate::proxy::flow::Flow;
 use crate::proxy::http1::forward::{self, Next};
 use crate::proxy::http1::head::HeadError;
 use crate::proxy::http1::serve::{self as http1, Incoming, Refusal};
+use crate::proxy::http2::{self, Patience};
 use crate::proxy::record::Recording;
 use crate::proxy::worker::{Lanes, Worker};
 use crate::telemetry::record::HttpRecord;
@@ -159,6 +161,11 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
         }
         let head_len = match (&opening, head_len) {
             (Opening::Connect | Opening::Request, Some(head_len)) => head_len,
+            (Opening::Http2, Some(_)) => {
+                let patience = Patience { head: timeouts.head, idle: timeouts.idle };
+                let one = |one| stream(lanes, one);
+                return Box::pin(http2::serve(&worker, client, bytes, patience, one)).await;
+            }
             (Opening::Tls | Opening::Http2, _) | (_, None) => {
                 let detail = Reason::GatewayProtocol.fix().to_owned();
                 return turn_away(&worker, &mut client, &opening, Reason::GatewayProtocol, detail).await;
@@ -176,48 +183,92 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
                 }
             }
         }
-        let incoming = match http1::parse(&bytes, head_len) {
-            Ok(incoming) => incoming,
-            Err((Some(HeadError::Target), _)) if wants_https(&bytes.filled()[..head_len]) => {
-                let detail = "https:// in the clear; clients send CONNECT for it".to_owned();
-                let nothing = HttpRecord { method: String::new(), path: String::new(), status: 0 };
-                return refuse(&worker, &mut client, nothing, Reason::ConnectRequired, detail, false).await;
-            }
-            Err((error, detail)) => {
-                let refusal = Refusal::Answer(http1::reason_of(error), detail);
-                return http1::refuse(&worker, &mut client, refusal).await;
-            }
+        let next = match request(&worker, gateway, &mut client, &mut bytes, head_len, &mut kept).await {
+            Some(next) => next,
+            None => return,
         };
-        let head = &bytes.filled()[..head_len];
-        let (form, wanted, verdict) = judge(&worker.plan, gateway, &incoming, head);
-        client.base.destination = Some(dialled(form, wanted.as_ref()));
-        let choice = match verdict {
-            Verdict::Go(choice) => choice,
-            Verdict::Refuse(reason, detail) => {
-                let (record, is_head) = (http_record(&incoming, head), incoming.request.is_head);
-                return refuse(&worker, &mut client, record, reason, detail, is_head).await;
-            }
-        };
-        let (Choice::Serve(route) | Choice::Passthrough(route) | Choice::Refuse(route)) = choice;
-        client.routes = vec![route];
-        client.destination = wanted.as_ref().map_or(NOWHERE, Wanted::place);
-        // A connection to one name is none to another.
-        let mut same = kept.take().filter(|(name, _)| Some(name) == wanted.as_ref()).map(|(_, kept)| kept);
-        client.asked = Some(Box::new(Asked::Request(choice, wanted.clone())));
-        // Boxed: a connection that waits must not hold the room that a request takes.
-        let next = Box::pin(forward::forward(&worker, &mut client, &mut bytes, incoming, &mut same)).await;
-        kept = wanted.zip(same);
+        let route = client.routes.first().copied();
         match next {
             Next::Again => buffer = Some(bytes),
             Next::Close(reason) => {
-                worker.stats.connection_ended(Some(route), reason);
+                worker.stats.connection_ended(route, reason);
                 return answer::linger(&mut client.stream).await;
             }
-            Next::End(reason) => return worker.stats.connection_ended(Some(route), reason),
+            Next::End(reason) => return worker.stats.connection_ended(route, reason),
         }
         // Places in this worker's Plan; the next request may meet another.
         client.routes.clear();
         (client.asked, client.base.destination) = (None, None);
+    }
+}
+
+/// One request in origin-form or absolute-form: judged, and forwarded. `None`: it was refused, and the connection
+/// has ended.
+async fn request(
+    worker: &Worker,
+    gateway: &Gateway,
+    client: &mut Client,
+    bytes: &mut Buffer,
+    head_len: usize,
+    kept: &mut Option<(Wanted, UpstreamConnection)>,
+) -> Option<Next> {
+    let incoming = match http1::parse(bytes, head_len) {
+        Ok(incoming) => incoming,
+        Err((Some(HeadError::Target), _)) if wants_https(&bytes.filled()[..head_len]) => {
+            let detail = "https:// in the clear; clients send CONNECT for it".to_owned();
+            let nothing = HttpRecord { method: String::new(), path: String::new(), status: 0 };
+            refuse(worker, client, nothing, Reason::ConnectRequired, detail, false).await;
+            return None;
+        }
+        Err((error, detail)) => {
+            let refusal = Refusal::Answer(http1::reason_of(error), detail);
+            http1::refuse(worker, client, refusal).await;
+            return None;
+        }
+    };
+    let head = &bytes.filled()[..head_len];
+    let (form, wanted, verdict) = judge(&worker.plan, gateway, &incoming, head);
+    client.base.destination = Some(dialled(form, wanted.as_ref()));
+    let choice = match verdict {
+        Verdict::Go(choice) => choice,
+        Verdict::Refuse(reason, detail) => {
+            let (record, is_head) = (http_record(&incoming, head), incoming.request.is_head);
+            refuse(worker, client, record, reason, detail, is_head).await;
+            return None;
+        }
+    };
+    let (Choice::Serve(route) | Choice::Passthrough(route) | Choice::Refuse(route)) = choice;
+    client.routes = vec![route];
+    client.destination = wanted.as_ref().map_or(NOWHERE, Wanted::place);
+    // A connection to one name is none to another.
+    let mut same = kept.take().filter(|(name, _)| Some(name) == wanted.as_ref()).map(|(_, kept)| kept);
+    client.asked = Some(Box::new(Asked::Request(choice, wanted.clone())));
+    // Boxed: a connection that waits must not hold the room that a request takes.
+    let next = Box::pin(forward::forward(worker, client, bytes, incoming, &mut same)).await;
+    *kept = wanted.zip(same);
+    Some(next)
+}
+
+/// One request of a client that speaks HTTP/2.
+async fn stream(lanes: &Lanes, mut client: Box<Client>) {
+    let worker = lanes.newest();
+    let Some(gateway) = &worker.plan.gateway else { return client.stream.reset_on_close() };
+    let addr = client.flow.client.ip();
+    let mut bytes = worker.stock.buffer();
+    let head_len =
+        match timeout(gateway.timeouts.head, http1::read_head(&worker, &mut client, &mut bytes)).await {
+            Ok(Ok(Some(head_len))) => head_len,
+            Ok(Err(refusal)) => return http1::refuse(&worker, &mut client, refusal).await,
+            Ok(Ok(None)) | Err(_) => return client.stream.reset_on_close(),
+        };
+    if !gateway.serves(addr, worker.plan.knows_callers()) {
+        return turn_away(&worker, &mut client, &Opening::Request, Reason::CallerRefused, outside(addr))
+            .await;
+    }
+    let next = request(&worker, gateway, &mut client, &mut bytes, head_len, &mut None).await;
+    if let Some(Next::Again | Next::Close(_)) = next {
+        // A client that is gone takes no answer; the record has been written.
+        let _ = client.stream.shutdown().await;
     }
 }
 
@@ -264,7 +315,6 @@ async fn turn_away(
     reason: Reason,
     detail: String,
 ) {
-    use tokio::io::AsyncWriteExt as _;
     let method = match opening {
         Opening::Connect => "CONNECT",
         Opening::Request | Opening::Http2 => "",

@@ -21,6 +21,7 @@ use super::syntax::is_token_byte;
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::Client;
+use crate::proxy::http2::Patience;
 use crate::proxy::record::Recording;
 use crate::proxy::worker::{Lanes, Since, Worker};
 use crate::proxy::{gateway, http2, tls};
@@ -87,7 +88,10 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
             }
             Ok(Begun::Http2) => {
                 keep_up(lanes, &mut worker, &mut client);
-                return Box::pin(http2::serve(lanes, worker, client, bytes)).await;
+                let timeouts = &worker.plan.routes[client.routes[0]].timeouts;
+                let patience = Patience { head: timeouts.head, idle: timeouts.idle };
+                let one = |stream| serve_one(lanes, worker.clone(), stream);
+                return Box::pin(http2::serve(&worker, client, bytes, patience, one)).await;
             }
             Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
         };
@@ -106,7 +110,7 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
 }
 
 /// Serves the one request of a stream of HTTP/2.
-pub(in crate::proxy) async fn serve_one(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
+async fn serve_one(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
     let mut bytes = worker.stock.buffer();
     match read_request(&worker, &mut client, &mut bytes).await {
         Ok(Begun::Request(incoming)) => {

@@ -9,8 +9,8 @@ mod stream;
 
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -22,9 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::buffer::Buffer;
 use super::client_io::ClientIo;
 use super::connection::Client;
-use super::http1::serve as http1;
 use super::record::Recording;
-use super::worker::{Lanes, Worker};
+use super::worker::Worker;
 pub(super) use stream::Stream;
 
 /// What a client says first (RFC 9113 section 3.4), up to where HTTP/1.1 would take it for a head.
@@ -41,10 +40,25 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
 /// What one stream may have waiting for its client: one large block of the relay.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Serves a client that has begun with [`PREFACE_HEAD`], which is still in `bytes`.
-pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Client>, bytes: Buffer) {
-    let route = client.routes[0];
-    let timeouts = worker.plan.routes[route].timeouts;
+/// How long a client may take.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// Until its side of the connection is set up.
+    pub(super) head: Duration,
+    /// Without a request.
+    pub(super) idle: Duration,
+}
+
+/// Serves a client that has begun with [`PREFACE_HEAD`], which is still in `bytes`: each of its requests by `one`.
+pub(super) async fn serve<F: Future<Output = ()>>(
+    worker: &Worker,
+    mut client: Box<Client>,
+    bytes: Buffer,
+    patience: Patience,
+    one: impl Fn(Box<Client>) -> F,
+) {
+    // A client of the gateway has none before it has asked.
+    let route = client.routes.first().copied();
     let io = Begun { bytes, io: std::mem::replace(&mut client.stream, ClientIo::Lent) };
     let mut builder = Builder::new();
     builder
@@ -53,28 +67,27 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(worker.plan.limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER);
-    let mut connection = match timeout(timeouts.head, builder.handshake(io)).await {
+    let mut connection = match timeout(patience.head, builder.handshake(io)).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return broken(&worker, &client, &error),
-        Err(_) => return worker.stats.connection_ended(Some(route), Reason::HeadTimeout),
+        Ok(Err(error)) => return broken(worker, &client, &error),
+        Err(_) => return worker.stats.connection_ended(route, Reason::HeadTimeout),
     };
     let mut requests = FuturesUnordered::new();
-    let mut idle = Box::pin(sleep_until(Instant::now() + timeouts.idle));
+    let mut idle = Box::pin(sleep_until(Instant::now() + patience.idle));
     let mut leaving = false;
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     let stream = ClientIo::Http2(Box::new(Stream::new(request, respond)));
-                    let client = Box::new(client.with_stream(stream));
-                    requests.push(Box::pin(http1::serve_one(lanes, worker.clone(), client)));
+                    requests.push(Box::pin(one(Box::new(client.with_stream(stream)))));
                 }
                 // Those that run are dropped, and their records say that the client has gone.
-                Some(Err(error)) => return broken(&worker, &client, &error),
+                Some(Err(error)) => return broken(worker, &client, &error),
                 None => break,
             },
             Some(()) = requests.next(), if !requests.is_empty() => {
-                idle.as_mut().reset(Instant::now() + timeouts.idle);
+                idle.as_mut().reset(Instant::now() + patience.idle);
             }
             () = worker.stop.cancelled(), if !leaving => {
                 leaving = true;
@@ -85,21 +98,21 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
                 connection.graceful_shutdown();
             }
             () = worker.kill.cancelled() => {
-                return worker.stats.connection_ended(Some(route), Reason::Drained);
+                return worker.stats.connection_ended(route, Reason::Drained);
             }
         }
     }
-    worker.stats.connection_ended(Some(route), Reason::Ok);
+    worker.stats.connection_ended(route, Reason::Ok);
 }
 
 /// A client that breaks the protocol is told so by GOAWAY; here it is written down. One that goes is not.
 fn broken(worker: &Worker, client: &Client, error: &h2::Error) {
-    let route = client.routes[0];
+    let route = client.routes.first().copied();
     if error.is_io() || error.is_remote() {
-        return worker.stats.connection_ended(Some(route), Reason::ClientGone);
+        return worker.stats.connection_ended(route, Reason::ClientGone);
     }
     let mut recording = Recording::begin(worker, client.base.clone());
-    recording.record.route = Some(worker.plan.routes[route].name.clone());
+    recording.record.route = route.map(|route| worker.plan.routes[route].name.clone());
     recording.finish(Reason::BadRequest, Some(format!("HTTP/2: {error}")));
 }
 
