@@ -54,6 +54,8 @@ struct Load {
     path: &'static str,
     connections: usize,
     keys: &'static [Key],
+    /// Towards the manager hnp speaks HTTP/2, and the others what they speak.
+    http2: bool,
     /// Windows as long.
     windows: u32,
     figures: &'static [Figure],
@@ -68,13 +70,14 @@ struct Figure {
 
 const PER_REQUEST: fn(&Outcome) -> f64 = |outcome| outcome.cpu_seconds * 1e6 / outcome.requests as f64;
 
-const LOADS: [Load; 4] = [
+const LOADS: [Load; 5] = [
     Load {
         what: "keep-alive",
         how: load::Kind::KeepAlive,
         path: SMALL,
         connections: CONNECTIONS,
         keys: &[Key::Rsa],
+        http2: false,
         windows: 1,
         figures: &[Figure {
             what: "CPU per request",
@@ -84,11 +87,27 @@ const LOADS: [Load; 4] = [
         }],
     },
     Load {
+        what: "keep-alive, HTTP/2 upstream",
+        how: load::Kind::KeepAlive,
+        path: SMALL,
+        connections: CONNECTIONS,
+        keys: &[Key::Rsa],
+        http2: true,
+        windows: 1,
+        figures: &[Figure {
+            what: "CPU per request",
+            unit: "us",
+            aim: Some(Aim::Ratio(0.65)),
+            of: PER_REQUEST,
+        }],
+    },
+    Load {
         what: "a connection per request",
         how: load::Kind::New,
         path: SMALL,
         connections: CONNECTIONS,
         keys: &[Key::Rsa, Key::P256],
+        http2: false,
         windows: 1,
         figures: &[Figure {
             what: "CPU per request",
@@ -103,6 +122,7 @@ const LOADS: [Load; 4] = [
         path: LARGE,
         connections: STREAMS,
         keys: &[Key::Rsa],
+        http2: false,
         windows: 1,
         figures: &[Figure {
             what: "CPU per GB",
@@ -118,6 +138,7 @@ const LOADS: [Load; 4] = [
         connections: CONNECTIONS,
         keys: &[Key::Rsa],
         // The hundredth part of the samples is to be more than a handful.
+        http2: false,
         windows: 2,
         figures: &[
             Figure { what: "p50", unit: "us", aim: None, of: |outcome| outcome.p50 },
@@ -186,7 +207,7 @@ impl Bench<'_> {
                 all.push(&hnp);
                 let turns = round % all.len();
                 all.rotate_left(turns);
-                for load in &LOADS {
+                for load in LOADS.iter().filter(|load| kind == Kind::Http || !load.http2) {
                     progress(&format!(
                         "round {} of {}: {kind:?}, {}",
                         round + 1,
@@ -207,7 +228,11 @@ impl Bench<'_> {
     fn in_turns(&mut self, load: &Load, kind: Kind, proxies: &[&Proxy]) -> Result<()> {
         for &key in load.keys {
             for proxy in proxies {
-                let mut job = job(load.how, Stage::address(proxy.program, kind, key), self.extent.window);
+                let to = match proxy.program {
+                    Program::Hnp if load.http2 => Stage::http2(),
+                    program => Stage::address(program, kind, key),
+                };
+                let mut job = job(load.how, to, self.extent.window);
                 job.milliseconds *= u64::from(load.windows);
                 job.path = load.path.to_owned();
                 job.connections = load.connections;

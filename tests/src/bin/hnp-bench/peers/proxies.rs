@@ -22,6 +22,8 @@ use crate::connect::take_off;
 
 /// Where the manager listens, with TLS and nothing else.
 pub(super) const MANAGER: u16 = 8443;
+/// The same, where it speaks HTTP/2 with those who offer it.
+const MANAGER_HTTP2: u16 = 8444;
 /// The node's address that the first pod has for a gateway.
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 /// What is asked for: a kibibyte, and more than a window takes.
@@ -141,7 +143,7 @@ impl Stage {
         let server = self.scene.server.write(&dir, "server");
         let clients = self.scene.clients.write(&dir, "clients");
         let at = dir.display();
-        let conf = text::manager(&dir, &server, &clients, MANAGER);
+        let conf = text::manager(&dir, &server, &clients, MANAGER, MANAGER_HTTP2);
         let place = self.scene.manager_side();
         let command = self.nginx(&place, &dir, &conf)?;
         let running = self.spawn_beside(command)?;
@@ -182,6 +184,11 @@ impl Stage {
         }
     }
 
+    /// Where clients of hnp dial for the manager that speaks HTTP/2.
+    pub(super) fn http2() -> SocketAddr {
+        (MANAGER4, 90).into()
+    }
+
     /// The roots of the manager's certificate.
     pub(super) fn roots(&self) -> &Path {
         &self.scene.roots
@@ -212,6 +219,11 @@ impl Stage {
                 config = config.identity(&identity, self.identity(key));
             }
         }
+        let port = Self::http2().port();
+        let destinations = [format!("{MANAGER_NAME}:{port}"), format!("{MANAGER4}:{port}")];
+        let upstream = format!("https://{MANAGER_NAME}:{MANAGER_HTTP2}");
+        let route = Route::strict("http2", &destinations.each_ref().map(String::as_str), &upstream);
+        config = config.route(route.with("client-rsa", TRUST));
         let mut agent =
             on(&self.cpus.proxy, || Agent::spawn(self.scene.agent_place(), &config, CAPABILITIES))?;
         agent.wait_until_ready();

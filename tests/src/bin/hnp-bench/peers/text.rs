@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 8000;
 const POOL: usize = 128;
 const KEYS: [Key; 2] = [Key::Rsa, Key::P256];
 
-pub(super) fn manager(dir: &Path, server: &Files, clients: &Path, port: u16) -> String {
+pub(super) fn manager(dir: &Path, server: &Files, clients: &Path, port: u16, http2: u16) -> String {
     let at = dir.display();
     format!(
         "{}\
@@ -23,7 +23,7 @@ pub(super) fn manager(dir: &Path, server: &Files, clients: &Path, port: u16) -> 
            {}\
            root {at}; sendfile on; keepalive_requests 1000000000; keepalive_timeout 600s;\n\
            server {{\n\
-             listen {port} ssl backlog=4096;\n\
+             listen {port} ssl backlog=4096; listen {http2} ssl http2 backlog=4096;\n\
              ssl_certificate {}; ssl_certificate_key {};\n\
              ssl_client_certificate {}; ssl_verify_client on;\n\
              ssl_session_cache shared:manager:8m; ssl_protocols TLSv1.2 TLSv1.3;\n\
