@@ -124,7 +124,6 @@ fn what_cannot_be_understood_or_served_here_says_so() {
     assert_eq!(alert.bytes.first(), Some(&21), "an alert: {alert:?}");
     case.agent.access_line_with("gateway_protocol");
     for (request, wanted, status) in [
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "gateway_protocol", 501),
         ("GET https://manager.hnp.test/ HTTP/1.1\r\nHost: manager.hnp.test\r\n\r\n", "connect_required", 400),
         ("GET http://manager.hnp.test/ HTTP/1.1\r\nHost: other\r\n\r\n", "bad_request", 400),
         ("GET ftp://manager.hnp.test/ HTTP/1.1\r\nHost: manager.hnp.test\r\n\r\n", "bad_request", 400),

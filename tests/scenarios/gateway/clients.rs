@@ -17,6 +17,26 @@ use super::{Gateway, node_of, start, strict, uncaptured};
 const GIT_SERVER: &str = include_str!("../../clients/git_server.py");
 
 #[test]
+fn requests_over_http2_in_every_form() {
+    let case = Gateway::new();
+    let node = node_of(&case.pod);
+    let curl = |arguments: &[&str]| {
+        let command =
+            case.pod.command("curl").args(["-sS", "--http2-prior-knowledge", "-w", " %{http_version}"]);
+        command.args(arguments).run()
+    };
+    let own = format!("http://{node}:7777/hello");
+    let named = ["-H", "Host: manager.hnp.test", &own];
+    for arguments in [&[own.as_str()][..], &named] {
+        let answer = curl(arguments);
+        assert!(answer.ok().contains("\"manager\":\"manager\"") && answer.text().ends_with(" 2"), "{answer}");
+        assert_eq!(case.manager.last_request().expect("one came").client_serial(), case.scene.client_serial);
+    }
+    // The control: straight to the manager, which speaks TLS alone.
+    assert!(!curl(&[&format!("http://{MANAGER_NAME}/hello")]).status.success());
+}
+
+#[test]
 fn proxy_url_by_an_agent_without_any_capability() {
     // A pod with PROXY_URL=http://node:7777 sends origin-form, and the gateway's own name as Host.
     let case = Gateway::new();
