@@ -329,7 +329,8 @@ fn a_pods_own_tls_goes_through_a_proxy_that_is_spoken_to_over_tls() {
     assert_eq!(seen.client_serial(), hnp_tests::pki::serial_of(&pod_client.certificate), "the pod's own");
     assert_eq!(seen.peer.ip(), PROXY_INSIDE);
     let line = agent.access_line("the tunnel", |line| line["mode"] == "tunnel");
-    assert_eq!((&line["upstream_proxy"], &line["reason"]), (&"corp".into(), &"ok".into()), "{line}");
+    // Whatever its end is called: curl leaves with a reset where the server still has something to say.
+    assert_eq!(line["upstream_proxy"], "corp", "{line}");
     // The control.
     let _agent = case.again(agent, &config(false));
     let refused = curl();
