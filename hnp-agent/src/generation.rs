@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::config::end_to_end::EndToEnd;
+use crate::config::end_to_end::{EndToEnd, PodTls};
 use crate::config::plan::{Plan, RouteIndex};
 use crate::identity::snapshot::SharedIdentity;
-use crate::serving::{Serving, Terms, Unavailable};
+use crate::serving::{Place, Serving, Terms, Unavailable};
 use crate::trust::snapshot::SharedTrust;
 
 /// A Plan in force, and what its identities and trusts stand for at the moment.
@@ -44,7 +44,16 @@ impl Generation {
     /// # Errors
     /// What it needs could not be loaded.
     pub fn terms(&self, route: RouteIndex, mode: &EndToEnd) -> Result<Arc<Terms>, Unavailable> {
-        self.serving.terms(&self.plan, route, mode, &self.identities, &self.trusts)
+        let place = Place::Route(route, mode.onward.protocol);
+        self.serving.terms(&self.plan, place, &mode.tls, &self.identities, &self.trusts)
+    }
+
+    /// The same for the gateway's own port.
+    ///
+    /// # Errors
+    /// What it needs could not be loaded.
+    pub fn gateway_terms(&self, tls: &PodTls) -> Result<Arc<Terms>, Unavailable> {
+        self.serving.terms(&self.plan, Place::Gateway, tls, &self.identities, &self.trusts)
     }
 }
 

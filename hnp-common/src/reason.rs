@@ -189,8 +189,8 @@ reasons! {
     ConnectRequired = 113, "connect_required", Client, 400, "Have the client send CONNECT for https:// URLs, or give it an http:// URL: then the gateway adds the TLS.";
     /// A name that is let through resolves to an address to which the gateway lets nobody.
     AddressRefused = 114, "address_refused", Client, 403, "The message names the address; look at the name's DNS records.";
-    /// The client speaks TLS to the gateway's own port.
-    GatewayProtocol = 115, "gateway_protocol", Client, 501, "Give the workload an http:// URL for the gateway.";
+    /// The client speaks TLS to the gateway's own port, which ends none.
+    GatewayProtocol = 115, "gateway_protocol", Client, 501, "Give the workload an http:// URL for the gateway, or set `gateway.tls`.";
     /// A bug in hnp.
     Internal = 99, "internal", Local, 500, "Please report it with the log.";
 

@@ -1,4 +1,4 @@
-//! Routes that end pods' TLS: what is shown to pods, and which certificates they must hold.
+//! Where pods' TLS ends, on a route or at the gateway: what is shown to pods, and which certificates they must hold.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +10,13 @@ use super::plan::{NamePattern, ReverseProxy};
 pub struct EndToEnd {
     /// How what was decrypted goes on.
     pub onward: ReverseProxy,
+    /// On what terms pods' TLS ends.
+    pub tls: PodTls,
+}
+
+/// On what terms pods' TLS ends at the agent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodTls {
     /// Indices into [`Plan::identities`](super::plan::Plan::identities) of what is shown to pods, by SNI; the first where no other fits. Never
     /// empty.
     pub serving: Vec<usize>,

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::end_to_end::{ClientAuth, PodTls};
 use super::plan::{Cidr, Mode, Plan, Protocol, Route, RouteIndex};
 
 /// The gateway.
@@ -19,6 +20,8 @@ pub struct Gateway {
     pub sources: Vec<Cidr>,
     /// The route for requests that name no destination, as it was written.
     pub route: Option<Arc<str>>,
+    /// On what terms clients' TLS ends on its own port; `None`: TLS is refused there.
+    pub tls: Option<PodTls>,
     /// Its deadlines.
     pub timeouts: GatewayTimeouts,
 }
@@ -40,6 +43,11 @@ impl Gateway {
     pub fn serves(&self, addr: IpAddr, known: bool) -> bool {
         let listed = || self.sources.iter().any(|range| range.contains(addr));
         if known { self.sources.is_empty() || listed() } else { listed() }
+    }
+
+    /// Whether somebody may come from anywhere who shows a certificate.
+    pub fn certifies(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None)
     }
 
     /// The route for requests that name no destination: the one that was written, or the only one that

@@ -67,6 +67,7 @@ fn all_keys() -> Vec<String> {
     let all: Vec<String> = [
         below("capture", CAPTURE),
         below("gateway", gateway::KEYS).into_iter().filter(|key| key != "gateway.timeouts").collect(),
+        below("gateway.tls", modes::END_TO_END),
         below("gateway.timeouts", gateway::TIMEOUTS),
         below("identities.NAME", IDENTITY),
         below("trusts.NAME", TRUST),
@@ -111,6 +112,8 @@ pub(super) fn plan(
     let cluster = kubernetes.is_some();
     let mut named =
         routes::References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
+    let gateway_section = r.section(&top, "gateway", gateway::KEYS);
+    let gateway_tls = gateway::tls(&mut r, &gateway_section, &mut named);
     let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
     let limits = limits(&mut r, &top);
     if capture.mode == CaptureMode::On && capture.connections_per_pod as usize >= limits.connections {
@@ -137,7 +140,7 @@ pub(super) fn plan(
         trusts: trusts.list,
         upstream_proxies: proxies.list.iter().map(|one| Arc::clone(&one.proxy)).collect(),
     };
-    plan.gateway = gateway::gateway(&mut r, &top, &plan);
+    plan.gateway = gateway::gateway(&mut r, &top, &gateway_section, gateway_tls, &plan);
     r.finish().map(|warnings| (plan, warnings)).map_err(errors)
 }
 

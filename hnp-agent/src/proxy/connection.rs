@@ -48,7 +48,7 @@ pub struct Client {
 /// A client whose TLS ended here.
 #[derive(Clone)]
 pub struct Admitted {
-    /// The route's name.
+    /// The route's name, or the gateway's.
     pub route: Arc<str>,
     /// Whom it let in.
     pub terms: Arc<Terms>,

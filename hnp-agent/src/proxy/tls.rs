@@ -9,6 +9,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt as _;
@@ -26,7 +27,7 @@ use super::relay::relay;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
-use crate::serving::reason;
+use crate::serving::{Terms, reason};
 
 /// What becomes of a hello.
 enum Verdict {
@@ -74,7 +75,7 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
 /// or the bytes, have theirs.
 async fn end(
     worker: &Worker,
-    mut client: Box<Client>,
+    client: Box<Client>,
     hello: &Buffer,
     mut recording: Recording<'_>,
     route: RouteIndex,
@@ -89,20 +90,40 @@ async fn end(
             return None;
         }
     };
+    let ending = Ending { terms, name: plan.name.clone(), deadline: plan.timeouts.tls };
+    handshake(client, hello, recording, ending).await.map(|client| (client, mode.onward.protocol))
+}
+
+/// What a handshake needs.
+pub(super) struct Ending {
+    pub(super) terms: Arc<Terms>,
+    /// Who made the terms.
+    pub(super) name: Arc<str>,
+    pub(super) deadline: Duration,
+}
+
+/// The handshake; see [`end`].
+pub(super) async fn handshake(
+    mut client: Box<Client>,
+    hello: &Buffer,
+    recording: Recording<'_>,
+    ending: Ending,
+) -> Option<Box<Client>> {
+    let Ending { terms, name, deadline } = ending;
     let ClientIo::Tcp(tcp) = client.stream else {
-        recording.finish(Reason::Internal, Some("TLS within TLS".into()));
+        let detail = "TLS within TLS that ended here; it can only be tunnelled".to_owned();
+        refuse(client, recording, Reason::TlsFromClient, detail).await;
         return None;
     };
-    let deadline = plan.timeouts.tls;
     let (reason, detail) = match timeout(deadline, end_tls(tcp, &terms.config, hello.filled())).await {
         Ok(Ok(stream)) => match terms.readmits(stream.get_ref().1) {
             Ok(tls) => {
                 let tls = Arc::new(tls);
                 client.base.client_tls = Some(Arc::clone(&tls));
-                client.admitted = Some(Box::new(Admitted { route: plan.name.clone(), terms, tls }));
+                client.admitted = Some(Box::new(Admitted { route: name, terms, tls }));
                 client.stream = ClientIo::Tls(Box::new(stream));
                 recording.forget();
-                return Some((client, mode.onward.protocol));
+                return Some(client);
             }
             Err(error) => {
                 ClientIo::Tls(Box::new(stream)).reset_on_close();
@@ -241,7 +262,12 @@ async fn carry(
     recording.finish(reason, relayed.detail);
 }
 
-async fn refuse(mut client: Box<Client>, recording: Recording<'_>, reason: Reason, detail: String) {
+pub(super) async fn refuse(
+    mut client: Box<Client>,
+    recording: Recording<'_>,
+    reason: Reason,
+    detail: String,
+) {
     // If the alert cannot be written the client is gone, and so is who would read it.
     let _ = timeout(LAST_WORDS, client.stream.write_all(&answer::tls_alert(reason))).await;
     recording.finish(reason, Some(detail));

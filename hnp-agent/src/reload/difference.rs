@@ -109,7 +109,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         }
         (Mode::EndToEnd(old), Mode::EndToEnd(new)) => {
             (old.onward.identity, old.onward.trust) = (new.onward.identity, new.onward.trust);
-            (old.serving, old.client_auth) = (new.serving.clone(), new.client_auth.clone());
+            old.tls = new.tls.clone();
         }
         _ => {}
     }
@@ -129,8 +129,8 @@ struct ShownAndAsked<'p> {
 
 fn end_to_end<'p>(plan: &'p Plan, route: &'p Route) -> Option<ShownAndAsked<'p>> {
     let mode = route.end_to_end()?;
-    let serving = mode.serving.iter().map(|index| &*plan.identities[*index].name).collect();
-    let asked = match &mode.client_auth {
+    let serving = mode.tls.serving.iter().map(|index| &*plan.identities[*index].name).collect();
+    let asked = match &mode.tls.client_auth {
         ClientAuth::None => None,
         ClientAuth::Required { trust, names } => Some((&*plan.trusts[*trust].name, &names[..])),
     };
@@ -216,7 +216,8 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         gateway: match (&running.gateway, written.gateway) {
             (Some(running), Some(written)) => Some(Gateway { listen: running.listen.clone(), ..written }),
             // Its sockets are there, or are not; who may ask stays with them.
-            (running, _) => running.clone(),
+            // Its certificates are places in another Plan.
+            (running, _) => running.clone().map(|gateway| Gateway { tls: None, ..gateway }),
         },
         limits: Limits { connections, ..written.limits },
         log: Log { format, access, ..written.log },

@@ -18,19 +18,31 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::UnixTime;
 
-use crate::config::end_to_end::{ClientAuth, EndToEnd};
+use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::plan::{NamePattern, Plan, Protocol, RouteIndex};
 use crate::identity::snapshot::{IdentitySnapshot, SharedIdentity};
 use crate::trust::snapshot::{SharedTrust, TrustSnapshot};
 use certificate::{ClientCertificate, ClientTls};
 use verifier::PodVerifier;
 
-/// The terms of every route of a generation; shared by its workers, so that a session that one of them began
+/// The terms of every route of a generation, and of its gateway; shared by its workers, so that a session that one of them began
 /// can be resumed at another.
 #[derive(Debug)]
 pub struct Serving {
     /// By route: the terms that are current.
-    routes: Vec<Mutex<Option<Arc<Terms>>>>,
+    routes: Vec<Slot>,
+    gateway: Slot,
+}
+
+type Slot = Mutex<Option<Arc<Terms>>>;
+
+/// Where TLS ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// On a route; what is decrypted is HTTP, or anything.
+    Route(RouteIndex, Protocol),
+    /// On the gateway's own port.
+    Gateway,
 }
 
 /// On what terms a route ends a pod's TLS now.
@@ -57,18 +69,18 @@ pub enum Unavailable {
 impl Serving {
     /// For a Plan with so many routes.
     pub fn new(routes: usize) -> Self {
-        Self { routes: (0..routes).map(|_| Mutex::default()).collect() }
+        Self { routes: (0..routes).map(|_| Mutex::default()).collect(), gateway: Mutex::default() }
     }
 
-    /// The terms of a route; made anew where a certificate or root has changed.
+    /// The terms of a place; made anew where a certificate or root has changed.
     ///
     /// # Errors
     /// See [`Unavailable`].
     pub fn terms(
         &self,
         plan: &Plan,
-        route: RouteIndex,
-        mode: &EndToEnd,
+        place: Place,
+        mode: &PodTls,
         identities: &[SharedIdentity],
         trusts: &[SharedTrust],
     ) -> Result<Arc<Terms>, Unavailable> {
@@ -85,13 +97,17 @@ impl Serving {
                     Unavailable::NotLoaded(format!("trust `{}`", plan.trusts[*trust].name))
                 })?),
             };
-        let mut known = self.routes[route].lock().unwrap_or_else(PoisonError::into_inner);
+        let (slot, protocol) = match place {
+            Place::Route(route, protocol) => (&self.routes[route], protocol),
+            Place::Gateway => (&self.gateway, Protocol::Http),
+        };
+        let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(terms) = &*known
             && terms.is_of(&loaded, trust.as_ref())
         {
             return Ok(Arc::clone(terms));
         }
-        let terms = Arc::new(Terms::new(mode, loaded, trust).map_err(Unavailable::Refused)?);
+        let terms = Arc::new(Terms::new(mode, protocol, loaded, trust).map_err(Unavailable::Refused)?);
         *known = Some(Arc::clone(&terms));
         Ok(terms)
     }
@@ -99,7 +115,8 @@ impl Serving {
 
 impl Terms {
     fn new(
-        mode: &EndToEnd,
+        mode: &PodTls,
+        protocol: Protocol,
         identities: Vec<Arc<IdentitySnapshot>>,
         trust: Option<Arc<TrustSnapshot>>,
     ) -> Result<Self, String> {
@@ -125,7 +142,7 @@ impl Terms {
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&identities)));
-        config.alpn_protocols = match mode.onward.protocol {
+        config.alpn_protocols = match protocol {
             Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Protocol::Opaque => Vec::new(),
         };

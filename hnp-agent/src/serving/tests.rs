@@ -8,7 +8,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::*;
 use crate::config::end_to_end::ClientName;
-use crate::config::plan::{Authority, ReverseProxy, UpstreamProtocol};
 use crate::files::testpki::{Ca, EXPIRED, VALID};
 
 type Pair = (String, String);
@@ -63,16 +62,9 @@ impl World {
     }
 
     fn terms(&self, names: &[ClientName]) -> Terms {
-        let onward = ReverseProxy {
-            protocol: Protocol::Http,
-            upstream_protocol: UpstreamProtocol::Auto,
-            authority: Authority::Upstream,
-            identity: 0,
-            trust: 0,
-        };
         let client_auth = ClientAuth::Required { trust: 0, names: names.to_vec() };
-        let mode = EndToEnd { onward, serving: vec![0], client_auth };
-        Terms::new(&mode, vec![snapshot(&self.server)], Some(trust(&self.pods))).unwrap()
+        let mode = PodTls { serving: vec![0], client_auth };
+        Terms::new(&mode, Protocol::Http, vec![snapshot(&self.server)], Some(trust(&self.pods))).unwrap()
     }
 
     fn client(&self, pair: Option<&Pair>) -> Arc<ClientConfig> {
@@ -278,13 +270,14 @@ fn terms_are_kept_while_nothing_changes_and_sessions_end_with_them() {
                 routes: [{name: r, destinations: [\"a.test:1\"], upstream: \"https://u.test\", identity: i, \
                 mode: end-to-end, end_to_end: {serving: [j], client_trust: t}}]\n";
     let plan = Arc::new(crate::config::parse(text, std::path::Path::new("t.yaml")).unwrap());
-    let mode = plan.routes[0].end_to_end().unwrap().clone();
+    let mode = plan.routes[0].end_to_end().unwrap().tls.clone();
+    let place = Place::Route(0, Protocol::Http);
     let shared = |pair: &Pair| Arc::new(arc_swap::ArcSwapOption::new(Some(snapshot(pair))));
     let identities = vec![shared(&world.server), shared(&world.server)];
     let roots = Arc::new(arc_swap::ArcSwapOption::new(Some(trust(&world.pods))));
     let trusts = vec![Arc::clone(&roots), Arc::clone(&roots)];
     let serving = Serving::new(1);
-    let terms = || serving.terms(&plan, 0, &mode, &identities, &trusts).unwrap();
+    let terms = || serving.terms(&plan, place, &mode, &identities, &trusts).unwrap();
     let before = terms();
     assert!(Arc::ptr_eq(&before, &terms()));
     let client = world.client(Some(&world.pods.issue("pod.test", VALID)));
@@ -300,7 +293,7 @@ fn terms_are_kept_while_nothing_changes_and_sessions_end_with_them() {
     assert!(handshake(&terms(), &client).is_err());
     roots.store(None);
     assert!(matches!(
-        serving.terms(&plan, 0, &mode, &identities, &trusts),
+        serving.terms(&plan, place, &mode, &identities, &trusts),
         Err(Unavailable::NotLoaded(name)) if name == "trust `t`"
     ));
 }

@@ -6,6 +6,7 @@ mod callers;
 mod clients;
 mod environment;
 mod running;
+mod tls;
 
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, RawAnswer, RawCase};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::promises;
-use crate::config::end_to_end::{ClientAuth, EndToEnd};
+use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{Capture, CaptureMode, Guard, Plan, RawSockets, Route, UpstreamWay};
@@ -34,6 +34,9 @@ pub(super) struct GatewaySummary {
     /// The route for requests that name no destination; missing where they are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) route: Option<String>,
+    /// Missing where TLS is refused on its own port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tls: Option<PodTlsSummary>,
     pub(super) timeouts: String,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct RouteSummary {
     #[serde(flatten)]
     pub(super) reverse_proxy: Option<ReverseProxySummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) end_to_end: Option<EndToEndSummary>,
+    pub(super) end_to_end: Option<PodTlsSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tunnel: Option<TunnelSummary>,
     pub(super) destinations: Vec<String>,
@@ -77,7 +80,7 @@ pub(super) struct ReverseProxySummary {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct EndToEndSummary {
+pub(super) struct PodTlsSummary {
     pub(super) serving: Vec<String>,
     pub(super) client_auth: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,7 +178,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             trust: plan.trusts[mode.trust].name.to_string(),
             pool_idle: route.upstream.pool_idle,
         }),
-        end_to_end: route.end_to_end().map(|mode| end_to_end_summary(plan, mode)),
+        end_to_end: route.end_to_end().map(|mode| pod_tls_summary(plan, &mode.tls)),
         tunnel: route.tunnel().map(|tunnel| TunnelSummary {
             names: tunnel.names.iter().map(ToString::to_string).collect(),
             nameless: tunnel.nameless.as_str(),
@@ -195,12 +198,12 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
     }
 }
 
-fn end_to_end_summary(plan: &Plan, mode: &EndToEnd) -> EndToEndSummary {
+fn pod_tls_summary(plan: &Plan, mode: &PodTls) -> PodTlsSummary {
     let (client_trust, names) = match &mode.client_auth {
         ClientAuth::None => (None, &[][..]),
         ClientAuth::Required { trust, names } => (Some(plan.trusts[*trust].name.to_string()), &names[..]),
     };
-    EndToEndSummary {
+    PodTlsSummary {
         serving: mode.serving.iter().map(|index| plan.identities[*index].name.to_string()).collect(),
         client_auth: mode.client_auth.as_str(),
         client_trust,
@@ -215,13 +218,17 @@ pub(super) fn gateway_summary(plan: &Plan, gateway: &Gateway) -> GatewaySummary 
     let callers = match (plan.knows_callers(), sources.is_empty()) {
         (true, true) => "this node's pods, as the API server names their addresses".to_owned(),
         (true, false) => format!("this node's pods, as far as they come from {}", sources.join(", ")),
-        (false, _) => format!("whoever comes from {}", sources.join(", ")),
+        (false, true) => "nobody by his address".to_owned(),
+        (false, false) => format!("whoever comes from {}", sources.join(", ")),
     };
+    let callers =
+        if gateway.certifies() { format!("{callers}; and whoever shows a certificate") } else { callers };
     GatewaySummary {
         listen: gateway.listen.iter().map(ToString::to_string).collect(),
         callers,
         sources,
         route: gateway.default_route(plan).map(|route| plan.routes[route].name.to_string()),
+        tls: gateway.tls.as_ref().map(|tls| pod_tls_summary(plan, tls)),
         timeouts: timeouts.map(|(name, duration)| format!("{name} {}", humane(duration))).join(", "),
     }
 }
@@ -333,15 +340,27 @@ impl Summary {
     }
 }
 
+impl PodTlsSummary {
+    fn rows(&self) -> [(&'static str, String); 2] {
+        let asked = match &self.client_trust {
+            None => "none asked for".into(),
+            Some(trust) if self.client_names.is_empty() => format!("any by trust {trust}"),
+            Some(trust) => format!("by trust {trust}, for {}", self.client_names.join(", ")),
+        };
+        [("serving", self.serving.join(", ")), ("pods' certs", asked)]
+    }
+}
+
 impl GatewaySummary {
     fn write(&self, text: &mut String) {
         let route = self.route.clone().unwrap_or_else(|| "none: refused".into());
-        let rows = [
+        let mut rows = vec![
             ("listens on", self.listen.join(", ")),
             ("serves", self.callers.clone()),
             ("default route", route),
             ("timeouts", self.timeouts.clone()),
         ];
+        rows.extend(self.tls.iter().flat_map(PodTlsSummary::rows));
         table(text, "gateway".into(), &rows);
     }
 }
@@ -368,16 +387,7 @@ impl RouteSummary {
             ]);
         }
         if let Some(mode) = &self.end_to_end {
-            rows.push(("serving", mode.serving.join(", ")));
-            rows.push(match &mode.client_trust {
-                None => ("pods' certs", "none asked for".into()),
-                Some(trust) if mode.client_names.is_empty() => {
-                    ("pods' certs", format!("any by trust {trust}"))
-                }
-                Some(trust) => {
-                    ("pods' certs", format!("by trust {trust}, for {}", mode.client_names.join(", ")))
-                }
-            });
+            rows.extend(mode.rows());
         }
         if let Some(tunnel) = &self.tunnel {
             let names = if tunnel.names.is_empty() { "none".into() } else { tunnel.names.join(", ") };

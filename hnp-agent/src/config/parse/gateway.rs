@@ -2,18 +2,34 @@
 
 use std::net::SocketAddr;
 
+use super::modes;
+use super::routes::References;
 use crate::config::defaults;
+use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::{Gateway, GatewayTimeouts, carries_requests};
 use crate::config::hosts;
 use crate::config::plan::{CaptureMode, Cidr, Plan};
 use crate::config::read::{Reader, Section};
 use crate::config::values::{self, Value, Wrong};
 
-pub(super) const KEYS: &[&str] = &["listen", "sources", "route", "timeouts"];
+pub(super) const KEYS: &[&str] = &["listen", "sources", "route", "tls", "timeouts"];
 pub(super) const TIMEOUTS: &[&str] = &["head", "idle", "caller"];
 
+/// On what terms TLS ends on the gateway's own port, if it does.
+pub(super) fn tls(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<PodTls> {
+    s.get("tls")?;
+    let t = r.section(s, "tls", modes::END_TO_END);
+    modes::pod_tls(r, &t, named)
+}
+
 /// The section, judged with the rest of the Plan, which has no gateway yet.
-pub(super) fn gateway(r: &mut Reader, top: &Section<'_>, plan: &Plan) -> Option<Gateway> {
+pub(super) fn gateway(
+    r: &mut Reader,
+    top: &Section<'_>,
+    s: &Section<'_>,
+    tls: Option<PodTls>,
+    plan: &Plan,
+) -> Option<Gateway> {
     let off = plan.capture.mode == CaptureMode::Off;
     if top.get("gateway").is_none() {
         if off {
@@ -31,10 +47,10 @@ pub(super) fn gateway(r: &mut Reader, top: &Section<'_>, plan: &Plan) -> Option<
             "has overrides, which mean nothing while capture is off: the strictest of each route holds";
         r.warning(top.mark_of("routes"), "routes", what);
     }
-    let s = r.section(top, "gateway", KEYS);
-    let listen = listen(r, &s, plan);
-    let sources = sources(r, &s);
-    if sources.is_empty() && !plan.knows_callers() {
+    let listen = listen(r, s, plan);
+    let sources = sources(r, s);
+    let certified = tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None);
+    if sources.is_empty() && !plan.knows_callers() && !certified {
         let why =
             if off { "capture is off" } else { "no API server is known that could tell the node's pods" };
         let what = format!(
@@ -42,7 +58,7 @@ pub(super) fn gateway(r: &mut Reader, top: &Section<'_>, plan: &Plan) -> Option<
         );
         r.mistake(s.mark_of("sources"), s.key("sources"), what);
     }
-    let route = r.optional(&s, "route", values::name);
+    let route = r.optional(s, "route", values::name);
     if let Some(name) = &route {
         let able: Vec<&str> =
             plan.routes.iter().filter(|route| carries_requests(route)).map(|route| &*route.name).collect();
@@ -52,13 +68,13 @@ pub(super) fn gateway(r: &mut Reader, top: &Section<'_>, plan: &Plan) -> Option<
             r.mistake(s.mark_of("route"), s.key("route"), what);
         }
     }
-    let t = r.section(&s, "timeouts", TIMEOUTS);
+    let t = r.section(s, "timeouts", TIMEOUTS);
     let timeouts = GatewayTimeouts {
         head: r.or(&t, "head", defaults::TIMEOUT_HEAD, values::duration),
         idle: r.or(&t, "idle", defaults::TIMEOUT_IDLE, values::duration),
         caller: r.or(&t, "caller", defaults::TIMEOUT_CALLER, values::duration),
     };
-    Some(Gateway { listen, sources, route, timeouts })
+    Some(Gateway { listen, sources, route, tls, timeouts })
 }
 
 fn listen(r: &mut Reader, s: &Section<'_>, plan: &Plan) -> Vec<SocketAddr> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::routes::References;
 use super::{SYSTEM, reference, system_trust};
-use crate::config::end_to_end::{ClientAuth, ClientName, EndToEnd};
+use crate::config::end_to_end::{ClientAuth, ClientName, EndToEnd, PodTls};
 use crate::config::hosts;
 use crate::config::plan::{
     Authority, Destination, Host, NamePattern, Protocol, ReverseProxy, Roots, Target, Tunnel, Unreadable,
@@ -76,8 +76,14 @@ pub(super) fn end_to_end(r: &mut Reader, s: &Section<'_>, named: &mut References
     only_with(r, s, &["tunnel"], "mode: tunnel");
     let onward = onward(r, s, named);
     let e = r.section(s, "end_to_end", END_TO_END);
+    let tls = pod_tls(r, &e, named);
+    Some(EndToEnd { onward: onward?, tls: tls? })
+}
+
+/// On what terms pods' TLS ends.
+pub(super) fn pod_tls(r: &mut Reader, e: &Section<'_>, named: &mut References<'_>) -> Option<PodTls> {
     let mut serving = Vec::new();
-    let nodes = r.list(&e, "serving");
+    let nodes = r.list(e, "serving");
     for (index, node) in nodes.iter().enumerate() {
         let key = format!("{}[{index}]", e.key("serving"));
         let Some(name) = r.text(node, &key) else { continue };
@@ -91,9 +97,9 @@ pub(super) fn end_to_end(r: &mut Reader, s: &Section<'_>, named: &mut References
             "is missing: which certificates are shown to pods? allowed: a list of names under `identities`";
         r.mistake(e.mark_of("serving"), e.key("serving"), what);
     }
-    let client_auth = client_auth(r, &e, named);
+    let client_auth = client_auth(r, e, named);
     (!serving.is_empty()).then_some(())?;
-    Some(EndToEnd { onward: onward?, serving, client_auth: client_auth? })
+    Some(PodTls { serving, client_auth: client_auth? })
 }
 
 fn client_auth(r: &mut Reader, e: &Section<'_>, named: &mut References<'_>) -> Option<ClientAuth> {

@@ -409,13 +409,13 @@ fn a_route_that_ends_pods_tls() {
         "serving: [s, c], client_trust: p, client_names: [a.test, '*.b.test', 'spiffe://t/x', 'spiffe://t/ns/*']",
     ));
     let mode = plan.routes[0].end_to_end().expect("it ends TLS");
-    assert_eq!(mode.serving.iter().map(|at| &*plan.identities[*at].name).collect::<Vec<_>>(), ["s", "c"]);
-    let ClientAuth::Required { trust, names } = &mode.client_auth else { panic!("{mode:?}") };
+    assert_eq!(mode.tls.serving.iter().map(|at| &*plan.identities[*at].name).collect::<Vec<_>>(), ["s", "c"]);
+    let ClientAuth::Required { trust, names } = &mode.tls.client_auth else { panic!("{mode:?}") };
     assert_eq!(&*plan.trusts[*trust].name, "p");
     let names: Vec<_> = names.iter().map(ToString::to_string).collect();
     assert_eq!(names, ["a.test", "*.b.test", "spiffe://t/x", "spiffe://t/ns/*"]);
     let plan = read(&route("serving: [s], client_auth: none"));
-    assert_eq!(plan.routes[0].end_to_end().expect("it ends TLS").client_auth, ClientAuth::None);
+    assert_eq!(plan.routes[0].end_to_end().expect("it ends TLS").tls.client_auth, ClientAuth::None);
     for (more, mistake) in [
         ("client_trust: p", "routes[0].end_to_end.serving: is missing"),
         ("serving: [x], client_trust: p", "routes[0].end_to_end.serving[0]: \"x\" is not under `identities`"),

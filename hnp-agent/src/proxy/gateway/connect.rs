@@ -79,6 +79,8 @@ pub(super) async fn serve(
         return pass(&worker, client, first).await;
     }
     client.routes = routes;
+    // What follows is another connection's: its TLS, where it has one, is not the gateway's.
+    client.admitted = None;
     if tell(&mut client).await.is_err() {
         client.stream.reset_on_close();
         return worker.stats.connection_ended(Some(first), Reason::ClientGone);

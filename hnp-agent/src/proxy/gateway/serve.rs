@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt as _;
@@ -26,10 +26,13 @@ use crate::proxy::http1::head::HeadError;
 use crate::proxy::http1::serve::{self as http1, Incoming, Refusal};
 use crate::proxy::http2::{self, Patience};
 use crate::proxy::record::Recording;
+use crate::proxy::tls::{self, Ending};
 use crate::proxy::worker::{Lanes, Worker};
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
 
+/// Who made the terms on which TLS ends here; no route has this name to a client.
+const GATEWAY: &str = "the gateway";
 /// How long somebody who is not served may take to say what he speaks.
 const STRANGERS_HEAD: Duration = Duration::from_secs(1);
 
@@ -91,13 +94,25 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
     let found = callers.look_up(&worker.plan, gateway, addr);
     if let Ok(Some(workload)) = found {
         client.base.workload = workload;
-        return requests(lanes, client).await;
+        return requests(lanes, client, None).await;
     }
     let Some(place) = lanes.strangers.place() else {
         client.stream.reset_on_close();
         let detail = format!("{addr} is not known, and there are too many like it");
         return Recording::begin(&worker, client.base).finish(Reason::CallerRefused, Some(detail));
     };
+    let mut begun = None;
+    if gateway.certifies() {
+        // Whoever begins TLS may show who he is; from others nothing is lost by looking.
+        let mut bytes = worker.stock.buffer();
+        let head = timeout(STRANGERS_HEAD, http1::read_head(&worker, &mut client, &mut bytes)).await;
+        if let Ok(Ok(None)) = head {
+            let Some(certified) = end_tls(&worker, client, &bytes).await else { return };
+            drop(place);
+            return requests(lanes, certified, None).await;
+        }
+        begun = Some(bytes);
+    }
     let known = match found {
         Ok(_) => callers.wait_for(gateway, addr).await,
         Err(outside) => Err(outside),
@@ -106,11 +121,11 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
         Ok(workload) => {
             drop(place);
             client.base.workload = workload;
-            requests(lanes, client).await;
+            requests(lanes, client, begun).await;
         }
         Err(detail) => {
             // What he speaks, so that he can be told in it.
-            let mut bytes = worker.stock.buffer();
+            let mut bytes = begun.unwrap_or_else(|| worker.stock.buffer());
             let head = timeout(STRANGERS_HEAD, http1::read_head(&worker, &mut client, &mut bytes)).await;
             if let Ok(Ok(head_len)) = head {
                 let opening = Opening::of(head_len.map(|len| &bytes.filled()[..len]));
@@ -124,10 +139,45 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
     }
 }
 
-async fn requests(lanes: &Lanes, mut client: Box<Client>) {
+/// Ends a client's TLS on the gateway's own port.
+async fn end_tls(worker: &Worker, client: Box<Client>, hello: &Buffer) -> Option<Box<Client>> {
+    let gateway = worker.plan.gateway.as_ref()?;
+    let mut recording = Recording::begin(worker, client.base.clone());
+    recording.record.mode = "end-to-end";
+    let terms = match worker.generation.gateway_terms(gateway.tls.as_ref()?) {
+        Ok(terms) => terms,
+        Err(error) => {
+            tls::refuse(client, recording, Reason::IdentityUnavailable, error.to_string()).await;
+            return None;
+        }
+    };
+    let ending = Ending { terms, name: GATEWAY.into(), deadline: gateway.timeouts.head };
+    tls::handshake(client, hello, recording, ending).await
+}
+
+/// Whether a client that was admitted is served still.
+fn still_served(worker: &Worker, gateway: &Gateway, client: &Client) -> Result<(), (Reason, String)> {
+    let addr = client.flow.client.ip();
+    if gateway.serves(addr, worker.plan.knows_callers()) && client.certificate().is_none() {
+        return Ok(());
+    }
+    let (Some(admitted), Some(certificate)) = (&client.admitted, client.certificate()) else {
+        return Err((Reason::CallerRefused, outside(addr)));
+    };
+    if certificate.has_expired(SystemTime::now()) {
+        return Err((Reason::PodCertificateExpired, format!("the certificate of {}", certificate.subject)));
+    }
+    let terms = gateway.tls.as_ref().and_then(|tls| worker.generation.gateway_terms(tls).ok());
+    if terms.is_some_and(|terms| terms.admits_as(&admitted.terms)) {
+        return Ok(());
+    }
+    let detail = "this connection's TLS was made on other terms than those of the gateway now".to_owned();
+    Err((Reason::CallerRefused, detail))
+}
+
+async fn requests(lanes: &Lanes, mut client: Box<Client>, mut buffer: Option<Buffer>) {
     let mut worker = lanes.newest();
     let mut kept: Option<(Wanted, UpstreamConnection)> = None;
-    let mut buffer: Option<Buffer> = None;
     loop {
         // Its sockets outlive the section only within a reload that is not taken.
         let Some(timeouts) = worker.plan.gateway.as_ref().map(|gateway| gateway.timeouts) else { return };
@@ -153,11 +203,14 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>) {
         worker = lanes.newest();
         let Some(gateway) = &worker.plan.gateway else { return };
         let opening = Opening::of(head_len.map(|len| &bytes.filled()[..len]));
-        let addr = client.flow.client.ip();
-        if !gateway.serves(addr, worker.plan.knows_callers()) {
-            // Since he was admitted.
-            let detail = outside(addr);
-            return turn_away(&worker, &mut client, &opening, Reason::CallerRefused, detail).await;
+        // Since he was admitted.
+        if let Err((reason, detail)) = still_served(&worker, gateway, &client) {
+            return turn_away(&worker, &mut client, &opening, reason, detail).await;
+        }
+        if matches!(opening, Opening::Tls) && gateway.tls.is_some() {
+            let Some(ended) = Box::pin(end_tls(&worker, client, &bytes)).await else { return };
+            client = ended;
+            continue;
         }
         let head_len = match (&opening, head_len) {
             (Opening::Connect | Opening::Request, Some(head_len)) => head_len,
@@ -253,7 +306,6 @@ async fn request(
 async fn stream(lanes: &Lanes, mut client: Box<Client>) {
     let worker = lanes.newest();
     let Some(gateway) = &worker.plan.gateway else { return client.stream.reset_on_close() };
-    let addr = client.flow.client.ip();
     let mut bytes = worker.stock.buffer();
     let head_len =
         match timeout(gateway.timeouts.head, http1::read_head(&worker, &mut client, &mut bytes)).await {
@@ -261,9 +313,8 @@ async fn stream(lanes: &Lanes, mut client: Box<Client>) {
             Ok(Err(refusal)) => return http1::refuse(&worker, &mut client, refusal).await,
             Ok(Ok(None)) | Err(_) => return client.stream.reset_on_close(),
         };
-    if !gateway.serves(addr, worker.plan.knows_callers()) {
-        return turn_away(&worker, &mut client, &Opening::Request, Reason::CallerRefused, outside(addr))
-            .await;
+    if let Err((reason, detail)) = still_served(&worker, gateway, &client) {
+        return turn_away(&worker, &mut client, &Opening::Request, reason, detail).await;
     }
     let next = request(&worker, gateway, &mut client, &mut bytes, head_len, &mut None).await;
     if let Some(Next::Again | Next::Close(_)) = next {
