@@ -138,18 +138,54 @@ fn a_flood_of_resets_and_nonsense_end_their_connection_alone() {
     assert!(case.curl(&case.pod, &[&case.url("/hello")]).status.success());
 }
 
+#[test]
+fn requests_are_bounded_as_connections_are() {
+    let scene = Scene::for_test();
+    let manager =
+        Manager::start(&scene, Setup::new("manager", 80).tls(Mode::Strict, &scene.server, &scene.clients));
+    let route = Route::strict("manager", &["manager.hnp.test:80"], UPSTREAM).with(IDENTITY, TRUST);
+    let mut config = scene.config().route(route);
+    (config.workers, config.limits) = (1, "connections: 10".to_owned());
+    let agent = Agent::start(&scene, &config);
+    let case = Case { pod: scene.pod(), agent, manager, scene };
+    let refused = |requests: u32| {
+        let mut frames = Frames::new();
+        for stream in 0..requests {
+            frames.request(2 * stream + 1, "/slow?ms=1000");
+        }
+        let answer = case.raw(frames.0);
+        frames_of(&answer.bytes)
+            .iter()
+            .filter(|(kind, payload)| *kind == 3 && *payload == [0, 0, 0, 7])
+            .count()
+    };
+    // REFUSED_STREAM: whoever sent it may send it again.
+    assert_eq!(refused(30), 20);
+    // The control, and those that were served are no burden on the next.
+    assert_eq!(refused(10), 0);
+    assert_eq!(case.manager.request_count(), 20);
+}
+
 /// The code of the last GOAWAY among the frames.
-fn goaway(mut bytes: &[u8]) -> Option<u32> {
-    let mut code = None;
+fn goaway(bytes: &[u8]) -> Option<u32> {
+    let code = |payload: &[u8]| payload.get(4..8)?.try_into().ok().map(u32::from_be_bytes);
+    frames_of(bytes)
+        .iter()
+        .filter(|(kind, _)| *kind == 7)
+        .filter_map(|(_, payload)| code(payload))
+        .next_back()
+}
+
+/// Type and payload of each frame.
+fn frames_of(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut frames = Vec::new();
     while let Some((head, rest)) = bytes.split_first_chunk::<9>() {
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-        let payload = rest.get(..length)?;
-        if head[3] == 7 {
-            code = payload.get(4..8).and_then(|four| four.try_into().ok()).map(u32::from_be_bytes);
-        }
+        let Some(payload) = rest.get(..length) else { break };
+        frames.push((head[3], payload));
         bytes = &rest[length..];
     }
-    code
+    frames
 }
 
 /// What a client writes, by hand.

@@ -17,6 +17,7 @@ pub mod http1;
 mod http2;
 pub mod listener;
 pub mod opaque;
+pub mod places;
 pub mod pulse;
 pub mod record;
 pub mod relay;

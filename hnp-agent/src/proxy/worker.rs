@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable, VipEntry};
-use super::gateway::{Callers, Strangers};
+use super::gateway::{Callers, STRANGERS};
+use super::places::Places;
 use crate::config::plan::Plan;
 use crate::generation::Generation;
 use crate::resolve::{Resolver, SettingsError};
@@ -69,7 +70,9 @@ pub struct Lanes {
     former: RefCell<Vec<Rc<Worker>>>,
     next_flow_id: Cell<u64>,
     /// Clients of the gateway that are not served.
-    pub strangers: Strangers,
+    pub strangers: Places,
+    /// Requests over HTTP/2 under way: as many as there may be connections, each of which may have many.
+    pub streams: Places,
 }
 
 /// What has become of a connection's route since it was accepted.
@@ -91,13 +94,16 @@ impl Lanes {
         let resolver = Resolver::new(&generation.plan.resolver)?;
         let pools = Rc::<Pools>::default();
         let stock = Stock::new(generation.plan.limits.buffer_bytes);
+        let plan = &generation.plan;
+        let streams = Places::new(plan.limits.connections / plan.workers);
         let first = Rc::new(worker(generation, &around, resolver, stock, &pools));
         Ok(Self {
             pools,
             current: RefCell::new(first),
             former: RefCell::default(),
             next_flow_id: Cell::new(around.first_flow_id),
-            strangers: Strangers::default(),
+            strangers: Places::new(STRANGERS),
+            streams,
             around,
         })
     }

@@ -1,7 +1,6 @@
 //! Who is served: whoever the API server knows as a pod of this node by the address he comes from, or
 //! whoever comes from a range that was listed. Never anybody by what he says of himself.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -77,30 +76,6 @@ pub(super) fn outside(addr: IpAddr) -> String {
     format!("{} lies outside of `gateway.sources`", addr.to_canonical())
 }
 
-/// Those of a worker's clients who are not known, or not served, and still hold a place among its connections.
-#[derive(Debug, Default)]
-pub struct Strangers(Cell<usize>);
-
-/// A stranger's place; dropping it gives it back.
-pub(super) struct Place<'s>(&'s Cell<usize>);
-
-impl Strangers {
-    /// So many are told why, or waited for; more than a burst of new pods makes, and few beside all connections
-    /// that a worker may have.
-    const MOST: usize = 256;
-
-    /// A place for one more; `None`: there are too many.
-    pub(super) fn place(&self) -> Option<Place<'_>> {
-        let taken = self.0.get();
-        (taken < Self::MOST).then(|| {
-            self.0.set(taken + 1);
-            Place(&self.0)
-        })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
+/// So many of a worker's clients who are not known, or not served, are told why, or waited for: more than a burst of
+/// new pods makes, and few beside all connections that a worker may have.
+pub(in crate::proxy) const STRANGERS: usize = 256;

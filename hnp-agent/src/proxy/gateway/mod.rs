@@ -15,7 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use callers::{Callers, PodAddresses, Strangers};
+pub(super) use callers::STRANGERS;
+pub use callers::{Callers, PodAddresses};
 pub(super) use serve::serve;
 pub use wanted::Wanted;
 pub(super) use way_out::connect as connect_out;

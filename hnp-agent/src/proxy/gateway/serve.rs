@@ -80,7 +80,8 @@ pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: Sock
     let routes = Vec::new();
     let (stream, admitted, asked) = (ClientIo::Tcp(stream), None, None);
     let destination = NOWHERE;
-    let client = Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
+    let client =
+        Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
     Box::pin(admit(lanes, client)).await;
     drop(open);
 }
@@ -96,7 +97,7 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
         client.base.workload = workload;
         return requests(lanes, client, None).await;
     }
-    let Some(place) = lanes.strangers.place() else {
+    let Some(place) = lanes.strangers.take() else {
         client.stream.reset_on_close();
         let detail = format!("{addr} is not known, and there are too many like it");
         return Recording::begin(&worker, client.base).finish(Reason::CallerRefused, Some(detail));
@@ -217,7 +218,7 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>, mut buffer: Option<Buf
             (Opening::Http2, Some(_)) => {
                 let patience = Patience { head: timeouts.head, idle: timeouts.idle };
                 let one = |one| stream(lanes, one);
-                return Box::pin(http2::serve(&worker, client, bytes, patience, one)).await;
+                return Box::pin(http2::serve(lanes, &worker, client, bytes, patience, one)).await;
             }
             (Opening::Tls | Opening::Http2, _) | (_, None) => {
                 let detail = Reason::GatewayProtocol.fix().to_owned();

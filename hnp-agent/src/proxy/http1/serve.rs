@@ -91,7 +91,7 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
                 let timeouts = &worker.plan.routes[client.routes[0]].timeouts;
                 let patience = Patience { head: timeouts.head, idle: timeouts.idle };
                 let one = |stream| serve_one(lanes, worker.clone(), stream);
-                return Box::pin(http2::serve(&worker, client, bytes, patience, one)).await;
+                return Box::pin(http2::serve(lanes, &worker, client, bytes, patience, one)).await;
             }
             Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
         };

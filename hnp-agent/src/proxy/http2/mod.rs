@@ -23,7 +23,7 @@ use super::buffer::Buffer;
 use super::client_io::ClientIo;
 use super::connection::Client;
 use super::record::Recording;
-use super::worker::Worker;
+use super::worker::{Lanes, Worker};
 pub(super) use stream::Stream;
 
 /// What a client says first (RFC 9113 section 3.4), up to where HTTP/1.1 would take it for a head.
@@ -51,6 +51,7 @@ pub(super) struct Patience {
 
 /// Serves a client that has begun with [`PREFACE_HEAD`], which is still in `bytes`: each of its requests by `one`.
 pub(super) async fn serve<F: Future<Output = ()>>(
+    lanes: &Lanes,
     worker: &Worker,
     mut client: Box<Client>,
     bytes: Buffer,
@@ -78,9 +79,19 @@ pub(super) async fn serve<F: Future<Output = ()>>(
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
+                Some(Ok((request, mut respond))) => {
+                    let Some(place) = lanes.streams.take() else {
+                        // Nothing was done with it: the client may send it again (RFC 9113 section 8.7).
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        worker.stats.connection_ended(route, Reason::TooManyConnections);
+                        continue;
+                    };
                     let stream = ClientIo::Http2(Box::new(Stream::new(request, respond)));
-                    requests.push(Box::pin(one(Box::new(client.with_stream(stream)))));
+                    let served = one(Box::new(client.with_stream(stream)));
+                    requests.push(Box::pin(async move {
+                        served.await;
+                        drop(place);
+                    }));
                 }
                 // Those that run are dropped, and their records say that the client has gone.
                 Some(Err(error)) => return broken(worker, &client, &error),
