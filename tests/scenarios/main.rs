@@ -5,6 +5,7 @@
 
 mod bad_requests;
 mod bad_responses;
+mod bound_connections;
 mod bulk;
 mod capture_rules;
 mod churn;

@@ -23,6 +23,7 @@ use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::record::{AccessRecord, Dialled};
+use crate::upstream::UpstreamConnection;
 use crate::workload::Workload;
 
 /// A captured client connection.
@@ -39,10 +40,20 @@ pub struct Client {
     pub base: AccessRecord,
     /// The route that ended this client's TLS, and on which terms; they hold for that route alone.
     pub admitted: Option<Box<Admitted>>,
+    /// The upstream connection that this client has authenticated.
+    pub bound: Option<Box<Bound>>,
     /// The destination has left the configuration: the connection ends with the next answer.
     pub last: bool,
     /// What the client asked the gateway for; `None`: it was captured.
     pub asked: Option<Box<Asked>>,
+}
+
+/// An upstream connection that is one client's: what it has proved there holds for whatever comes on it.
+pub struct Bound {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// Between two requests.
+    pub connection: UpstreamConnection,
 }
 
 /// A client whose TLS ended here.
@@ -66,6 +77,8 @@ impl Client {
             routes: self.routes.clone(),
             base: self.base.clone(),
             admitted: self.admitted.clone(),
+            // A client of HTTP/2 shares its connection with itself alone and cannot say which request proved what.
+            bound: None,
             last: self.last,
             asked: self.asked.as_ref().map(|asked| Box::new(asked.of_stream())),
         }
@@ -126,9 +139,18 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);
             // Boxed: it is handed from one future to the next, and each would have room for it.
-            let (admitted, asked) = (None, None);
-            let client =
-                Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
+            let (admitted, bound, asked) = (None, None, None);
+            let client = Box::new(Client {
+                stream,
+                flow,
+                destination,
+                routes,
+                base,
+                admitted,
+                bound,
+                last: false,
+                asked,
+            });
             if opaque {
                 // Boxed: HTTP connections would hold its state too.
                 Box::pin(opaque::serve(&worker, client, first)).await;

@@ -214,11 +214,16 @@ impl Upstreams {
     /// Takes a connection back. Only for one whose request and answer both ended exactly; it is
     /// dropped where its generation is over or the pool is full.
     pub fn give_back(&self, route: RouteIndex, connection: UpstreamConnection) {
-        let current = |need| self.key(route, need).is_ok_and(|key| connection.key.as_deref() == Some(&*key));
-        if current(Need::Any) || current(Need::Http1) {
+        if self.is_current(route, &connection) {
             let limit = self.plan().routes[route].upstream.pool_idle;
             self.shared.pool.borrow_mut().give_back(connection, limit, Instant::now());
         }
+    }
+
+    /// Whether a connection speaks for the identity and trusts the roots that the route has now.
+    pub fn is_current(&self, route: RouteIndex, connection: &UpstreamConnection) -> bool {
+        let current = |need| self.key(route, need).is_ok_and(|key| connection.key.as_deref() == Some(&*key));
+        current(Need::Any) || current(Need::Http1)
     }
 
     /// The proxy on a route's way now.

@@ -78,10 +78,10 @@ pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: Sock
         strict: true,
     };
     let routes = Vec::new();
-    let (stream, admitted, asked) = (ClientIo::Tcp(stream), None, None);
+    let (stream, admitted, bound, asked) = (ClientIo::Tcp(stream), None, None, None);
     let destination = NOWHERE;
     let client =
-        Box::new(Client { stream, flow, destination, routes, base, admitted, last: false, asked });
+        Box::new(Client { stream, flow, destination, routes, base, admitted, bound, last: false, asked });
     Box::pin(admit(lanes, client)).await;
     drop(open);
 }

@@ -11,7 +11,7 @@ use crate::config::plan::{Authority, Mode, Route, RouteIndex};
 use crate::proxy::answer::{self, Answer};
 use crate::proxy::authority::Choice;
 use crate::proxy::buffer::Buffer;
-use crate::proxy::connection::Client;
+use crate::proxy::connection::{Bound, Client};
 use crate::proxy::gateway;
 use crate::proxy::record::Recording;
 use crate::proxy::relay::relay;
@@ -94,16 +94,24 @@ pub async fn forward(
     let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
     let message = take_message(bytes, &incoming, plan, (way, verbatim), forwarded);
     let mut need = match way {
-        Way::Upstream => need_of(&message, incoming.request.upgrade),
+        Way::Upstream => need_of(&message, incoming.request.upgrade || incoming.request.binds_connection),
         Way::Direct => Need::Http1,
     };
+    let mut bound = match way {
+        Way::Upstream => take_bound(worker, client, route),
+        Way::Direct => None,
+    };
+    let binds = bound.is_some() || incoming.request.binds_connection;
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
     let terms = terms(worker, plan, &incoming, verbatim, client.last);
     let mut answer = worker.stock.buffer();
     let (mut failed_before, mut attempts) = (None, 1_u8);
     loop {
         let connected = match way {
-            Way::Upstream => upstream(worker, route, need, failed_before).await,
+            Way::Upstream => match bound.take() {
+                Some(connection) => Ok(connection),
+                None => upstream(worker, route, need, failed_before).await,
+            },
             Way::Direct => direct(worker, client, plan, kept).await,
         };
         let mut connection = match connected {
@@ -135,6 +143,10 @@ pub async fn forward(
                     End::Complete { upstream_reusable, client_reusable, certificate_refused } => {
                         if upstream_reusable {
                             match way {
+                                Way::Upstream if binds => {
+                                    let route = plan.name.clone();
+                                    client.bound = Some(Box::new(Bound { route, connection }));
+                                }
                                 Way::Upstream => worker.upstreams.give_back(route, connection),
                                 Way::Direct => *kept = Some(connection),
                             }
@@ -185,6 +197,16 @@ fn admit(worker: &Worker, client: &Client, route: RouteIndex) -> Result<(), (Rea
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// The connection that this client has authenticated at the route's upstream, while it can be used.
+fn take_bound(worker: &Worker, client: &mut Client, route: RouteIndex) -> Option<UpstreamConnection> {
+    let Bound { route: name, mut connection } = *client.bound.take()?;
+    let usable = name == worker.plan.routes[route].name
+        && worker.upstreams.is_current(route, &connection)
+        && connection.is_quiet();
+    connection.reused = true;
+    usable.then_some(connection)
 }
 
 /// Writes into the record what the exchange carried.

@@ -30,6 +30,8 @@ pub struct Request {
     pub is_head: bool,
     /// Sending it twice does what sending it once does (RFC 9110 section 9.2.2).
     pub idempotent: bool,
+    /// The client authenticates the connection, and not the request (NTLM, Negotiate: RFC 4559 section 6).
+    pub binds_connection: bool,
     /// The client takes trailers, and has said so as the next hop must hear it (RFC 9110 section 10.1.4).
     pub wants_trailers: bool,
     fields: Vec<Field>,
@@ -59,6 +61,7 @@ impl Request {
             upgrade: false,
             upgrade_untouched: false,
             wants_trailers: false,
+            binds_connection: false,
             nominated: Vec::new(),
             fields: lines.fields,
             method,
@@ -183,6 +186,9 @@ impl Request {
                         }
                     }
                 }
+            } else if name.eq_ignore_ascii_case(b"authorization") {
+                let scheme = value.split(|byte| *byte == b' ').next().unwrap_or_default();
+                self.binds_connection |= one_of(scheme, &["ntlm", "negotiate"]);
             } else if name.eq_ignore_ascii_case(b"te") {
                 takes_trailers |= list_members(value).any(|member| member.eq_ignore_ascii_case(b"trailers"));
             } else if name.eq_ignore_ascii_case(b"upgrade") {
