@@ -44,5 +44,6 @@ mod unguardable;
 mod upgrade;
 mod upstream_failures;
 mod vendor_certificate;
+mod websockets;
 mod wire_calls;
 mod world;

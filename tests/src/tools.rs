@@ -40,16 +40,25 @@ pub fn need(program: &str) -> PathBuf {
 /// # Panics
 /// When there is none; the message says how to get one.
 pub fn python_with_requests() -> PathBuf {
+    python_with("requests")
+}
+
+/// A Python with a package, which Debian has as `python3-PACKAGE`.
+///
+/// # Panics
+/// When there is none; the message says how to get one.
+pub fn python_with(package: &str) -> PathBuf {
     let venv = target_dir().join("hnp-test-venv");
+    let script = format!("import {package}, sys; print(sys.executable)");
     // The second one is the system's, where a version manager stands before it on the PATH.
     [need("python3"), PathBuf::from("/usr/bin/python3"), venv.join("bin/python")]
         .iter()
-        .find_map(|python| python_prefix(python, "import requests, sys; print(sys.executable)"))
+        .find_map(|python| python_prefix(python, &script))
         .unwrap_or_else(|| {
             let venv = venv.display();
             panic!(
-                "Python has no `requests`; type: apt-get install python3-requests\n\
-                 or: python3 -m venv {venv} && {venv}/bin/pip install requests"
+                "Python has no `{package}`; type: apt-get install python3-{package}\n\
+                 or: python3 -m venv {venv} && {venv}/bin/pip install {package}"
             )
         })
 }

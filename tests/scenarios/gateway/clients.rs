@@ -37,6 +37,31 @@ fn requests_over_http2_in_every_form() {
 }
 
 #[test]
+fn a_loose_manager_in_every_form() {
+    let scene = Scene::for_test();
+    let manager = scene.loose_manager("manager", 80);
+    let tunnel = Route::tunnel("tls", &["manager.hnp.test:443"], "https://manager.hnp.test:80");
+    let config = scene.config().route(scene.route()).route(tunnel);
+    let _agent = start(&scene, &uncaptured(config));
+    let pod = scene.pod();
+    let proxy = format!("http://{}:7777", node_of(&pod));
+    let (plain, own_tls) = (format!("http://{MANAGER_NAME}/hello"), format!("https://{MANAGER_NAME}/hello"));
+    let roots = scene.roots.display().to_string();
+    for (arguments, serial) in [
+        (&["--proxy", &proxy, &plain][..], Some(&*scene.client_serial)),
+        (&["--proxytunnel", "--proxy", &proxy, &plain], Some(&*scene.client_serial)),
+        (&[&format!("{proxy}/hello")], Some(&*scene.client_serial)),
+        // Its own TLS, end to end: a loose manager takes it without a certificate, and none is lent.
+        (&["--proxy", &proxy, "--cacert", &roots, &own_tls], None),
+    ] {
+        let answer = pod.command("curl").arg("-sS").args(arguments).run();
+        assert!(answer.ok().contains("\"manager\":\"manager\""), "{arguments:?}: {answer}");
+        let tls = manager.last_request().expect("one came").tls.expect("TLS");
+        assert_eq!(tls.client.as_ref().map(|client| client.serial.as_str()), serial, "{arguments:?}");
+    }
+}
+
+#[test]
 fn proxy_url_by_an_agent_without_any_capability() {
     // A pod with PROXY_URL=http://node:7777 sends origin-form, and the gateway's own name as Host.
     let case = Gateway::new();
