@@ -41,7 +41,7 @@ pub(super) fn vips(v4: bool) -> impl Fn(&str) -> Value<Cidr> {
 
 impl Cidr {
     /// The address with all bits after the prefix zero.
-    pub(super) fn base(&self) -> IpAddr {
+    fn base(&self) -> IpAddr {
         match self.addr {
             IpAddr::V4(addr) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
@@ -114,15 +114,7 @@ fn net(text: &str) -> Value<Cidr> {
     if mapped(addr).is_some() || !(least..=most).contains(&prefix) {
         return Err(wrong());
     }
-    let cidr = Cidr { addr, prefix };
-    let base = cidr.base();
-    if base != addr {
-        return Err(Wrong::new(
-            format!("{text:?} has bits set after its prefix"),
-            format!("{base}/{prefix}"),
-        ));
-    }
-    Ok(cidr)
+    exact(text, addr, prefix)
 }
 
 /// Where callers may come from: `IP` or `IP/PREFIX`.
@@ -139,6 +131,11 @@ pub(super) fn range(text: &str) -> Value<Cidr> {
     if mapped(addr).is_some() || prefix > most {
         return Err(wrong());
     }
+    exact(text, addr, prefix)
+}
+
+/// The range, where `text` names it by its first address: any other is a slip.
+pub(super) fn exact(text: &str, addr: IpAddr, prefix: u8) -> Value<Cidr> {
     let cidr = Cidr { addr, prefix };
     let base = cidr.base();
     if base != addr {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Named, Trust, entries, reference, system_trust};
 use crate::config::defaults;
 use crate::config::hosts;
-use crate::config::plan::{Cidr, Host, Through, UpstreamWay};
+use crate::config::plan::{Host, Through, UpstreamWay};
 use crate::config::read::{Reader, Section};
 use crate::config::upstream_proxy::{
     BasicCredentials, NoProxy, ProxyCredentials, ProxyTimeouts, ProxyTls, UpstreamProxy,
@@ -119,13 +119,7 @@ pub(in crate::config) fn no_proxy_rule(text: &str) -> Value<NoProxy> {
         if prefix > if addr.is_ipv4() { 32 } else { 128 } || addr.to_canonical() != addr {
             return Err(wrong());
         }
-        let net = Cidr { addr, prefix };
-        let base = net.base();
-        if base != addr {
-            let what = format!("{text:?} has bits set after its prefix");
-            return Err(Wrong::new(what, format!("{base}/{prefix}")));
-        }
-        return Ok(NoProxy::Net(net));
+        return hosts::exact(text, addr, prefix).map(NoProxy::Net);
     }
     let (below, name) = match text.strip_prefix("*.") {
         Some(name) => (true, name),
