@@ -84,6 +84,17 @@ impl Serving {
         identities: &[SharedIdentity],
         trusts: &[SharedTrust],
     ) -> Result<Arc<Terms>, Unavailable> {
+        let (slot, protocol) = match place {
+            Place::Route(route, protocol) => (&self.routes[route], protocol),
+            Place::Gateway => (&self.gateway, Protocol::Http),
+        };
+        let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked at every handshake and request: nothing is collected where nothing has changed.
+        if let Some(terms) = &*known
+            && terms.is_current(mode, identities, trusts)
+        {
+            return Ok(Arc::clone(terms));
+        }
         // Those that are there: a broken one beside them is in the log and in the metrics.
         let loaded: Vec<_> = mode.serving.iter().filter_map(|index| identities[*index].load_full()).collect();
         if loaded.is_empty() {
@@ -97,16 +108,6 @@ impl Serving {
                     Unavailable::NotLoaded(format!("trust `{}`", plan.trusts[*trust].name))
                 })?),
             };
-        let (slot, protocol) = match place {
-            Place::Route(route, protocol) => (&self.routes[route], protocol),
-            Place::Gateway => (&self.gateway, Protocol::Http),
-        };
-        let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(terms) = &*known
-            && terms.is_of(&loaded, trust.as_ref())
-        {
-            return Ok(Arc::clone(terms));
-        }
         let terms = Arc::new(Terms::new(mode, protocol, loaded, trust).map_err(Unavailable::Refused)?);
         *known = Some(Arc::clone(&terms));
         Ok(terms)
@@ -149,10 +150,21 @@ impl Terms {
         Ok(Self { config: Arc::new(config), verifier, identities, trust })
     }
 
-    fn is_of(&self, identities: &[Arc<IdentitySnapshot>], trust: Option<&Arc<TrustSnapshot>>) -> bool {
-        self.identities.len() == identities.len()
-            && self.identities.iter().zip(identities).all(|(one, other)| Arc::ptr_eq(one, other))
-            && self.trust.as_ref().map(Arc::as_ptr) == trust.map(Arc::as_ptr)
+    /// Whether they are of the certificates and roots that are loaded now.
+    fn is_current(&self, mode: &PodTls, identities: &[SharedIdentity], trusts: &[SharedTrust]) -> bool {
+        let mut mine = self.identities.iter();
+        let served = mode.serving.iter().all(|index| match &*identities[*index].load() {
+            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, loaded)),
+            None => true,
+        });
+        let trusted = match (&mode.client_auth, &self.trust) {
+            (ClientAuth::None, _) => true,
+            (ClientAuth::Required { trust, .. }, Some(mine)) => {
+                trusts[*trust].load().as_ref().is_some_and(|loaded| Arc::ptr_eq(mine, loaded))
+            }
+            (ClientAuth::Required { .. }, None) => false,
+        };
+        served && mine.next().is_none() && trusted
     }
 
     /// Whether a client that these terms let in may stay under others: nothing but what it was shown differs.
