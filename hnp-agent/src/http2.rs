@@ -6,15 +6,89 @@
 use std::io::Write as _;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
-use h2::SendStream;
+use bytes::{Buf as _, Bytes, BytesMut};
+use h2::{RecvStream, SendStream};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio::io::ReadBuf;
 
-use crate::proxy::http1::body::Decoder;
+use crate::proxy::http1::body::{BodyError, Decoder};
 use crate::proxy::http1::syntax::forbidden_in_trailer;
 
 /// Small pieces of a body are put together up to here before they are sent.
-pub const GATHERED: usize = 16 * 1024;
+const GATHERED: usize = 16 * 1024;
+
+/// What has come on a stream, written out as HTTP/1.1 and not yet read.
+#[derive(Default)]
+pub struct Rendered {
+    text: Vec<u8>,
+    read: usize,
+    /// Follows the text. What was read of it is given back to both windows.
+    data: Bytes,
+}
+
+impl Rendered {
+    /// All data that has come was read.
+    pub fn is_empty_of_data(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// The text, emptied for the next thing to be written out.
+    pub fn text(&mut self) -> &mut Vec<u8> {
+        self.text.clear();
+        self.read = 0;
+        &mut self.text
+    }
+
+    /// Data to follow the text; with its size before it where the body is in chunks.
+    pub fn data(&mut self, data: Bytes, chunked: bool) {
+        let text = self.text();
+        if chunked && !data.is_empty() {
+            chunk(data.len(), text);
+        }
+        self.data = data;
+    }
+
+    /// Moves what there is into `buf`. `from`: the stream that the data came on, and whether its body is in chunks.
+    pub fn take(&mut self, buf: &mut ReadBuf<'_>, from: Option<(&mut RecvStream, bool)>) {
+        self.take_text(buf);
+        if self.read < self.text.len() || self.data.is_empty() {
+            return;
+        }
+        let n = buf.remaining().min(self.data.len());
+        buf.put_slice(&self.data[..n]);
+        self.data.advance(n);
+        let Some((stream, chunked)) = from else { return };
+        // A failure means that the stream is over, and its windows with it.
+        let _ = stream.flow_control().release_capacity(n);
+        if chunked && self.data.is_empty() {
+            self.text().extend_from_slice(b"\r\n");
+            self.take_text(buf);
+        }
+    }
+
+    fn take_text(&mut self, buf: &mut ReadBuf<'_>) {
+        let n = buf.remaining().min(self.text.len() - self.read);
+        buf.put_slice(&self.text[self.read..self.read + n]);
+        self.read += n;
+    }
+}
+
+/// Takes the payload of a body's bytes to be sent, up to [`GATHERED`]; how many bytes were taken.
+///
+/// # Errors
+/// They are no such body.
+pub fn gather(decoder: &mut Decoder, held: &mut BytesMut, bytes: &[u8]) -> Result<usize, BodyError> {
+    let mut taken = 0;
+    while taken < bytes.len() && held.len() < GATHERED {
+        let step = decoder.step(&bytes[taken..])?;
+        if step.wire == 0 {
+            break;
+        }
+        taken += step.wire;
+        held.extend_from_slice(&bytes[taken - step.payload..taken]);
+    }
+    Ok(taken)
+}
 
 /// Why a body was not sent.
 pub enum SendError {

@@ -4,14 +4,14 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::request::{self, Body};
-use crate::http2::{GATHERED, SendError, chunk, last_chunk, send};
+use crate::http2::{Rendered, SendError, gather, last_chunk, send};
 use crate::proxy::http1::body::Decoder;
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::{Asked, Response as Answer};
@@ -23,10 +23,7 @@ const HEAD_LIMIT: usize = 1 << 20;
 pub struct Stream {
     body: RecvStream,
     framing: Body,
-    /// Written out, and not yet read.
-    head: Vec<u8>,
-    read: usize,
-    data: Bytes,
+    rendered: Rendered,
     ended: bool,
     asked: Asked,
     respond: SendResponse<Bytes>,
@@ -52,12 +49,12 @@ impl Stream {
     /// As the library hands it over.
     pub(super) fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
         let (parts, body) = request.into_parts();
-        let mut head = Vec::with_capacity(512);
+        let mut rendered = Rendered::default();
         let ended = body.is_end_stream();
-        let framing = request::head(&parts, ended, &mut head);
+        let framing = request::head(&parts, ended, rendered.text());
         let asked = Asked { head: parts.method == Method::HEAD, upgrade: false, http10: false };
         let answer = Answering::Head { bytes: Vec::new(), scanned: 0 };
-        Self { body, framing, head, read: 0, data: Bytes::new(), ended, asked, respond, answer }
+        Self { body, framing, rendered, ended, asked, respond, answer }
     }
 
     /// Tells the client that the rest will not come.
@@ -70,50 +67,18 @@ impl Stream {
         self.answer = Answering::Done;
     }
 
-    /// Moves what was written out into `buf`.
-    fn take(&mut self, buf: &mut ReadBuf<'_>) {
-        let n = buf.remaining().min(self.head.len() - self.read);
-        buf.put_slice(&self.head[self.read..self.read + n]);
-        self.read += n;
-        if self.read < self.head.len() || self.data.is_empty() {
-            return;
-        }
-        let n = buf.remaining().min(self.data.len());
-        buf.put_slice(&self.data[..n]);
-        self.data.advance(n);
-        // A failure means that the stream is over, and its windows with it.
-        let _ = self.body.flow_control().release_capacity(n);
-        if self.data.is_empty() && self.framing == Body::Chunked {
-            self.write_out(b"\r\n");
-            self.take(buf);
-        }
-    }
-
-    fn write_out(&mut self, bytes: &[u8]) {
-        self.head.clear();
-        self.head.extend_from_slice(bytes);
-        self.read = 0;
-    }
-
     /// Writes out what has come next; false at the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.ended {
             return Poll::Ready(Ok(false));
         }
         match ready!(self.body.poll_data(cx)) {
-            Some(Ok(data)) => {
-                self.write_out(b"");
-                if self.framing == Body::Chunked && !data.is_empty() {
-                    chunk(data.len(), &mut self.head);
-                }
-                self.data = data;
-            }
+            Some(Ok(data)) => self.rendered.data(data, self.framing == Body::Chunked),
             Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
             None => {
                 let trailers = ready!(self.body.poll_trailers(cx)).map_err(|error| broken(&error))?;
-                self.write_out(b"");
                 if self.framing == Body::Chunked {
-                    last_chunk(trailers.as_ref(), &mut self.head);
+                    last_chunk(trailers.as_ref(), self.rendered.text());
                 }
                 self.ended = true;
             }
@@ -139,42 +104,46 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends the head at the front of what was written, if all of it is there. What follows it is left.
-    fn send_head(&mut self) -> io::Result<Vec<u8>> {
-        let Answering::Head { bytes, scanned } = &mut self.answer else { return Ok(Vec::new()) };
-        let invalid =
-            |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-        let Some(end) = find_end(bytes, scanned, HEAD_LIMIT).map_err(|error| invalid(&error))? else {
-            return Ok(Vec::new());
+    /// Takes bytes up to the end of a head, and sends it when all of it is there; how many were taken.
+    fn take_head(&mut self, fresh: &[u8]) -> io::Result<usize> {
+        let Answering::Head { bytes, scanned } = &mut self.answer else { return Ok(0) };
+        let before = bytes.len();
+        bytes.extend_from_slice(fresh);
+        let Some(end) = find_end(bytes, scanned, HEAD_LIMIT).map_err(invalid)? else {
+            return Ok(fresh.len());
         };
-        let rest = bytes.split_off(end);
+        bytes.truncate(end);
         let head = std::mem::take(bytes);
         *scanned = 0;
-        let answer = Answer::parse(&head, self.asked).map_err(|error| invalid(&error))?;
+        self.send_head(&head)?;
+        Ok(end - before)
+    }
+
+    fn send_head(&mut self, head: &[u8]) -> io::Result<()> {
+        let answer = Answer::parse(head, self.asked).map_err(invalid)?;
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(answer.status).map_err(|error| invalid(&error))?;
-        for (name, value) in answer.fields_of_message(&head) {
-            let name = HeaderName::from_bytes(name).map_err(|error| invalid(&error))?;
-            let value = HeaderValue::from_bytes(value).map_err(|error| invalid(&error))?;
+        *response.status_mut() = StatusCode::from_u16(answer.status).map_err(invalid)?;
+        for (name, value) in answer.fields_of_message(head) {
+            let name = HeaderName::from_bytes(name).map_err(invalid)?;
+            let value = HeaderValue::from_bytes(value).map_err(invalid)?;
             response.headers_mut().append(name, value);
         }
         if answer.is_interim() {
             // A client that is gone hears of nothing; the final answer finds out.
             let _ = self.respond.send_informational(response);
-            return if rest.is_empty() { Ok(rest) } else { self.follow(rest) };
+            return Ok(());
         }
         let decoder = Decoder::new(answer.framing);
         let ended = decoder.is_done();
         let stream = self.respond.send_response(response, ended).map_err(|error| broken(&error))?;
         self.answer =
             if ended { Answering::Done } else { Answering::Body { stream, decoder, held: BytesMut::new() } };
-        Ok(rest)
+        Ok(())
     }
+}
 
-    fn follow(&mut self, rest: Vec<u8>) -> io::Result<Vec<u8>> {
-        self.answer = Answering::Head { bytes: rest, scanned: 0 };
-        self.send_head()
-    }
+fn invalid(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
 fn broken(error: &h2::Error) -> io::Error {
@@ -190,7 +159,7 @@ impl AsyncRead for Stream {
         let this = &mut *self;
         let before = buf.filled().len();
         loop {
-            this.take(buf);
+            this.rendered.take(buf, Some((&mut this.body, this.framing == Body::Chunked)));
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -209,35 +178,12 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_held(cx))?;
-        let mut rest = Vec::new();
-        let mut taken = 0;
-        if let Answering::Head { bytes, .. } = &mut this.answer {
-            bytes.extend_from_slice(buf);
-            taken = buf.len();
-            rest = this.send_head()?;
-        }
-        match &mut this.answer {
-            Answering::Head { .. } => return Poll::Ready(Ok(taken)),
-            Answering::Body { decoder, held, .. } => {
-                let fresh = if taken == 0 { buf } else { &rest };
-                let mut at = 0;
-                while at < fresh.len() && (taken > 0 || held.len() < GATHERED) {
-                    let step = decoder
-                        .step(&fresh[at..])
-                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-                    if step.wire == 0 {
-                        break;
-                    }
-                    at += step.wire;
-                    held.extend_from_slice(&fresh[at - step.payload..at]);
-                }
-                if taken == 0 {
-                    taken = at;
-                }
-            }
-            Answering::Done if taken == 0 => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Answering::Done => {}
-        }
+        let taken = match &mut this.answer {
+            // What follows a head is written next.
+            Answering::Head { .. } => return Poll::Ready(this.take_head(buf)),
+            Answering::Body { decoder, held, .. } => gather(decoder, held, buf).map_err(invalid)?,
+            Answering::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        };
         // What the windows do not let through yet waits here; the next write or the flush waits for it.
         if let Poll::Ready(Err(error)) = this.poll_held(cx) {
             return Poll::Ready(Err(error));

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use hnp_common::Reason;
@@ -21,7 +21,7 @@ use super::answer::{self, Body};
 use super::fault::{self, Unprocessed, fault};
 use super::link::Link;
 use super::request;
-use crate::http2::{GATHERED, SendError, chunk, last_chunk, send};
+use crate::http2::{Rendered, SendError, gather, last_chunk, send};
 use crate::proxy::http1::body::Decoder;
 
 /// One stream, or the room for one.
@@ -29,11 +29,7 @@ pub struct Exchange {
     link: Rc<Link>,
     request: Sending,
     answer: Receiving,
-    /// Rendered, and not yet read.
-    head: Vec<u8>,
-    read: usize,
-    /// Data, and not yet read. What was read is given back to both windows.
-    data: Bytes,
+    rendered: Rendered,
     failed: Option<io::Error>,
     unprocessed: Cell<Option<Unprocessed>>,
 }
@@ -81,9 +77,7 @@ impl Exchange {
             link,
             request: Sending::Head,
             answer: Receiving::Nothing,
-            head: Vec::new(),
-            read: 0,
-            data: Bytes::new(),
+            rendered: Rendered::default(),
             failed: None,
             unprocessed: Cell::new(None),
         }
@@ -158,15 +152,14 @@ impl Exchange {
 
     /// Renders the next thing that has come; false at the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        self.head.clear();
-        self.read = 0;
         match &mut self.answer {
             Receiving::Nothing => return Poll::Pending,
             Receiving::Done => return Poll::Ready(Ok(false)),
             Receiving::Head { response, head_only } => {
                 match response.poll_informational(cx) {
                     Poll::Ready(Some(Ok(interim))) => {
-                        answer::head(interim.status(), interim.headers(), *head_only, false, &mut self.head);
+                        let text = self.rendered.text();
+                        answer::head(interim.status(), interim.headers(), *head_only, false, text);
                         return Poll::Ready(Ok(true));
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.error(&error))),
@@ -177,27 +170,24 @@ impl Exchange {
                     Err(error) => return Poll::Ready(Err(self.error(&error))),
                 };
                 let ended = stream.is_end_stream();
-                self.answer =
-                    match answer::head(head.status, &head.headers, *head_only, ended, &mut self.head) {
-                        _ if ended => Receiving::Done,
-                        Body::None => Receiving::Body { stream, chunked: false, left: Left::Bytes(0) },
-                        Body::Plain(length) => Receiving::Body {
-                            stream,
-                            chunked: false,
-                            left: length.map_or(Left::Unknown, Left::Bytes),
-                        },
-                        Body::Chunked => Receiving::Body { stream, chunked: true, left: Left::Unknown },
-                    };
+                let text = self.rendered.text();
+                self.answer = match answer::head(head.status, &head.headers, *head_only, ended, text) {
+                    _ if ended => Receiving::Done,
+                    Body::None => Receiving::Body { stream, chunked: false, left: Left::Bytes(0) },
+                    Body::Plain(length) => Receiving::Body {
+                        stream,
+                        chunked: false,
+                        left: length.map_or(Left::Unknown, Left::Bytes),
+                    },
+                    Body::Chunked => Receiving::Body { stream, chunked: true, left: Left::Unknown },
+                };
             }
             Receiving::Body { stream, chunked, left } => match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    if *chunked && !data.is_empty() {
-                        chunk(data.len(), &mut self.head);
-                    }
                     if let Left::Bytes(left) = left {
                         *left = left.saturating_sub(data.len() as u64);
                     }
-                    self.data = data;
+                    self.rendered.data(data, *chunked);
                 }
                 Some(Err(error)) if !is_end(&error) => return Poll::Ready(Err(self.error(&error))),
                 None | Some(Err(_)) => {
@@ -210,7 +200,7 @@ impl Exchange {
                         Poll::Pending => return Poll::Pending,
                     };
                     if *chunked {
-                        last_chunk(trailers.as_ref(), &mut self.head);
+                        last_chunk(trailers.as_ref(), self.rendered.text());
                     }
                     self.answer = Receiving::Done;
                 }
@@ -219,28 +209,12 @@ impl Exchange {
         Poll::Ready(Ok(true))
     }
 
-    /// Moves what was rendered into `buf`; true where something moved.
-    fn take(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let before = buf.filled().len();
-        let n = buf.remaining().min(self.head.len() - self.read);
-        buf.put_slice(&self.head[self.read..self.read + n]);
-        self.read += n;
-        if self.read == self.head.len() && !self.data.is_empty() {
-            let n = buf.remaining().min(self.data.len());
-            buf.put_slice(&self.data[..n]);
-            self.data.advance(n);
-            if let Receiving::Body { stream, chunked, .. } = &mut self.answer {
-                // A failure means that the stream is over, and its windows with it.
-                let _ = stream.flow_control().release_capacity(n);
-                if *chunked && self.data.is_empty() {
-                    self.head.clear();
-                    self.head.extend_from_slice(b"\r\n");
-                    self.read = 0;
-                    return self.take(buf) || n > 0;
-                }
-            }
-        }
-        buf.filled().len() > before
+    fn take(&mut self, buf: &mut ReadBuf<'_>) {
+        let from = match &mut self.answer {
+            Receiving::Body { stream, chunked, .. } => Some((stream, *chunked)),
+            Receiving::Nothing | Receiving::Head { .. } | Receiving::Done => None,
+        };
+        self.rendered.take(buf, from);
     }
 }
 
@@ -256,10 +230,11 @@ impl AsyncRead for Exchange {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let mut moved = false;
+        let before = buf.filled().len();
         // Head and the body's first bytes together: the exchange then writes them together.
         loop {
-            moved |= this.take(buf);
+            this.take(buf);
+            let moved = buf.filled().len() > before;
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -296,15 +271,8 @@ impl AsyncWrite for Exchange {
             Sending::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         if let Sending::Body { decoder, held, .. } = &mut this.request {
-            while taken < buf.len() && held.len() < GATHERED {
-                let bad = |error| fault(Reason::Internal, format!("a body that was checked: {error}"));
-                let step = decoder.step(&buf[taken..]).map_err(bad)?;
-                if step.wire == 0 {
-                    break;
-                }
-                taken += step.wire;
-                held.extend_from_slice(&buf[taken - step.payload..taken]);
-            }
+            let bad = |error| fault(Reason::Internal, format!("a body that was checked: {error}"));
+            taken += gather(decoder, held, &buf[taken..]).map_err(bad)?;
             // What the windows do not let through yet waits here; the next write or the flush waits for it.
             if let Poll::Ready(Err(error)) = this.poll_held(cx) {
                 return Poll::Ready(Err(error));
@@ -327,7 +295,9 @@ impl Drop for Exchange {
         let given_up = match (&self.request, std::mem::replace(&mut self.answer, Receiving::Done)) {
             (_, Receiving::Nothing) | (Sending::Done, Receiving::Done) => false,
             // All is there but the frame that says so; a reset would tell the upstream of a failure.
-            (Sending::Done, Receiving::Body { stream, left: Left::Bytes(0), .. }) if self.data.is_empty() => {
+            (Sending::Done, Receiving::Body { stream, left: Left::Bytes(0), .. })
+                if self.rendered.is_empty_of_data() =>
+            {
                 self.link.wait_for_end(stream);
                 false
             }
