@@ -27,6 +27,11 @@ pub struct Rendered {
 }
 
 impl Rendered {
+    /// All that has come was read.
+    pub fn is_empty(&self) -> bool {
+        self.read == self.text.len() && self.data.is_empty()
+    }
+
     /// All data that has come was read.
     pub fn is_empty_of_data(&self) -> bool {
         self.data.is_empty()

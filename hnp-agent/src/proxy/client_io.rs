@@ -1,12 +1,13 @@
-//! The client's side of a connection: TCP, or TLS that ends here.
+//! The client's side of a connection: TCP, a stream of HTTP/2, or TLS on either that ends here.
 //!
 //! While a connection waits it holds no buffer of ours, so waiting and reading are two steps; what TLS has
 //! decrypted already counts as readable.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection};
@@ -23,39 +24,40 @@ use super::http2::Stream;
 pub enum ClientIo {
     /// As the client sends them.
     Tcp(TcpStream),
-    /// Decrypted. Boxed: a TLS session is some kilobytes.
-    Tls(Box<TlsStream<TcpStream>>),
-    /// One request of HTTP/2, as the bytes of HTTP/1.1.
+    /// Decrypted. Below is TCP, or at the gateway, behind a CONNECT, what carried that; never more than that.
+    /// Boxed: a TLS session is some kilobytes.
+    Tls(Box<TlsStream<ClientIo>>),
+    /// One request of HTTP/2, as the bytes of HTTP/1.1; behind a CONNECT, the bytes as they come.
     Http2(Box<Stream>),
     /// Somebody else's: of HTTP/2, which its streams are served on.
     Lent,
 }
 
 impl ClientIo {
-    /// The socket, where it is this client's alone.
-    fn tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(tcp) => Some(tcp),
-            Self::Tls(tls) => Some(tls.get_ref().0),
-            Self::Http2(_) | Self::Lent => None,
-        }
-    }
-
     /// Waits until there may be something to read. Takes no byte, so it can be dropped at any time.
     ///
     /// # Errors
     /// The socket failed.
     pub async fn readable(&mut self) -> io::Result<()> {
-        if let Self::Tls(tls) = self {
-            let session = tls.get_mut().1;
-            let state = session.process_new_packets().map_err(io::Error::other)?;
-            if state.plaintext_bytes_to_read() > 0 {
-                return Ok(());
+        poll_fn(|cx| self.poll_readable(cx)).await
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Tls(tls) => {
+                let (below, session) = tls.get_mut();
+                let state = session.process_new_packets().map_err(io::Error::other)?;
+                if state.plaintext_bytes_to_read() > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                below.poll_readable(cx)
             }
-        }
-        match self.tcp() {
-            Some(tcp) => tcp.readable().await,
-            None => Ok(()),
+            Self::Http2(stream) => {
+                ready!(stream.poll_readable(cx));
+                Poll::Ready(Ok(()))
+            }
+            Self::Lent => Poll::Ready(Ok(())),
         }
     }
 
@@ -79,11 +81,12 @@ impl ClientIo {
 
     /// Makes the close a reset, so that the client cannot take a cut stream for a whole one.
     pub fn reset_on_close(&mut self) {
-        if let Self::Http2(stream) = self {
-            stream.reset();
-        } else if let Some(tcp) = self.tcp() {
+        match self {
+            Self::Http2(stream) => stream.reset(),
+            Self::Tls(tls) => tls.get_mut().0.reset_on_close(),
             // A failure means that the socket is already gone, which is what the caller wants.
-            let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+            Self::Tcp(tcp) => drop(socket2::SockRef::from(&*tcp).set_linger(Some(Duration::ZERO))),
+            Self::Lent => {}
         }
     }
 }
@@ -156,20 +159,20 @@ fn gone() -> Poll<io::Result<usize>> {
 /// Ends a client's TLS here. `hello` is what was read of it already.
 ///
 /// # Errors
-/// TLS's own, as a [`rustls::Error`] inside, or the socket's; with the socket, if it is still there, on which an
-/// alert has gone out.
+/// TLS's own, as a [`rustls::Error`] inside, or what is below; with that, if it is still there, on which an alert
+/// has gone out.
 pub(super) async fn end_tls(
-    tcp: TcpStream,
+    below: ClientIo,
     config: &Arc<ServerConfig>,
     hello: &[u8],
-) -> Result<TlsStream<TcpStream>, (io::Error, Option<TcpStream>)> {
+) -> Result<TlsStream<ClientIo>, (io::Error, Option<ClientIo>)> {
     let mut fed = Ok(());
     let acceptor = TlsAcceptor::from(Arc::clone(config));
-    let handshake = acceptor.accept_with(tcp, |session| fed = feed(session, hello)).into_fallible();
-    let Err(error) = fed else { return handshake.await.map_err(|(error, tcp)| (error, Some(tcp))) };
+    let handshake = acceptor.accept_with(below, |session| fed = feed(session, hello)).into_fallible();
+    let Err(error) = fed else { return handshake.await.map_err(|(error, below)| (error, Some(below))) };
     // The session is over; what is left of the handshake is its alert, and the client's reaction to it.
     match timeout(LAST_WORDS, handshake).await {
-        Ok(Err((_, tcp))) => Err((error, Some(tcp))),
+        Ok(Err((_, below))) => Err((error, Some(below))),
         Ok(Ok(tls)) => Err((error, Some(tls.into_inner().0))),
         Err(_) => Err((error, None)),
     }

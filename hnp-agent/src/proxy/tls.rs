@@ -110,12 +110,8 @@ pub(super) async fn handshake(
     ending: Ending,
 ) -> Option<Box<Client>> {
     let Ending { terms, name, deadline } = ending;
-    let ClientIo::Tcp(tcp) = client.stream else {
-        let detail = "TLS within TLS that ended here; it can only be tunnelled".to_owned();
-        refuse(client, recording, Reason::TlsFromClient, detail).await;
-        return None;
-    };
-    let (reason, detail) = match timeout(deadline, end_tls(tcp, &terms.config, hello.filled())).await {
+    let below = std::mem::replace(&mut client.stream, ClientIo::Lent);
+    let (reason, detail) = match timeout(deadline, end_tls(below, &terms.config, hello.filled())).await {
         Ok(Ok(stream)) => match terms.readmits(stream.get_ref().1) {
             Ok(tls) => {
                 let tls = Arc::new(tls);
@@ -130,12 +126,12 @@ pub(super) async fn handshake(
                 reason::of(&error)
             }
         },
-        Ok(Err((error, tcp))) => {
+        Ok(Err((error, below))) => {
             let (reason, detail) = reason::of_io(&error);
             recording.finish(reason, Some(detail));
-            if let Some(tcp) = tcp {
+            if let Some(mut below) = below {
                 // A client of TLS 1.3 may be sending already: a reset would overtake the alert.
-                answer::linger(&mut ClientIo::Tcp(tcp)).await;
+                answer::linger(&mut below).await;
             }
             return None;
         }

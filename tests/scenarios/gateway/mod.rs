@@ -7,6 +7,7 @@ mod clients;
 mod environment;
 mod running;
 mod tls;
+mod tunnels_over_http2;
 
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, RawAnswer, RawCase};

@@ -27,7 +27,7 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 const TOLD: Duration = Duration::from_secs(5);
 
 /// Where a CONNECT's head says that it goes (RFC 9112 section 3.2.3).
-pub(super) fn parse(head: &[u8]) -> Result<Wanted, HeadError> {
+fn parse(head: &[u8]) -> Result<Wanted, HeadError> {
     let lines = Lines::cut(head)?;
     let mut parts = head[lines.first.clone()].split(|byte| *byte == b' ');
     let (Some(b"CONNECT"), Some(target), Some(version), None) =
@@ -58,14 +58,22 @@ pub(super) fn parse(head: &[u8]) -> Result<Wanted, HeadError> {
     Wanted::parse(target, None).ok_or(HeadError::Target)
 }
 
-/// Serves what follows a CONNECT; `bytes` begins behind its head.
+/// Serves a CONNECT, whose head is at the front of `bytes`, and what follows it.
 pub(super) async fn serve(
     lanes: &Lanes,
     worker: Rc<Worker>,
     mut client: Box<Client>,
-    bytes: Buffer,
-    wanted: Wanted,
+    mut bytes: Buffer,
+    head_len: usize,
 ) {
+    let wanted = match parse(&bytes.filled()[..head_len]) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let (reason, detail) = (http1::reason_of(Some(error)), error.to_string());
+            return refuse(&worker, &mut client, connect_record(), reason, detail, false).await;
+        }
+    };
+    bytes.consume(head_len);
     let routes = wanted.listed_by(&worker.plan);
     let passed_by = if routes.is_empty() { wanted.passed_by(&worker.plan) } else { None };
     client.destination = wanted.place();
@@ -130,7 +138,7 @@ async fn tell(client: &mut Client) -> Result<(), String> {
 }
 
 /// The line of a CONNECT that opened nothing.
-pub(super) fn connect_record() -> HttpRecord {
+fn connect_record() -> HttpRecord {
     HttpRecord { method: "CONNECT".into(), path: String::new(), status: 0 }
 }
 

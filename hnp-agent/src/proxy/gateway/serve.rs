@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::callers::outside;
-use super::connect::{self, connect_record};
+use super::connect;
 use super::wanted::{Verdict, Wanted, judge_origin_form};
 use super::{Asked, NOWHERE, dialled};
 use crate::config::gateway::Gateway;
@@ -226,16 +226,7 @@ async fn requests(lanes: &Lanes, mut client: Box<Client>, mut buffer: Option<Buf
             }
         };
         if let Opening::Connect = opening {
-            match connect::parse(&bytes.filled()[..head_len]) {
-                Ok(wanted) => {
-                    bytes.consume(head_len);
-                    return Box::pin(connect::serve(lanes, worker.clone(), client, bytes, wanted)).await;
-                }
-                Err(error) => {
-                    let (reason, detail) = (http1::reason_of(Some(error)), error.to_string());
-                    return refuse(&worker, &mut client, connect_record(), reason, detail, false).await;
-                }
-            }
+            return Box::pin(connect::serve(lanes, worker, client, bytes, head_len)).await;
         }
         let next = match request(&worker, gateway, &mut client, &mut bytes, head_len, &mut kept).await {
             Some(next) => next,
@@ -314,8 +305,12 @@ async fn stream(lanes: &Lanes, mut client: Box<Client>) {
             Ok(Err(refusal)) => return http1::refuse(&worker, &mut client, refusal).await,
             Ok(Ok(None)) | Err(_) => return client.stream.reset_on_close(),
         };
+    let opening = Opening::of(Some(&bytes.filled()[..head_len]));
     if let Err((reason, detail)) = still_served(&worker, gateway, &client) {
-        return turn_away(&worker, &mut client, &Opening::Request, reason, detail).await;
+        return turn_away(&worker, &mut client, &opening, reason, detail).await;
+    }
+    if let Opening::Connect = opening {
+        return Box::pin(connect::serve(lanes, worker, client, bytes, head_len)).await;
     }
     let next = request(&worker, gateway, &mut client, &mut bytes, head_len, &mut None).await;
     if let Some(Next::Again | Next::Close(_)) = next {

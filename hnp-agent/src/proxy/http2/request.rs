@@ -17,13 +17,13 @@ pub(super) enum Body {
 
 /// Writes a head. `ended`: the client has ended the stream with it.
 pub(super) fn head(parts: &Parts, ended: bool, out: &mut Vec<u8>) -> Body {
-    let target = match parts.uri.path_and_query() {
-        Some(target) => target.as_str(),
-        // Only CONNECT has none (RFC 9113 section 8.5); the reader knows no such method.
-        None => "*",
-    };
-    put(out, &[parts.method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let target = match parts.uri.path_and_query() {
+        Some(target) => target.as_str().as_bytes(),
+        // Only CONNECT has none (RFC 9113 section 8.5), and names its authority (RFC 9112 section 3.2.3).
+        None => authority.unwrap_or(b"*"),
+    };
+    put(out, &[parts.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"]);
     if let Some(authority) = authority {
         put(out, &[b"host: ", authority, b"\r\n"]);
     }
@@ -49,6 +49,8 @@ pub(super) fn head(parts: &Parts, ended: bool, out: &mut Vec<u8>) -> Body {
     }
     let body = match (ended, has_length) {
         (true, _) => Body::None,
+        // What follows is no body: bytes, to whoever is at the other end.
+        (false, _) if parts.method == Method::CONNECT => Body::Plain,
         (false, true) => Body::Plain,
         (false, false) => Body::Chunked,
     };
@@ -100,6 +102,14 @@ mod tests {
         assert_eq!((Read::parse(text.as_bytes()).unwrap().framing, body), (Framing::Chunked, Body::Chunked));
         let (text, body) = written(request().method("POST"), true);
         assert_eq!((Read::parse(text.as_bytes()).unwrap().framing, body), (Framing::Length(0), Body::None));
+    }
+
+    #[test]
+    fn a_connect_names_its_authority_and_has_no_body() {
+        let (text, body) = written(Request::builder().method("CONNECT").uri("a.test:443"), false);
+        let head = "CONNECT a.test:443 HTTP/1.1\r\nhost: a.test:443\r\n\r\n";
+        assert_eq!((text.as_str(), body), (head, Body::Plain));
+        assert_eq!(Read::parse(text.as_bytes()).err(), Some(HeadError::Method), "on the captured port");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One stream of a client as a connection of HTTP/1.1 with one request on it.
+//! One stream of a client as a connection of HTTP/1.1 with one request on it, or with what follows a CONNECT.
 
 use std::io;
 use std::pin::Pin;
@@ -25,6 +25,10 @@ pub struct Stream {
     framing: Body,
     rendered: Rendered,
     ended: bool,
+    /// What the stream broke of, not yet read.
+    failed: Option<io::Error>,
+    /// What a reset says to the client.
+    broken: Reason,
     asked: Asked,
     respond: SendResponse<Bytes>,
     answer: Answering,
@@ -53,18 +57,29 @@ impl Stream {
         let ended = body.is_end_stream();
         let framing = request::head(&parts, ended, rendered.text());
         let asked = Asked { head: parts.method == Method::HEAD, upgrade: false, http10: false };
+        // RFC 9113 section 8.5.
+        let connect = parts.method == Method::CONNECT;
+        let broken = if connect { Reason::CONNECT_ERROR } else { Reason::INTERNAL_ERROR };
         let answer = Answering::Head { bytes: Vec::new(), scanned: 0 };
-        Self { body, framing, rendered, ended, asked, respond, answer }
+        Self { body, framing, rendered, ended, failed: None, broken, asked, respond, answer }
     }
 
     /// Tells the client that the rest will not come.
     pub fn reset(&mut self) {
         match &mut self.answer {
-            Answering::Body { stream, .. } => stream.send_reset(Reason::INTERNAL_ERROR),
-            Answering::Head { .. } => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            Answering::Body { stream, .. } => stream.send_reset(self.broken),
+            Answering::Head { .. } => self.respond.send_reset(self.broken),
             Answering::Done => {}
         }
         self.answer = Answering::Done;
+    }
+
+    /// Ready when a read would be.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.rendered.is_empty() && self.failed.is_none() {
+            self.failed = ready!(self.poll_next(cx)).err();
+        }
+        Poll::Ready(())
     }
 
     /// Writes out what has come next; false at the end.
@@ -162,6 +177,9 @@ impl AsyncRead for Stream {
             this.rendered.take(buf, Some((&mut this.body, this.framing == Body::Chunked)));
             if buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = this.failed.take_if(|_| buf.filled().len() == before) {
+                return Poll::Ready(Err(error));
             }
             match this.poll_next(cx) {
                 Poll::Ready(Ok(true)) => {}
