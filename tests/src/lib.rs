@@ -15,6 +15,7 @@ pub mod corporate;
 pub mod delay;
 pub mod dns;
 pub mod evasion;
+pub mod haproxy;
 pub mod kernel;
 pub mod manager;
 pub mod netns;

@@ -113,6 +113,15 @@ impl Links {
         Some(stream(link.clone(), false))
     }
 
+    /// A stream on a connection that has room, and whose upstream has offered to make a WebSocket of one.
+    pub(super) fn take_for_websocket(&self, key: &Rc<PoolKey>) -> Option<UpstreamConnection> {
+        let groups = self.groups.borrow();
+        let now = Instant::now();
+        let link =
+            groups.get(key)?.links.iter().find(|link| link.offers_websocket() && link.has_room(now))?;
+        Some(stream(link.clone(), false))
+    }
+
     /// What to do next where [`Self::take`] had nothing.
     pub(super) fn turn(self: &Rc<Self>, key: &Rc<PoolKey>, after: Option<u64>) -> Turn {
         if let Some(connection) = self.take(key, after) {

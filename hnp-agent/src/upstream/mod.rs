@@ -54,6 +54,9 @@ pub enum Need {
     Any,
     /// That it speaks HTTP/1.1: to switch protocols, or for what HTTP/2 cannot carry as it is.
     Http1,
+    /// That it can become a WebSocket: over HTTP/2 where a connection is there whose upstream has offered that
+    /// (RFC 8441 section 3), else over HTTP/1.1.
+    WebSocket,
 }
 
 /// One worker's way to every route's upstream, in one generation.
@@ -254,12 +257,17 @@ impl Upstreams {
         {
             return Some(stream);
         }
+        if need == Need::WebSocket
+            && let Some(stream) = self.shared.links.take_for_websocket(&self.key(route, Need::Any).ok()?)
+        {
+            return Some(stream);
+        }
         let mut pool = self.shared.pool.borrow_mut();
         let now = Instant::now();
         pool.take(key, now).or_else(|| match need {
             Need::Any => None,
             // What was made for any request and turned out to be HTTP/1.1 serves, too.
-            Need::Http1 => pool.take(&self.key(route, Need::Any).ok()?, now),
+            Need::Http1 | Need::WebSocket => pool.take(&self.key(route, Need::Any).ok()?, now),
         })
     }
 

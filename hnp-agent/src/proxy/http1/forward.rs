@@ -42,6 +42,14 @@ enum Way {
     Direct,
 }
 
+/// Which protocol a request asks to switch to.
+#[derive(Clone, Copy)]
+enum Switch {
+    No,
+    WebSocket,
+    Other,
+}
+
 /// Forwards one request and writes its record. `kept` is this client's cleartext connection from an
 /// earlier passthrough.
 pub async fn forward(
@@ -92,9 +100,14 @@ pub async fn forward(
     // What goes on to where a captured client was going is none of ours; a client of the gateway spoke to us.
     let verbatim = matches!(way, Way::Direct) && client.asked.is_none();
     let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
+    let switch = match incoming.request.upgrade {
+        true if incoming.request.opens_websocket(&bytes.filled()[..incoming.head_len]) => Switch::WebSocket,
+        true => Switch::Other,
+        false => Switch::No,
+    };
     let message = take_message(bytes, &incoming, plan, (way, verbatim), forwarded);
     let mut need = match way {
-        Way::Upstream => need_of(&message, incoming.request.upgrade || incoming.request.binds_connection),
+        Way::Upstream => need_of(&message, incoming.request.binds_connection, switch),
         Way::Direct => Need::Http1,
     };
     let mut bound = match way {
@@ -309,12 +322,17 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, las
 }
 
 /// What the message needs of its connection: `Host` is its first field.
-fn need_of(message: &[u8], upgrade: bool) -> Need {
+fn need_of(message: &[u8], binds: bool, switch: Switch) -> Need {
     let mut lines = message.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     let target = lines.next().and_then(|line| line.split(|byte| *byte == b' ').nth(1));
     let authority = lines.next().and_then(|line| line.strip_prefix(b"Host: "));
     let fits = can_carry(target.unwrap_or_default(), authority.unwrap_or_default());
-    if upgrade || !fits { Need::Http1 } else { Need::Any }
+    match switch {
+        _ if binds || !fits => Need::Http1,
+        Switch::No => Need::Any,
+        Switch::WebSocket => Need::WebSocket,
+        Switch::Other => Need::Http1,
+    }
 }
 
 async fn upstream(
@@ -369,7 +387,7 @@ fn again(
         return None;
     }
     match connection.unprocessed() {
-        Some(Unprocessed::OverHttp1) => (need == Need::Any).then_some(Need::Http1),
+        Some(Unprocessed::OverHttp1) => (need != Need::Http1).then_some(Need::Http1),
         Some(Unprocessed::Anew) => (attempts < UNPROCESSED_ATTEMPTS).then_some(need),
         None => {
             let safe = attempts == 1

@@ -140,6 +140,22 @@ impl Request {
         out.extend_from_slice(b"\r\n");
     }
 
+    /// It opens a WebSocket, and nothing else would do (RFC 6455 section 4.1).
+    pub fn opens_websocket(&self, head: &[u8]) -> bool {
+        let only = |name: &[u8]| {
+            let mut fields =
+                self.fields.iter().filter(|field| head[field.name.clone()].eq_ignore_ascii_case(name));
+            let value = fields.next().map(|field| &head[field.value.clone()]);
+            value.filter(|_| fields.next().is_none())
+        };
+        self.upgrade
+            && self.framing == Framing::None
+            && &head[self.method.clone()] == b"GET"
+            && only(b"upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+            && only(b"sec-websocket-version") == Some(b"13")
+            && only(b"sec-websocket-key").is_some()
+    }
+
     /// The path without its query, for logs.
     pub fn path_for_log(&self, head: &[u8]) -> String {
         let path = &head[self.path.clone()];
@@ -309,6 +325,27 @@ mod tests {
             rewritten(&format!("PoSt {odd} HTTP/1.1\r\nhOsT: Manager.Test:80\r\nX-a:  b \r\n\r\n")),
             format!("PoSt /base{odd} HTTP/1.1\r\nHost: up.test:8443\r\nX-a:  b \r\n\r\n")
         );
+    }
+
+    #[test]
+    fn a_websocket_is_told_from_other_switches() {
+        let opens = |more: &str| {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{more}\r\n");
+            parse(&head).unwrap().opens_websocket(head.as_bytes())
+        };
+        let own = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+        assert!(opens(&format!("Upgrade: WebSocket\r\n{own}")));
+        for more in [
+            format!("Upgrade: other\r\n{own}"),
+            format!("Upgrade: websocket, other\r\n{own}"),
+            format!("Upgrade: websocket\r\nUpgrade: websocket\r\n{own}"),
+            format!("Upgrade: websocket\r\nContent-Length: 1\r\n{own}"),
+            format!("Upgrade: websocket\r\n{}", own.replace("13", "12")),
+            format!("Upgrade: websocket\r\n{own}Sec-WebSocket-Key: x\r\n"),
+            own.to_owned(),
+        ] {
+            assert!(!opens(&more), "{more}");
+        }
     }
 
     #[test]

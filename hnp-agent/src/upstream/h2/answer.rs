@@ -8,6 +8,7 @@ use http::header::{CONTENT_LENGTH, HeaderMap};
 
 use crate::http2::fields;
 use crate::proxy::http1::head::content_length;
+use crate::proxy::http1::syntax::one_of;
 
 /// How the body of an answer is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,6 +50,20 @@ pub(super) fn head(
     };
     out.extend_from_slice(b"\r\n");
     body
+}
+
+/// Writes what a client of HTTP/1.1 hears where its WebSocket was opened on a stream: `accept` answers its key.
+pub(super) fn websocket(headers: &HeaderMap, accept: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n",
+    );
+    out.extend_from_slice(b"sec-websocket-accept: ");
+    out.extend_from_slice(accept.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    // Nothing after a 101 has a length.
+    let keep = |name: &[u8]| !one_of(name, &["content-length", "sec-websocket-accept"]);
+    fields(headers, keep, out);
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

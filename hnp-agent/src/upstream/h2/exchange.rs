@@ -52,6 +52,8 @@ enum Receiving {
     Head {
         response: ResponseFuture,
         head_only: bool,
+        /// It opens a WebSocket, and this answers the client's key.
+        websocket: Option<String>,
     },
     Body {
         stream: RecvStream,
@@ -116,7 +118,7 @@ impl Exchange {
         } else {
             Sending::Body { stream, decoder, held: BytesMut::new() }
         };
-        self.answer = Receiving::Head { response, head_only };
+        self.answer = Receiving::Head { response, head_only, websocket: opening.websocket };
         Ok(opening.len)
     }
 
@@ -150,12 +152,21 @@ impl Exchange {
         }))
     }
 
+    /// Ends a request's side that has no length.
+    fn end(request: &mut Sending) {
+        if let Sending::Body { stream, .. } = request {
+            // An upstream that is gone does not mind.
+            let _ = stream.send_data(Bytes::new(), true);
+        }
+        *request = Sending::Done;
+    }
+
     /// Renders the next thing that has come; false at the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         match &mut self.answer {
             Receiving::Nothing => return Poll::Pending,
             Receiving::Done => return Poll::Ready(Ok(false)),
-            Receiving::Head { response, head_only } => {
+            Receiving::Head { response, head_only, websocket } => {
                 match response.poll_informational(cx) {
                     Poll::Ready(Some(Ok(interim))) => {
                         let text = self.rendered.text();
@@ -171,6 +182,15 @@ impl Exchange {
                 };
                 let ended = stream.is_end_stream();
                 let text = self.rendered.text();
+                if let Some(accept) = websocket.take() {
+                    if head.status.is_success() {
+                        answer::websocket(&head.headers, &accept, text);
+                        self.answer = Receiving::Body { stream, chunked: false, left: Left::Unknown };
+                        return Poll::Ready(Ok(true));
+                    }
+                    // An answer as to any request: nothing of ours follows.
+                    Self::end(&mut self.request);
+                }
                 self.answer = match answer::head(head.status, &head.headers, *head_only, ended, text) {
                     _ if ended => Receiving::Done,
                     Body::None => Receiving::Body { stream, chunked: false, left: Left::Bytes(0) },
@@ -285,8 +305,15 @@ impl AsyncWrite for Exchange {
         self.poll_held(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_flush(cx)
+    /// The end of the client's side of a WebSocket.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_held(cx))?;
+        if let Sending::Body { decoder, .. } = &self.request
+            && decoder.ends_at_close()
+        {
+            Self::end(&mut self.request);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -155,6 +155,11 @@ impl Link {
             && self.is_open()
     }
 
+    /// Whether the upstream has said SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441 section 3).
+    pub(super) fn offers_websocket(&self) -> bool {
+        self.send.borrow().is_extended_connect_protocol_enabled()
+    }
+
     /// How many streams it carries at a time.
     pub(super) fn capacity(&self) -> usize {
         self.send.borrow().current_max_send_streams().min(STREAMS)

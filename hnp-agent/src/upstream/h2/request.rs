@@ -3,7 +3,10 @@
 //! Nothing is judged here a second time: head and body were checked where the client's bytes were read. What
 //! HTTP/2 cannot carry byte for byte goes over HTTP/1.1 instead ([`can_carry`]).
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version};
@@ -26,6 +29,8 @@ pub(super) struct Opening {
     pub(super) framing: Framing,
     /// How many bytes the head was.
     pub(super) len: usize,
+    /// It opens a WebSocket: what the client takes for the proof that this was understood.
+    pub(super) websocket: Option<String>,
 }
 
 /// The rule of HTTP/2 that a message does not fit, in words.
@@ -76,6 +81,7 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
 
     let mut headers = HeaderMap::with_capacity(lines.fields.len());
     let (mut authority, mut framing) = (None, Framing::None);
+    let websocket = websocket_key(&lines, &head).map(accept);
     for field in &lines.fields {
         let name = &head[field.name.clone()];
         let value = head.slice(field.value.clone());
@@ -90,12 +96,15 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
         if name.eq_ignore_ascii_case(b"content-length") {
             framing = Framing::Length(content_length(&value).map_err(|error| error.to_string())?);
         }
-        if !stays_on_its_hop(name, &value) {
-            let name = HeaderName::from_bytes(name).map_err(|error| error.to_string())?;
-            let mut value = HeaderValue::from_maybe_shared(value).map_err(|error| error.to_string())?;
-            value.set_sensitive(one_of(name.as_str().as_bytes(), SECRETS));
-            headers.append(name, value);
+        // RFC 8441 section 5: what the key is for, the stream does.
+        let is_answered_here = websocket.is_some() && name.eq_ignore_ascii_case(b"sec-websocket-key");
+        if stays_on_its_hop(name, &value) || is_answered_here {
+            continue;
         }
+        let name = HeaderName::from_bytes(name).map_err(|error| error.to_string())?;
+        let mut value = HeaderValue::from_maybe_shared(value).map_err(|error| error.to_string())?;
+        value.set_sensitive(one_of(name.as_str().as_bytes(), SECRETS));
+        headers.append(name, value);
     }
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(Scheme::HTTPS);
@@ -103,10 +112,32 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
     uri.path_and_query = Some(target);
     let mut request = Request::new(());
     *request.method_mut() = method;
+    if websocket.is_some() {
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        framing = Framing::UntilClose;
+    }
     *request.uri_mut() = Uri::from_parts(uri).map_err(|error| error.to_string())?;
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
-    Ok(Opening { request, framing, len })
+    Ok(Opening { request, framing, len, websocket })
+}
+
+/// The key of a request that opens a WebSocket. That it does was judged where the client's bytes were read.
+fn websocket_key<'h>(lines: &Lines, head: &'h [u8]) -> Option<&'h [u8]> {
+    let value = |name: &[u8]| {
+        let field = lines.fields.iter().find(|field| head[field.name.clone()].eq_ignore_ascii_case(name))?;
+        Some(&head[field.value.clone()])
+    };
+    value(b"upgrade").filter(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))?;
+    value(b"sec-websocket-key")
+}
+
+/// What answers a key (RFC 6455 section 4.2.2). SHA-1 protects nothing here.
+fn accept(key: &[u8]) -> String {
+    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let sum = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat());
+    BASE64_STANDARD.encode(sum)
 }
 
 /// RFC 9113 section 8.2.2: no field of one hop but `te: trailers`.
@@ -162,6 +193,25 @@ mod tests {
             let opening = opening(message.as_bytes()).unwrap();
             assert_eq!(opening.request.headers().contains_key("te"), carried, "{value}");
         }
+    }
+
+    #[test]
+    fn a_websocket_is_a_connect_with_a_protocol() {
+        let message = rewritten(
+            "GET /chat?x=1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: o\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        );
+        let opening = opening(&message).unwrap();
+        // RFC 6455 section 1.3 has this pair.
+        assert_eq!(opening.websocket.as_deref(), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        assert_eq!(opening.framing, Framing::UntilClose);
+        let request = opening.request;
+        assert_eq!(request.method(), "CONNECT");
+        assert_eq!(request.uri().to_string(), "https://up.test:8443/base/chat?x=1");
+        assert_eq!(request.extensions().get::<Protocol>().map(Protocol::as_str), Some("websocket"));
+        let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["origin", "sec-websocket-version"]);
     }
 
     #[test]
