@@ -19,7 +19,9 @@ fn prior_knowledge_is_carried_to_a_strict_manager() {
     let answer = case.curl(&case.pod, &["-w", " %{http_version} %{http_code}", &case.url("/hello")]);
     assert!(answer.ok().contains("\"manager\":\"manager\"") && answer.text().ends_with(" 2 200"), "{answer}");
     assert_eq!(case.manager.last_request().expect("one came").client_serial(), case.scene.client_serial);
-    case.agent.access_line("the request", |line| line["path"] == "/hello" && line["reason"] == "ok");
+    let line =
+        case.agent.access_line("the request", |line| line["path"] == "/hello" && line["reason"] == "ok");
+    assert_eq!(line["client_protocol"], "h2", "{line}");
     // The control: outside of the pod nobody carries it, and the manager speaks TLS alone.
     assert!(!case.curl(case.pod.outside_cgroup(), &[&case.url("/hello")]).status.success());
     assert_eq!(case.manager.request_count(), 1);

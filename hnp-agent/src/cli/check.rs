@@ -12,6 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
 use crate::config::plan::{CaptureMode, Identity, Plan, Roots, Trust};
@@ -153,9 +154,14 @@ impl Report {
                 }
             }
         }
+        let (identities, leaves): (Vec<_>, Vec<_>) =
+            plan.identities.iter().map(|identity| self.identity(identity)).unzip();
+        for (index, route) in plan.routes.iter().enumerate() {
+            self.warnings.extend(promises::unserved(index, route, &leaves));
+        }
         Summary {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
-            identities: plan.identities.iter().map(|identity| self.identity(identity)).collect(),
+            identities,
             trusts: plan.trusts.iter().map(|trust| self.trust(trust)).collect(),
             upstream_proxies: plan.upstream_proxies.iter().map(|proxy| self.upstream_proxy(proxy)).collect(),
             gateway: plan.gateway.as_ref().map(|gateway| gateway_summary(plan, gateway)),
@@ -163,14 +169,16 @@ impl Report {
         }
     }
 
-    fn identity(&mut self, identity: &Identity) -> IdentitySummary {
+    /// Loads an identity; with its certificate, where that can be shown.
+    fn identity(&mut self, identity: &Identity) -> (IdentitySummary, Option<CertificateDer<'static>>) {
         let key = format!("identities.{}", identity.name);
-        let leaf = match identity::load::load(identity) {
+        let (leaf, shown) = match identity::load::load(identity) {
             Ok(loaded) => {
                 let warnings = loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning));
                 self.warnings.extend(warnings);
                 let leaf = loaded.leaf;
-                Some(LeafSummary {
+                let shown = loaded.certified_key.cert.first().cloned();
+                let leaf = LeafSummary {
                     subject: leaf.subject,
                     issuer: leaf.issuer,
                     serial: leaf.serial,
@@ -178,19 +186,21 @@ impl Report {
                     not_after: rfc3339(leaf.not_after),
                     version: leaf.version,
                     chain_length: loaded.certified_key.cert.len(),
-                })
+                };
+                (Some(leaf), shown)
             }
             Err(error) => {
                 self.mistakes.push(Finding::elsewhere(key, error));
-                None
+                (None, None)
             }
         };
-        IdentitySummary {
+        let summary = IdentitySummary {
             name: identity.name.to_string(),
             certificate: identity.certificate.clone(),
             key: identity.key.clone(),
             leaf,
-        }
+        };
+        (summary, shown)
     }
 
     fn trust(&mut self, trust: &Trust) -> TrustSummary {
@@ -375,6 +385,28 @@ mod tests {
         assert!(shown(&asked).contains("flows older than the agent\n"), "{}", shown(&asked));
         let all = "strict}\ncapture: {raw_sockets: refuse, destroy_older_flows: true";
         assert!(!shown(all).contains("flows older than the agent"), "{}", shown(all));
+    }
+
+    #[test]
+    fn a_name_without_a_certificate_to_show_is_told() {
+        let scene = Scene::good("loose");
+        let dir = scene.0.path().display().to_string();
+        let config = |names: &str| {
+            format!(
+                "identities: {{c: {{certificate: {dir}/c.crt, key: {dir}/c.key}}}}\n\
+                 trusts: {{t: {{roots: {dir}/ca.crt}}}}\n\
+                 routes:\n\
+                 - {{name: m, destinations: [{names}, '198.18.0.9:443'], upstream: 'https://m.test', identity: c, \
+                    trust: t, enforcement: loose, mode: end-to-end, end_to_end: {{serving: [c], client_auth: none}}}}\n"
+            )
+        };
+        scene.pair(&Ca::new("serving").issue("*.m.test", VALID));
+        scene.write("hnp.yaml", &config("'a.m.test:443', 'm.test:443', 'a.b.m.test:443'"));
+        let told = scene.lines(|report| &report.warnings);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("has no certificate for m.test, a.b.m.test: "), "{told:?}");
+        scene.write("hnp.yaml", &config("'a.m.test:443'"));
+        assert_eq!(scene.lines(|report| &report.warnings), [""; 0], "the control");
     }
 
     #[test]

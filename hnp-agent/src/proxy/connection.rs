@@ -16,13 +16,14 @@ use super::buffer::Buffer;
 use super::client_io::ClientIo;
 use super::flow::Flow;
 use super::gateway::Asked;
+use super::http2::Stream;
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
-use crate::telemetry::record::{AccessRecord, Dialled};
+use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
 use crate::upstream::UpstreamConnection;
 use crate::workload::Workload;
 
@@ -68,14 +69,14 @@ pub struct Admitted {
 }
 
 impl Client {
-    /// The same client, with the bytes of one of its requests.
-    pub fn with_stream(&self, stream: ClientIo) -> Self {
+    /// The same client, with one of its requests over HTTP/2 as the bytes of HTTP/1.1.
+    pub fn with_stream(&self, stream: Stream) -> Self {
         Self {
-            stream,
+            stream: ClientIo::Http2(Box::new(stream)),
             flow: self.flow,
             destination: self.destination,
             routes: self.routes.clone(),
-            base: self.base.clone(),
+            base: AccessRecord { client_protocol: HttpVersion::H2, ..self.base.clone() },
             admitted: self.admitted.clone(),
             // A client of HTTP/2 shares its connection with itself alone and cannot say which request proved what.
             bound: None,
@@ -202,6 +203,7 @@ pub(super) fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
         direct: false,
         client_tls: None,
         upstream: None,
+        client_protocol: HttpVersion::Http1,
         http: None,
         bytes_up: 0,
         bytes_down: 0,

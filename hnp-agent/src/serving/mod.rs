@@ -16,7 +16,7 @@ use rustls::server::danger::ClientCertVerifier as _;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::plan::{NamePattern, Plan, Protocol, RouteIndex};
@@ -225,6 +225,11 @@ impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.choose(hello.server_name()).cloned()
     }
+}
+
+/// Whether clients that ask for a name, in lower case, take this certificate for its.
+pub fn is_for(leaf: &CertificateDer<'_>, name: &str) -> bool {
+    certificate::served_names(leaf).iter().any(|pattern| covers(pattern, name))
 }
 
 /// As clients read a certificate: a wildcard stands for one label (RFC 6125 section 6.4.3).

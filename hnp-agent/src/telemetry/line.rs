@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 36] = [
+pub const FIELDS: [&str; 37] = [
     "ts",
     "kind",
     "flow",
@@ -40,6 +40,7 @@ pub const FIELDS: [&str; 36] = [
     "upstream_addr",
     "upstream_protocol",
     "reused",
+    "client_protocol",
     "method",
     "path",
     "status",
@@ -150,6 +151,7 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
         sink.raw("reused", upstream.reused);
     }
     if let Some(http) = &record.http {
+        sink.text("client_protocol", record.client_protocol.as_str());
         sink.text("method", &http.method);
         sink.text("path", without_query(&http.path));
         sink.raw("status", http.status);
@@ -353,6 +355,7 @@ pub(super) mod tests {
                 key_exchange: Some("X25519MLKEM768"),
                 identity_generation: Some(2),
             }),
+            client_protocol: HttpVersion::Http1,
             http: Some(HttpRecord { method: "GET".into(), path: "/api/version".into(), status: 200 }),
             bytes_up: 100,
             bytes_down: 2000,

@@ -303,7 +303,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::record::{AccessRecord, HttpRecord, UpstreamRecord, WayRecord};
+    use crate::telemetry::record::{AccessRecord, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
 
     const CONFIG: &str = "
 identities: {c: {certificate: /c, key: /k}}
@@ -350,6 +350,7 @@ workers: 2
                 key_exchange: None,
                 identity_generation: None,
             }),
+            client_protocol: HttpVersion::Http1,
             http: status.map(|status| HttpRecord { method: "GET".into(), path: "/".into(), status }),
             bytes_up: 10,
             bytes_down: 100,

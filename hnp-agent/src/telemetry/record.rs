@@ -37,6 +37,8 @@ pub struct AccessRecord {
     pub client_tls: Option<Arc<ClientTls>>,
     /// The upstream's authority and the address that was used, when one was dialled.
     pub upstream: Option<UpstreamRecord>,
+    /// What the client spoke, where there is a request.
+    pub client_protocol: HttpVersion,
     /// The request, on HTTP routes.
     pub http: Option<HttpRecord>,
     /// Payload bytes from the client to the upstream (HTTP: head and body as received).

@@ -47,7 +47,11 @@ fn plaintext_in_it_is_served_request_by_request() {
     assert!(said.contains("\"token\":\"one\"") && said.contains("\"token\":\"two\""), "{said}");
     assert_eq!(case.manager.last_request().expect("one came").client_serial(), case.scene.client_serial);
     let line = case.agent.access_line("a request", |line| line["path"] == "/hello");
-    assert_eq!(line["gateway"], "connect", "{line}");
+    assert_eq!(
+        (&line["gateway"], &line["client_protocol"]),
+        (&"connect".into(), &"http/1.1".into()),
+        "{line}"
+    );
     assert_eq!(line["asked"], "manager.hnp.test:80", "{line}");
     // The controls: what no route lists, what is no authority, and another name inside.
     for (authority, reason) in

@@ -1,8 +1,11 @@
 //! What a strict route does not promise: said for each one it concerns, because people read `strict` as
 //! more. docs/security.md has the reasons.
 
+use rustls_pki_types::CertificateDer;
+
 use super::Finding;
 use crate::config::plan::{Capture, CaptureMode, Enforcement, Guard, RawSockets, Route, Target};
+use crate::serving;
 
 /// What a strict route does not promise where nothing is captured.
 pub(super) fn uncaptured(index: usize, route: &Route, capture: &Capture) -> Option<Finding> {
@@ -51,6 +54,36 @@ pub(super) fn way_out(index: usize, route: &Route) -> Option<Finding> {
             names.join(", ")
         );
         Finding::elsewhere(format!("routes[{index}].passthrough"), what)
+    })
+}
+
+/// Names of a route that ends TLS for which it has no certificate to show. `leaves`: by identity, what was loaded.
+pub(super) fn unserved(
+    index: usize,
+    route: &Route,
+    leaves: &[Option<CertificateDer<'static>>],
+) -> Option<Finding> {
+    let serving = &route.end_to_end()?.tls.serving;
+    let shown: Option<Vec<_>> = serving.iter().map(|identity| leaves[*identity].as_ref()).collect();
+    // What could not be loaded is a mistake of its own.
+    let shown = shown?;
+    let names: Vec<&str> = route
+        .destinations
+        .iter()
+        .filter_map(|destination| match &destination.target {
+            Target::Name(name) => Some(&**name),
+            Target::Net(_) => None,
+        })
+        .filter(|name| !shown.iter().any(|leaf| serving::is_for(leaf, name)))
+        .collect();
+    (!names.is_empty()).then(|| {
+        let what = format!(
+            "route {:?} has no certificate for {}: pods that verify the server they dial will refuse the first one \
+             listed. Add one with that name among its DNS names (subjectAltName)",
+            route.name,
+            names.join(", ")
+        );
+        Finding::elsewhere(format!("routes[{index}].end_to_end.serving"), what)
     })
 }
 

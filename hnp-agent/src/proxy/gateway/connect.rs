@@ -19,7 +19,7 @@ use crate::proxy::opaque;
 use crate::proxy::record::Recording;
 use crate::proxy::relay::relay;
 use crate::proxy::worker::{Lanes, Worker};
-use crate::telemetry::record::HttpRecord;
+use crate::telemetry::record::{HttpRecord, HttpVersion};
 
 /// RFC 9110 section 9.3.6: no length, for what follows is no body.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -87,8 +87,9 @@ pub(super) async fn serve(
         return pass(&worker, client, first).await;
     }
     client.routes = routes;
-    // What follows is another connection's: its TLS, where it has one, is not the gateway's.
+    // What follows is another connection's: its TLS, where it has one, is not the gateway's, nor what it speaks.
     client.admitted = None;
+    client.base.client_protocol = HttpVersion::Http1;
     if tell(&mut client).await.is_err() {
         client.stream.reset_on_close();
         return worker.stats.connection_ended(Some(first), Reason::ClientGone);
