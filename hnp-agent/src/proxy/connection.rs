@@ -134,8 +134,6 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
             base.workload = lanes.around.workloads.identify(&flow);
             base.destination = Some(Dialled::Address(destination));
             base.direct = flow.direct;
-            // Answers must not wait for an ACK (Nagle); a failure costs only latency.
-            let _ = stream.set_nodelay(true);
             let first = routes[0];
             let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);

@@ -268,6 +268,9 @@ async fn accept(
 ) -> io::Result<()> {
     let lanes = &start.lanes;
     let Some(mut inside) = enter(lanes, &mut entrance).await else { return Ok(()) };
+    // Answers must not wait for an ACK (Nagle). What is accepted has this from its listener, as Linux clones the
+    // socket, and is spared a system call; a failure costs only latency.
+    let _ = SockRef::from(&socket).set_tcp_nodelay(true);
     // Not before the worker may accept: connections would be promised what a start that fails takes back.
     // Of a socket that listens already this sets the length of the queue.
     SockRef::from(&socket).listen(BACKLOG)?;

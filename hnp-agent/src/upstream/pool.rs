@@ -128,11 +128,11 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection, at most `limit` of its kind.
-    pub(super) fn give_back(&mut self, mut connection: UpstreamConnection, limit: usize, now: Instant) {
+    /// Keeps a connection, at most `limit` of its kind. Whether it is quiet is seen when it is taken.
+    pub(super) fn give_back(&mut self, connection: UpstreamConnection, limit: usize, now: Instant) {
         let Some(key) = connection.key.clone() else { return };
         let idle = self.idle.entry(key).or_default();
-        if idle.len() < limit && connection.is_quiet() {
+        if idle.len() < limit {
             idle.push(Idle { connection, since: now });
         }
     }

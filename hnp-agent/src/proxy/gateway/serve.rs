@@ -65,8 +65,6 @@ impl Opening {
 pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
     let open = lanes.around.counters.connection_opened();
     let base = connection::base_record(lanes.flow_id(), peer);
-    // Answers must not wait for an ACK (Nagle); a failure costs only latency.
-    let _ = stream.set_nodelay(true);
     // Nothing was captured: no cgroup, and what holds is the strictest of each route.
     let flow = Flow {
         client: peer,

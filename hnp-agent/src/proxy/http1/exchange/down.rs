@@ -68,7 +68,30 @@ pub(super) enum Page {
 
 pub(super) type DownFault = (Reason, String);
 
-impl Down<'_> {
+impl<'a> Down<'a> {
+    /// Before anything has come; `answer` is empty.
+    pub(super) fn new(answer: &'a mut Buffer) -> Self {
+        Self {
+            answer,
+            out: Vec::new(),
+            written: 0,
+            ready: 0,
+            scanned: 0,
+            interim: 0,
+            interim_bytes: 0,
+            bytes: 0,
+            unflushed: false,
+            status: 0,
+            spoke: false,
+            first_byte: None,
+            page: Page::No,
+            seen: Vec::new(),
+            early: false,
+            keep_alive: false,
+            state: DownState::Head,
+        }
+    }
+
     /// Moves the answer on; ready once it has ended, or the protocol was switched, and all of it was
     /// written to the client.
     pub(super) fn poll(
@@ -160,14 +183,18 @@ impl Down<'_> {
     }
 
     /// Makes the next thing to write out of what was read; false when more must be read first.
-    fn take_buffered(
+    pub(super) fn take_buffered(
         &mut self,
         terms: &Terms,
         sent: bool,
         sent_at: Option<Instant>,
     ) -> Result<bool, DownFault> {
+        let headed = matches!(self.state, DownState::Head);
+        if headed && !self.take_head(terms, sent, sent_at)? {
+            return Ok(false);
+        }
+        // What came of the body with the head goes out with it.
         match &mut self.state {
-            DownState::Head => self.take_head(terms, sent, sent_at),
             DownState::Body { decoder, framing } => {
                 let framing = *framing;
                 let bad = |error| (Reason::UpstreamBadResponse, format!("{error}"));
@@ -194,9 +221,9 @@ impl Down<'_> {
                 if done {
                     self.state = DownState::Done { exact: true, framing };
                 }
-                Ok(done || self.ready > 0)
+                Ok(headed || done || self.ready > 0)
             }
-            DownState::Done { .. } | DownState::Switched => Ok(true),
+            DownState::Head | DownState::Done { .. } | DownState::Switched => Ok(true),
         }
     }
 

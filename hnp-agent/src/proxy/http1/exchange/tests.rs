@@ -1,5 +1,6 @@
 //! Exchanges over real sockets on loopback: the test is client and upstream.
 
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use hnp_common::Reason;
@@ -221,4 +222,23 @@ async fn a_silent_upstream_is_given_up_at_its_own_deadline() {
     let out = run_one(terms, b"", 8, &[], false).await;
     assert_eq!(failed(&out.ended), (Reason::UpstreamResponseTimeout, false));
     assert!(started.elapsed() < Duration::from_secs(5), "not the idle deadline: {:?}", started.elapsed());
+}
+
+#[test]
+fn a_head_takes_along_what_of_the_body_has_come() {
+    let stock = Stock::new(65536);
+    let first_write = |bytes: &[u8]| {
+        let mut answer = stock.buffer();
+        let read = answer.poll_fill(&mut &*bytes, &mut Context::from_waker(Waker::noop()), 0);
+        assert!(read.is_ready());
+        let mut down = Down::new(&mut answer);
+        assert!(down.take_buffered(&terms(Framing::None, GET), true, None).unwrap());
+        (down.out.len(), down.ready)
+    };
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+    assert_eq!(first_write(&[head, &b"hello"[..]].concat()), (head.len(), 5));
+    assert_eq!(first_write(&[head, &b"hel"[..]].concat()), (head.len(), 3));
+    assert_eq!(first_write(head), (head.len(), 0), "the control");
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    assert_eq!(first_write(chunked).1, 15);
 }
