@@ -28,6 +28,7 @@ mod logs_and_metrics;
 mod long_way;
 mod main_job;
 mod many_connections;
+mod modes;
 mod names;
 mod older_flows;
 mod opaque;

@@ -17,7 +17,7 @@ use hnp_tests::scene::Scene;
 use hnp_tests::topology::Pod;
 
 /// Where the agent is, as a pod knows it: the node's address on the pod's own cable.
-fn node_of(pod: &Pod) -> String {
+pub(crate) fn node_of(pod: &Pod) -> String {
     let [a, b, c, _] = pod.addr4.octets();
     format!("{a}.{b}.{c}.1")
 }
@@ -59,7 +59,7 @@ impl Gateway {
     }
 }
 
-fn uncaptured(mut config: Config) -> Config {
+pub(crate) fn uncaptured(mut config: Config) -> Config {
     config.capture = "off".to_owned();
     if config.gateway.is_empty() {
         config.gateway = "sources: [10.244.0.0/16, 'fd00:244::/32']".to_owned();
@@ -69,7 +69,7 @@ fn uncaptured(mut config: Config) -> Config {
 
 /// Without a single capability.
 #[track_caller]
-fn start(scene: &Scene, config: &Config) -> Agent {
+pub(crate) fn start(scene: &Scene, config: &Config) -> Agent {
     let mut agent = Agent::spawn(scene.agent_place(), config, &[]);
     agent.wait_until_ready();
     agent
