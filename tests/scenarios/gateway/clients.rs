@@ -145,6 +145,10 @@ fn the_pods_own_certificate_through_connect_to_a_tunnel() {
         (&"connect".into(), &"manager.hnp.test:443".into()),
         "{line}"
     );
+    // It is the manager whom the client verifies: with other roots it goes no further (CURLE_PEER_FAILED_VERIFICATION).
+    let others = pki::Ca::new("others").write(case.scene.dir(), "others").display().to_string();
+    let forged = ["-sS", "--proxy", &case.url(), "--cacert", &others, &url];
+    assert_eq!(curl(&case, &[&forged[..], &own].concat()).status.code(), Some(60));
     // A name that the tunnel does not carry, in the hello behind the CONNECT.
     let other =
         ["--connect-to", &format!("other.hnp.test:443:{MANAGER_NAME}:443"), "https://other.hnp.test/"];
@@ -358,7 +362,7 @@ fn git_over_https_through_connect() {
 }
 
 /// A tunnel for TLS on 443 and a reverse proxy for plaintext on 80, on the same manager.
-fn tunnelled() -> (Gateway, pki::Files) {
+pub(super) fn tunnelled() -> (Gateway, pki::Files) {
     let case = Gateway::with(|scene| {
         scene.add_host("plain.hnp.test", &[MANAGER4.into()]);
         let tunnel = Route::tunnel("tls", &["manager.hnp.test:443"], "https://manager.hnp.test:80");

@@ -5,6 +5,7 @@ mod attacks;
 mod callers;
 mod clients;
 mod environment;
+mod node;
 mod running;
 mod tls;
 mod tunnels_over_http2;

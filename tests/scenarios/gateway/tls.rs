@@ -1,15 +1,21 @@
 //! TLS on the gateway's own port: for clients that trust its certificate, and for callers that are known by theirs
 //! and by nothing else.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::manager::{Manager, Mode, Setup};
 use hnp_tests::pki::{Ca, Files, Spec};
+use hnp_tests::poll::eventually;
 use hnp_tests::process::Finished;
 use hnp_tests::scene::{DESTINATIONS, Scene};
 use hnp_tests::topology::{MANAGER_NAME, Pod};
 
 use super::{node_of, start, strict};
 
+/// curl's word for a certificate that it does not take (CURLE_PEER_FAILED_VERIFICATION).
+const NOT_VERIFIED: i32 = 60;
 const PODS: &str = "sources: [10.244.0.0/16, 'fd00:244::/32']";
 
 #[test]
@@ -34,9 +40,16 @@ fn every_form_inside_of_tls() {
     }
     let line = case.agent.access_line("a request in TLS", |line| line["gateway"] == "absolute");
     assert_eq!((&line["client_tls"], &line["reason"]), (&"TLSv1.3".into(), &"ok".into()), "{line}");
-    // The control: a client that does not trust the certificate sends nothing.
-    let refused = case.pod.command("curl").args(["-sS", "--proxy", &proxy, &plain]).run();
-    assert!(!refused.status.success(), "{refused}");
+    // The controls: a client that does not trust the certificate sends nothing, whatever else it trusts.
+    let other = Ca::new("others").write(case.scene.dir(), "others");
+    for trusted in [None, Some(&other)] {
+        let mut command = case.pod.command("curl").args(["-sS", "--proxy", &proxy, &plain]);
+        if let Some(roots) = trusted {
+            command = command.arg("--proxy-cacert").arg(roots);
+        }
+        let refused = command.run();
+        assert_eq!(refused.status.code(), Some(NOT_VERIFIED), "{refused}");
+    }
     case.agent.access_line_with("pod_tls_failed");
     assert_eq!(case.manager.request_count(), 4);
 }
@@ -70,9 +83,10 @@ fn the_pods_own_tls_within_it() {
     });
     let (proxy, url) = (case.url(), format!("https://{MANAGER_NAME}/hello"));
     let own = &case.scene.client;
-    let curl = |with_own: bool| {
-        let command = case.pod.command("curl").args(["-sS", "--proxy", &proxy, &url, "--proxy-cacert"]);
-        let command = command.arg(&case.scene.roots).arg("--cacert").arg(&case.scene.roots);
+    let (roots, other) = (&case.scene.roots, &Ca::new("others").write(case.scene.dir(), "others"));
+    let curl = |proxys: &PathBuf, managers: &PathBuf, with_own: bool| {
+        let command = case.pod.command("curl").args(["-sS", "--proxy", &proxy, &url]);
+        let command = command.arg("--proxy-cacert").arg(proxys).arg("--cacert").arg(managers);
         if with_own {
             command.arg("--cert").arg(&own.certificate).arg("--key").arg(&own.key)
         } else {
@@ -80,10 +94,20 @@ fn the_pods_own_tls_within_it() {
         }
         .run()
     };
-    assert!(curl(true).ok().contains("\"manager\":\"manager\""));
-    // The control: nobody lends a certificate in a tunnel.
-    let refused = curl(false);
+    assert!(curl(roots, roots, true).ok().contains("\"manager\":\"manager\""));
+    // The controls: nobody lends a certificate in a tunnel, and each of the two is verified against its own roots.
+    let refused = curl(roots, roots, false);
     assert!(!refused.status.success() && refused.stderr.contains("certificate required"), "{refused}");
+    let refused = curl(other, roots, true);
+    assert_eq!(refused.status.code(), Some(NOT_VERIFIED), "{refused}");
+    let refused = curl(roots, other, true);
+    assert!(!refused.status.success(), "{refused}");
+    // curl has no code of its own for it within another TLS, but says it to the manager.
+    eventually(Duration::from_secs(5), "the manager hears why", || {
+        let last = case.manager.connections().pop().and_then(|last| last.error);
+        last.is_some_and(|error| error.contains("UnknownCA"))
+    });
+    assert_eq!(case.manager.request_count(), 1);
 }
 
 struct Case {
