@@ -46,6 +46,11 @@ impl Feature {
     }
 }
 
+/// Whether this is a guest of the vm tier, whose kernel has what xtask/src/vm/modules.rs names.
+pub fn in_a_guest() -> bool {
+    std::env::var_os("HNP_TEST_VM").is_some()
+}
+
 /// Whether the kernel has a feature. If not, the calling scenario is noted as one that asserts less.
 ///
 /// # Panics

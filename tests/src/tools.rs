@@ -119,7 +119,7 @@ fn how_to_get(program: &str) -> String {
         "squid" => "squid-openssl",
         "node" => "nodejs",
         "cc" => "gcc libc6-dev",
-        "ip" => "iproute2",
+        "ip" | "tc" => "iproute2",
         other => other,
     };
     format!("on Debian: apt-get install --no-install-recommends {package}")

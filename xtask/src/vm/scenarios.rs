@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 18] = [
+const HOST_ONLY: [(&str, &str); 17] = [
     ("bulk::a_gibibyte_up_and_a_gibibyte_down", "volume: four gibibytes through TLS"),
     ("many_connections::twenty_thousand_short_ones_over_two_destinations", "count"),
     ("many_connections::two_thousand_are_held_open_and_then_used", "count"),
@@ -28,10 +28,6 @@ const HOST_ONLY: [(&str, &str); 18] = [
         "count, and a rate beside them",
     ),
     ("idle::tunnels_up_to_the_descriptor_limit", "count"),
-    (
-        "long_way::a_warm_connection_takes_one_round_trip_and_a_burst_ends_within_a_clients_patience",
-        "rate: 200 connections at once",
-    ),
     ("reload::ten_reloads_at_load_cost_no_request_and_no_byte", "rate: 300 requests a second, 48 MiB"),
     (
         "upgrade::in_the_middle_of_a_swap_programs_of_both_builds_work_together",

@@ -1,5 +1,4 @@
-//! A long way to the manager: a relay that keeps what goes there for a while, as a delay injected on a node's
-//! egress does (sch_netem is not in every kernel). What comes back is not delayed.
+//! A relay that keeps what goes to the manager for a while, for kernels without sch_netem.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +14,19 @@ use tokio::time::{Instant, sleep_until};
 use crate::netns::Netns;
 
 /// The relay; it ends when this is dropped.
-pub struct Delay {
+pub(super) struct Relay {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Delay {
+impl Relay {
     /// Takes connections at `listen` in a namespace and carries them to `to` in the same one. The first byte of
     /// a connection waits twice: once as its SYN would have.
     ///
     /// # Panics
     /// When the port is taken.
     #[track_caller]
-    pub fn start(netns: &Netns, listen: SocketAddr, to: SocketAddr, delay: Duration) -> Self {
+    pub(super) fn start(netns: &Netns, listen: SocketAddr, to: SocketAddr, delay: Duration) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let (report, opened) = std::sync::mpsc::channel();
         let netns = netns.clone();
@@ -54,7 +53,7 @@ impl Delay {
     }
 }
 
-impl Drop for Delay {
+impl Drop for Relay {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take()

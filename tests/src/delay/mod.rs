@@ -1,0 +1,99 @@
+//! A long way to the manager, as a fault injector makes one: what leaves the node for it waits for a while, what comes
+//! back does not. By the kernel's own sch_netem; by a [`relay`] where the kernel has none, which the run says. Guests
+//! are to have it: there is no relay there.
+
+mod relay;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use self::relay::Relay;
+use crate::kernel;
+use crate::netns::Netns;
+use crate::tools;
+use crate::topology::{MANAGER4, World};
+
+/// The node's interface on the manager's side.
+const INTERFACE: &str = "mgr0";
+
+/// The delay; it ends when this is dropped.
+pub struct Delay {
+    port: u16,
+    /// Kept for its end.
+    _means: Means,
+}
+
+enum Means {
+    Netem(#[expect(dead_code, reason = "kept for its end")] Netem),
+    Relay(#[expect(dead_code, reason = "kept for its end")] Relay),
+}
+
+impl Delay {
+    /// Delays what goes to a port on which the manager listens; `elsewhere` is a free one, for a relay.
+    ///
+    /// # Panics
+    /// When neither can be had, and in a guest without sch_netem.
+    #[track_caller]
+    pub fn start(world: &World, port: u16, elsewhere: u16, delay: Duration) -> Self {
+        let addr = |port| SocketAddr::from((MANAGER4, port));
+        let (means, port, words) = match Netem::start(world.node_netns(), addr(port), delay) {
+            Ok(netem) => (Means::Netem(netem), port, "sch_netem on the node's egress".to_owned()),
+            Err(why) => {
+                assert!(
+                    !kernel::in_a_guest(),
+                    "guests are to have sch_netem (xtask/src/vm/modules.rs): {why}"
+                );
+                let relay = Relay::start(world.manager_netns(), addr(elsewhere), addr(port), delay);
+                (
+                    Means::Relay(relay),
+                    elsewhere,
+                    format!("a relay before the manager, for want of sch_netem: {why}"),
+                )
+            }
+        };
+        // Past the test harness, which shows nothing of a scenario that holds.
+        let line = format!("{}: {delay:?} of delay by {words}\n", world.name());
+        std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
+        Self { port, _means: means }
+    }
+
+    /// Where the manager is a long way off.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// A delaying queue on [`INTERFACE`], until it is dropped.
+struct Netem {
+    node: Netns,
+}
+
+impl Netem {
+    /// With what `tc` said, where it refuses.
+    fn start(node: &Netns, manager: SocketAddr, delay: Duration) -> Result<Self, String> {
+        node.run(|| {
+            // The queue would hold back ARP as well, which is no part of any later round trip.
+            drop(TcpStream::connect(manager).map_err(|error| format!("{manager}: {error}"))?);
+            let milliseconds = format!("{}ms", delay.as_millis());
+            // The usual limit is 1,000 packets, which a burst of connections passes.
+            tc(&["add", "dev", INTERFACE, "root", "netem", "delay", &milliseconds, "limit", "1000000"])
+        })?;
+        Ok(Self { node: node.clone() })
+    }
+}
+
+impl Drop for Netem {
+    fn drop(&mut self) {
+        // It goes with its interface at the latest.
+        let _ = self.node.run(|| tc(&["del", "dev", INTERFACE, "root"]));
+    }
+}
+
+fn tc(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(tools::need("tc")).arg("qdisc").args(arguments).output();
+    let output = output.map_err(|error| format!("tc: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(said.trim().to_owned()) }
+}
