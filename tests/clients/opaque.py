@@ -5,7 +5,6 @@ straight or through a proxy's CONNECT. What is sent comes from standard input; e
 
 Says the greeting, the hash of what came back and the good-bye, one line each.
 """
-import argparse
 import hashlib
 import socket
 import ssl
@@ -14,12 +13,8 @@ import sys
 PATIENCE = 20
 GREETING = 11  # b"220 ready\r\n"
 
-parser = argparse.ArgumentParser()
-parser.add_argument("host")
-parser.add_argument("port", type=int)
-for option in ("--proxy", "--cacert", "--cert", "--key"):
-    parser.add_argument(option)
-args = parser.parse_args()
+HOST, PORT = sys.argv[1], int(sys.argv[2])
+OPTIONS = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 
 
 class Clear:
@@ -38,11 +33,11 @@ class Tls:
     """By hand over two buffers: a socket of Python's cannot end one direction and go on reading."""
 
     def __init__(self, sock):
-        context = ssl.create_default_context(cafile=args.cacert)
-        if args.cert:
-            context.load_cert_chain(args.cert, args.key)
+        context = ssl.create_default_context(cafile=OPTIONS["--cacert"])
+        if "--cert" in OPTIONS:
+            context.load_cert_chain(OPTIONS["--cert"], OPTIONS["--key"])
         self.sock, self.incoming, self.outgoing = sock, ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=args.host)
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=HOST)
         self.turn(self.tls.do_handshake)
 
     def turn(self, step, *what):
@@ -77,11 +72,11 @@ class Tls:
 
 
 def connect():
-    if not args.proxy:
-        return socket.create_connection((args.host, args.port), PATIENCE)
-    host, port = args.proxy.rsplit(":", 1)
+    if "--proxy" not in OPTIONS:
+        return socket.create_connection((HOST, PORT), PATIENCE)
+    host, port = OPTIONS["--proxy"].rsplit(":", 1)
     sock = socket.create_connection((host, int(port)), PATIENCE)
-    sock.sendall(b"CONNECT %b:%d HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % ((args.host.encode(), args.port) * 2))
+    sock.sendall(b"CONNECT %b:%d HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % ((HOST.encode(), PORT) * 2))
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = sock.recv(1)
@@ -104,7 +99,7 @@ def whole(length):
 
 
 sent = sys.stdin.buffer.read()
-wire = (Tls if args.cacert else Clear)(connect())
+wire = (Tls if "--cacert" in OPTIONS else Clear)(connect())
 greeting = whole(GREETING)
 wire.send(sent)
 back = whole(len(sent))

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// A binary of this workspace, next to the running one in the target directory.
 ///
@@ -68,7 +69,10 @@ pub fn python_with(package: &str) -> PathBuf {
 /// # Panics
 /// When it is missing.
 pub fn python() -> PathBuf {
-    python_prefix(&need("python3"), "import sys; print(sys.executable)").expect("python3 runs")
+    // Shims take longer than most scripts.
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    let find = || python_prefix(&need("python3"), "import sys; print(sys.executable)").expect("python3 runs");
+    PYTHON.get_or_init(find).clone()
 }
 
 /// Compiles one of `tests/clients/*.c` into a static program in `dir`.
