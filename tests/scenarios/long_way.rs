@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use hnp_tests::agent::{Agent, Route};
+use hnp_tests::aloud;
 use hnp_tests::client::{self, Job, Report, Target};
 use hnp_tests::delay::Delay;
 use hnp_tests::manager::Manager;
@@ -46,9 +47,9 @@ fn a_warm_connection_takes_one_round_trip_and_a_burst_ends_within_a_clients_pati
         (warm < 2 * DELAY).then_some(warm)
     });
     let burst = seconds(&ask(BURST));
-    eprintln!(
+    aloud::say(&format!(
         "a new connection {fresh:.2?}, a warm one {warm:.2?}, the slowest of {BURST} at once {burst:.2?}"
-    );
+    ));
     // The control: the delay is there, for TCP, TLS and the request.
     assert!(fresh >= 3 * DELAY, "{fresh:?}");
     assert!(burst < patience(BUDGET), "{burst:?}");

@@ -8,6 +8,7 @@
 //! `/etc` stay as they are.
 
 pub mod agent;
+pub mod aloud;
 pub mod api_server;
 pub mod cgroup;
 pub mod client;

@@ -4,16 +4,14 @@
 
 mod relay;
 
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use self::relay::Relay;
-use crate::kernel;
 use crate::netns::Netns;
-use crate::tools;
 use crate::topology::{MANAGER4, World};
+use crate::{aloud, kernel, tools};
 
 /// The node's interface on the manager's side.
 const INTERFACE: &str = "mgr0";
@@ -53,9 +51,7 @@ impl Delay {
                 )
             }
         };
-        // Past the test harness, which shows nothing of a scenario that holds.
-        let line = format!("{}: {delay:?} of delay by {words}\n", world.name());
-        std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
+        aloud::say(&format!("{}: {delay:?} of delay by {words}", world.name()));
         Self { port, _means: means }
     }
 

@@ -2,12 +2,12 @@
 //! nothing; then with an agent that is alive, killed, and killed and started again and again. All the
 //! time the manager's network is sniffed.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 
 use super::expect::Expect;
 use super::stage::Stage;
 use super::{Attack, Technique};
+use crate::aloud;
 use crate::process::Place;
 use crate::scene::Scene;
 use crate::topology::{MANAGER_NAME, MANAGER4, Pod};
@@ -159,9 +159,7 @@ impl Trial {
     pub fn judge(self) {
         let stage = Stage::set(&self);
         if let Some((call, errno)) = stage.control(&self) {
-            // Past the test harness, which shows only what failing tests print.
-            let what = format!("{:?} is NOT POSSIBLE ON THIS KERNEL: {call}: {errno}\n", self.technique);
-            std::io::stderr().write_all(what.as_bytes()).expect("standard error is open");
+            aloud::say(&format!("{:?} is NOT POSSIBLE ON THIS KERNEL: {call}: {errno}", self.technique));
             return;
         }
         stage.trial(&self);
