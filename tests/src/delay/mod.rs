@@ -4,6 +4,7 @@
 
 mod relay;
 
+use std::any::Any;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
@@ -16,16 +17,14 @@ use crate::{aloud, kernel, tools};
 /// The node's interface on the manager's side.
 const INTERFACE: &str = "mgr0";
 
+/// What `tc` says where the kernel has no such queue.
+const NOT_THERE: &str = "qdisc kind is unknown";
+
 /// The delay; it ends when this is dropped.
 pub struct Delay {
     port: u16,
-    /// Kept for its end.
-    _means: Means,
-}
-
-enum Means {
-    Netem(#[expect(dead_code, reason = "kept for its end")] Netem),
-    Relay(#[expect(dead_code, reason = "kept for its end")] Relay),
+    /// Ends it.
+    _means: Box<dyn Any>,
 }
 
 impl Delay {
@@ -35,22 +34,16 @@ impl Delay {
     /// When neither can be had, and in a guest without sch_netem.
     #[track_caller]
     pub fn start(world: &World, port: u16, elsewhere: u16, delay: Duration) -> Self {
-        let addr = |port| SocketAddr::from((MANAGER4, port));
-        let (means, port, words) = match Netem::start(world.node_netns(), addr(port), delay) {
-            Ok(netem) => (Means::Netem(netem), port, "sch_netem on the node's egress".to_owned()),
-            Err(why) => {
-                assert!(
-                    !kernel::in_a_guest(),
-                    "guests are to have sch_netem (xtask/src/vm/modules.rs): {why}"
-                );
-                let relay = Relay::start(world.manager_netns(), addr(elsewhere), addr(port), delay);
-                (
-                    Means::Relay(relay),
-                    elsewhere,
-                    format!("a relay before the manager, for want of sch_netem: {why}"),
-                )
-            }
-        };
+        let manager = |port| SocketAddr::from((MANAGER4, port));
+        let (means, port, words): (Box<dyn Any>, _, _) =
+            match Netem::start(world.node_netns(), manager(port), delay) {
+                Ok(netem) => (Box::new(netem), port, "sch_netem on the node's egress"),
+                Err(why) if why.contains(NOT_THERE) && !kernel::in_a_guest() => {
+                    let relay = Relay::start(world.manager_netns(), manager(elsewhere), manager(port), delay);
+                    (Box::new(relay), elsewhere, "a RELAY: this kernel has no sch_netem")
+                }
+                Err(why) => panic!("sch_netem, which guests have by xtask/src/vm/modules.rs: {why}"),
+            };
         aloud::say(&format!("{}: {delay:?} of delay by {words}", world.name()));
         Self { port, _means: means }
     }
