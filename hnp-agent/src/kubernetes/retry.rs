@@ -1,10 +1,10 @@
 //! When what failed is tried again, what is said about it, and how often it happened.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::client::Cause;
+use crate::backoff;
 use crate::telemetry::metrics::{Exposition, Labels};
 use crate::telemetry::names::Metric;
 
@@ -29,8 +29,7 @@ impl Retry {
             Some(_) | None => 1,
         };
         self.0 = Some((cause, times));
-        let doubled = RETRY.0.saturating_mul(1 << (times - 1).min(16));
-        (jittered(doubled.min(RETRY.1)), times == 1)
+        (backoff::pause(RETRY.0, RETRY.1, times), times == 1)
     }
 }
 
@@ -61,31 +60,9 @@ impl Failures {
     }
 }
 
-/// Between half of the pause and all of it: nodes that failed together do not come back together.
-pub(super) fn jittered(pause: Duration) -> Duration {
-    within(pause, random())
-}
-
-fn within(pause: Duration, random: u64) -> Duration {
-    pause.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
-/// Good enough to spread nodes: the keys of a hash map are random.
-fn random() -> u64 {
-    RandomState::new().hash_one(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn jitter_takes_away_up_to_half() {
-        let pause = Duration::from_secs(10);
-        assert_eq!(within(pause, 0), pause / 2);
-        assert!(within(pause, u64::MAX) <= pause && within(pause, u64::MAX) > pause.mul_f64(0.999));
-        assert_ne!(random(), random());
-    }
 
     #[test]
     fn causes_are_numbered_as_they_are_listed() {

@@ -14,7 +14,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, ApiError, Outcome};
-use super::retry::{Failures, Retry, jittered};
+use super::retry::{Failures, Retry};
+use crate::backoff;
 use crate::config::plan::Kubernetes;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
@@ -96,7 +97,7 @@ impl Keeper<'_> {
                     }
                     Outcome::Absent => {}
                 }
-                return jittered(LOOK_AGAIN);
+                return backoff::jittered(LOOK_AGAIN);
             }
             Err(error) => error,
         };
