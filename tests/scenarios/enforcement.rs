@@ -89,7 +89,8 @@ fn loose_never_goes_direct_because_the_upstream_or_a_certificate_failed() {
     let scene = Scene::for_test();
     let (manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
     // Nobody listens there; the manager on the destination would take plaintext gladly.
-    let dead = Route::loose("manager", DESTINATIONS, "https://manager.hnp.test:81");
+    let dead =
+        Route::loose("manager", DESTINATIONS, "https://manager.hnp.test:81").set("timeouts", "{connect: 1s}");
     let agent = Agent::start(&scene, &config(&scene, dead));
     let answer = raw(&pod);
     assert_eq!(answer.status(), Some(502), "{}", answer.text());

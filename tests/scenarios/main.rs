@@ -34,6 +34,7 @@ mod older_flows;
 mod opaque;
 mod other_names;
 mod other_namespaces;
+mod outages;
 mod privileges;
 mod raw_sockets;
 mod reload;

@@ -21,6 +21,9 @@ pub struct Target {
     pub path: String,
     /// The name of the manager that must answer; another one is a misrouted request.
     pub expect: String,
+    /// POST with a small body instead of GET, where the job asks and nothing else: not idempotent.
+    #[serde(default)]
+    pub post: bool,
 }
 
 impl Target {
@@ -31,7 +34,15 @@ impl Target {
             host: host.to_owned(),
             path: "/hello".to_owned(),
             expect: expect.to_owned(),
+            post: false,
         }
+    }
+
+    /// The same with POST.
+    #[must_use]
+    pub fn post(mut self) -> Self {
+        self.post = true;
+        self
     }
 
     /// The same with another request target.

@@ -5,13 +5,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -59,6 +59,18 @@ impl ClientIo {
             }
             Self::Lent => Poll::Ready(Ok(())),
         }
+    }
+
+    /// Whether the client has closed its direction, or all of it, as far as a socket tells: a stream of HTTP/2 has
+    /// none. It may still read; but nothing was begun for it yet, and nobody can tell.
+    pub fn has_left(&self) -> bool {
+        let tcp = match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => return tls.get_ref().0.has_left(),
+            Self::Http2(_) | Self::Lent => return false,
+        };
+        let ready = pin!(tcp.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Reads what is there without waiting.

@@ -1,7 +1,5 @@
 //! Opaque routes: the pod's bytes, whatever they are, as they came or decrypted, over one mutual-TLS connection of their own.
 
-use hnp_common::Reason;
-
 use super::connection::Client;
 use super::record::Recording;
 use super::relay;
@@ -18,18 +16,15 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         Mode::EndToEnd(_) => plan.mode.as_str(),
         Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
     };
-    let mut upstream = match worker.upstreams.connect_fresh(route).await {
+    let mut upstream = match worker.upstreams.connect_fresh(route, &|| client.stream.has_left()).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            worker.stats.upstream_dialed(route, error.reason);
-            recording.failed_upstream(plan, error.addr);
+            recording.failed_upstream(plan, &error);
             client.stream.reset_on_close();
             return recording.finish(error.reason, Some(error.detail));
         }
     };
-    worker.stats.upstream_dialed(route, Reason::Ok);
-    worker.stats.upstream_handshake(route, upstream.info.resumed);
-    recording.upstream(&upstream.info, upstream.reused);
+    recording.upstream(&upstream);
     let (mut up, mut down) = (begun.unwrap_or_else(|| worker.stock.buffer()), worker.stock.buffer());
     let relayed = relay::relay(
         &mut client.stream,

@@ -1,6 +1,5 @@
 //! A record in the making: whatever way a connection ends, one access line is written.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use super::worker::Worker;
 use crate::config::plan::Route;
 use crate::telemetry::record::{AccessRecord, UpstreamRecord, WayRecord};
-use crate::upstream::ConnectionInfo;
+use crate::upstream::{DialError, UpstreamConnection};
 
 /// Holds the record until it is finished; dropped unfinished, the connection was cut: by the drain's
 /// deadline, or with the task.
@@ -30,13 +29,16 @@ impl<'w> Recording<'w> {
     }
 
     /// Notes the upstream connection in use.
-    pub fn upstream(&mut self, info: &ConnectionInfo, reused: bool) {
+    pub fn upstream(&mut self, connection: &UpstreamConnection) {
+        let UpstreamConnection { info, reused, outage, .. } = connection;
+        let reused = *reused;
         self.record.upstream = Some(UpstreamRecord {
             way: Arc::clone(&info.way),
             addr: Some(info.addr),
             protocol: info.protocol,
             reused,
             connect: if reused { Duration::ZERO } else { info.connect },
+            outage: *outage,
             first_byte: None,
             tls_version: info.tls_version,
             key_exchange: info.key_exchange,
@@ -44,23 +46,24 @@ impl<'w> Recording<'w> {
         });
     }
 
-    /// Notes a route's upstream that could not be reached, and the last address tried.
-    pub fn failed_upstream(&mut self, route: &Route, addr: Option<SocketAddr>) {
-        self.failed(WayRecord::of(route), addr);
+    /// Notes a route's upstream that could not be reached, the last address tried and how long it was tried.
+    pub fn failed_upstream(&mut self, route: &Route, error: &DialError) {
+        self.failed(WayRecord::of(route), error);
     }
 
     /// Notes where a client was going and that it could not be reached.
-    pub fn failed_direct(&mut self, destination: String, addr: Option<SocketAddr>) {
-        self.failed(WayRecord::direct(destination), addr);
+    pub fn failed_direct(&mut self, destination: String, error: &DialError) {
+        self.failed(WayRecord::direct(destination), error);
     }
 
-    fn failed(&mut self, way: WayRecord, addr: Option<SocketAddr>) {
+    fn failed(&mut self, way: WayRecord, error: &DialError) {
         self.record.upstream = Some(UpstreamRecord {
             way: Arc::new(way),
-            addr,
+            addr: error.addr,
             protocol: None,
             reused: false,
             connect: Duration::ZERO,
+            outage: error.outage,
             first_byte: None,
             tls_version: None,
             key_exchange: None,

@@ -222,9 +222,7 @@ async fn carry(
 ) {
     let plan = &worker.plan.routes[route];
     let (mode, dialled) = if let Verdict::Tunnel = way {
-        let dialled = worker.upstreams.connect_tunnel(route).await;
-        let reason = dialled.as_ref().map_or_else(|error| error.reason, |_| Reason::Ok);
-        worker.stats.upstream_dialed(route, reason);
+        let dialled = worker.upstreams.connect_tunnel(route, &|| client.stream.has_left()).await;
         ("tunnel", dialled)
     } else {
         let dialled = gateway::connect_out(worker, &client, plan.timeouts.connect).await;
@@ -235,16 +233,16 @@ async fn carry(
         Ok(upstream) => upstream,
         Err(error) => {
             match way {
-                Verdict::Tunnel => recording.failed_upstream(plan, error.addr),
+                Verdict::Tunnel => recording.failed_upstream(plan, &error),
                 Verdict::Pass | Verdict::End | Verdict::Refuse(..) => {
-                    recording.failed_direct(client.dialled(), error.addr)
+                    recording.failed_direct(client.dialled(), &error)
                 }
             }
             client.stream.reset_on_close();
             return recording.finish(error.reason, Some(error.detail));
         }
     };
-    recording.upstream(&upstream.info, upstream.reused);
+    recording.upstream(&upstream);
     let mut down = worker.stock.buffer();
     let idle = plan.timeouts.idle;
     let relayed =

@@ -31,7 +31,7 @@ pub struct Worker {
     /// The way to the upstreams.
     pub upstreams: Upstreams,
     /// Counters and access lines.
-    pub stats: WorkerStats,
+    pub stats: Rc<WorkerStats>,
     /// Blocks for bytes under way.
     pub stock: Rc<Stock>,
     /// Cancelled when the drain begins: finish what runs, begin nothing.
@@ -198,10 +198,12 @@ fn worker(
     stock: Rc<Stock>,
     pools: &Rc<Pools>,
 ) -> Worker {
+    let stats = Rc::new(around.counters.of(&generation.plan));
+    let upstreams = Upstreams::new(generation.clone(), resolver, stats.clone(), pools.clone());
     Worker {
         plan: generation.plan.clone(),
-        stats: around.counters.of(&generation.plan),
-        upstreams: Upstreams::new(generation.clone(), resolver, pools.clone()),
+        upstreams,
+        stats,
         stock,
         stop: around.stop.clone(),
         kill: around.kill.clone(),

@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 37] = [
+pub const FIELDS: [&str; 38] = [
     "ts",
     "kind",
     "flow",
@@ -48,6 +48,7 @@ pub const FIELDS: [&str; 37] = [
     "bytes_down",
     "duration_ms",
     "connect_ms",
+    "outage_ms",
     "first_byte_ms",
     "tls",
     "kx",
@@ -161,6 +162,9 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     sink.millis("duration_ms", record.duration);
     if let Some(upstream) = &record.upstream {
         sink.millis("connect_ms", upstream.connect);
+        if upstream.outage > Duration::ZERO {
+            sink.millis("outage_ms", upstream.outage);
+        }
         if let Some(first_byte) = upstream.first_byte {
             sink.millis("first_byte_ms", first_byte);
         }
@@ -350,6 +354,7 @@ pub(super) mod tests {
                 protocol: Some(HttpVersion::H2),
                 reused: false,
                 connect: Duration::from_millis(3),
+                outage: Duration::from_millis(4),
                 first_byte: Some(Duration::from_micros(1500)),
                 tls_version: Some("TLSv1.3"),
                 key_exchange: Some("X25519MLKEM768"),

@@ -193,6 +193,7 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
         (&names::BYTES_DOWN, |row| row.bytes_down.load(Relaxed)),
         (&names::POOL_HITS, |row| row.pool_hits.load(Relaxed)),
         (&names::RETRIES, |row| row.retries.load(Relaxed)),
+        (&names::OUTAGE_WAITS, |row| row.outage_waits.load(Relaxed)),
         (&names::POOL_IDLE, |row| row.pool_idle.load(Relaxed)),
         (&names::UPSTREAM_SHARED, |row| row.upstream_shared.load(Relaxed)),
     ] {
@@ -345,6 +346,7 @@ workers: 2
                 protocol: None,
                 reused: false,
                 connect: Duration::from_millis(3),
+                outage: Duration::ZERO,
                 first_byte: None,
                 tls_version: None,
                 key_exchange: None,

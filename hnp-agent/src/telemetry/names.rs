@@ -48,6 +48,7 @@ metrics! {
     POOL_IDLE = "hnp_pool_idle", Gauge, "Idle upstream connections kept now, by route";
     UPSTREAM_SHARED = "hnp_upstream_shared", Gauge, "Connections of HTTP/2 to the upstream open now, by route; requests share them";
     RETRIES = "hnp_retries", Counter, "Requests sent a second time because a pooled connection was gone or the upstream had not looked at them, by route";
+    OUTAGE_WAITS = "hnp_outage_waits", Counter, "Requests and connections that waited because the upstream could not be dialled, whatever came of it, by route";
     ACCESS_DROPPED = "hnp_access_lines_dropped", Counter, "Access lines that were dropped because the log could not be written fast enough";
     KERNEL_VERDICTS = "hnp_kernel_verdicts", Counter, "What the kernel programs decided, by verdict";
     FLOWS = "hnp_flows", Gauge, "Captured connections that wait in the kernel's map to be accepted";

@@ -94,6 +94,8 @@ pub struct UpstreamRecord {
     pub reused: bool,
     /// Resolve, TCP connect and TLS handshake together; zero when reused.
     pub connect: Duration,
+    /// How long it waited because the upstream could not be dialled; zero where it could at once.
+    pub outage: Duration,
     /// From the last byte of the request's head sent to the first byte of the answer.
     pub first_byte: Option<Duration>,
     /// Such as `TLSv1.3`; `None` in cleartext (passthrough).

@@ -63,6 +63,7 @@ pub(super) struct Row {
     pub(super) pool_idle: AtomicU64,
     pub(super) upstream_shared: AtomicU64,
     pub(super) retries: AtomicU64,
+    pub(super) outage_waits: AtomicU64,
 }
 
 /// Durations, in the buckets of [`BUCKETS`] and one for the rest.
@@ -182,6 +183,11 @@ impl WorkerStats {
         add(&self.rows[route].pool_hits, 1);
     }
 
+    /// A request or a connection has waited because the upstream could not be dialled, whatever came of it.
+    pub fn outage_waited(&self, route: RouteIndex) {
+        add(&self.rows[route].outage_waits, 1);
+    }
+
     /// A request was sent again on another connection.
     pub fn retried(&self, route: RouteIndex) {
         add(&self.rows[route].retries, 1);
@@ -211,6 +217,7 @@ impl Row {
             pool_idle: AtomicU64::new(0),
             upstream_shared: AtomicU64::new(0),
             retries: AtomicU64::new(0),
+            outage_waits: AtomicU64::new(0),
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct UpstreamConnection {
     pub info: Rc<ConnectionInfo>,
     /// It came from the pool.
     pub reused: bool,
+    /// How long was waited because the upstream could not be dialled, before it was made or found.
+    pub outage: Duration,
     pub(super) key: Option<Rc<PoolKey>>,
 }
 
@@ -82,7 +84,22 @@ impl UpstreamConnection {
             resumed: false,
             identity_generation: None,
         };
-        Self { io: Io::Plain(transport), info: Rc::new(info), reused: false, key: None }
+        Self {
+            io: Io::Plain(transport),
+            info: Rc::new(info),
+            reused: false,
+            outage: Duration::ZERO,
+            key: None,
+        }
+    }
+
+    /// A new one that carries one request at a time.
+    pub(super) fn own(tls: Box<TlsStream<Transport>>, info: Rc<ConnectionInfo>, key: Rc<PoolKey>) -> Self {
+        Self { io: Io::Tls(tls), info, reused: false, outage: Duration::ZERO, key: Some(key) }
+    }
+
+    pub(super) fn after(self, outage: Duration) -> Self {
+        Self { outage, ..self }
     }
 
     /// Whether the upstream has said that it did nothing with the request, and what may be done then.

@@ -14,9 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::h2::{Terms, Turn, Waited};
-use super::{
-    ConnectionInfo, Io, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs,
-};
+use super::{ConnectionInfo, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::{ResolveError, Resolved};
 use crate::telemetry::record::{HttpVersion, WayRecord};
@@ -31,6 +29,22 @@ pub struct DialError {
     pub detail: String,
     /// The last address tried.
     pub addr: Option<SocketAddr>,
+    /// A moment later the same may succeed: what is dialled was not there, broke off or could not be found.
+    pub(super) passes: bool,
+    /// How long was waited for that.
+    pub outage: Duration,
+}
+
+impl DialError {
+    /// One that nobody need wait for.
+    pub fn new(reason: Reason, detail: impl Into<String>, addr: Option<SocketAddr>) -> Self {
+        Self { reason, detail: detail.into(), addr, passes: false, outage: Duration::ZERO }
+    }
+
+    /// The same; whether it may pass.
+    pub(super) fn may_pass(self, passes: bool) -> Self {
+        Self { passes, ..self }
+    }
 }
 
 impl Upstreams {
@@ -39,9 +53,10 @@ impl Upstreams {
         &self,
         route: RouteIndex,
         key: Rc<PoolKey>,
+        end: Instant,
     ) -> Result<UpstreamConnection, DialError> {
-        let (tls, info) = self.handshake(route, &key).await?;
-        Ok(UpstreamConnection { io: Io::Tls(tls), info: Rc::new(info), reused: false, key: Some(key) })
+        let (tls, info) = self.handshake(route, &key, end).await?;
+        Ok(UpstreamConnection::own(tls, Rc::new(info), key))
     }
 
     /// A stream on a connection that is shared, or a connection of its own where the upstream prefers HTTP/1.1.
@@ -51,6 +66,7 @@ impl Upstreams {
         route: RouteIndex,
         key: Rc<PoolKey>,
         after: Option<u64>,
+        end: Instant,
     ) -> Result<UpstreamConnection, DialError> {
         let links = &self.shared.links;
         let mut patience = 3;
@@ -64,7 +80,7 @@ impl Upstreams {
                 },
             }
         };
-        let (tls, info) = match self.handshake(route, &key).await {
+        let (tls, info) = match self.handshake(route, &key, end).await {
             Ok(done) => done,
             Err(error) => {
                 making.failed(&error);
@@ -75,7 +91,7 @@ impl Upstreams {
         let info = Rc::new(info);
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             making.own();
-            return Ok(UpstreamConnection { io: Io::Tls(tls), info, reused: false, key: Some(key) });
+            return Ok(UpstreamConnection::own(tls, info, key));
         }
         let plan = &self.plan().routes[route];
         let terms = Terms {
@@ -83,23 +99,44 @@ impl Upstreams {
             keep: plan.upstream.pool_idle > 0,
             ping: plan.timeouts.ping,
         };
-        making.share(tls, info, terms).await.map_err(|error| DialError {
-            reason: trust::tls_reason(&error).unwrap_or(Reason::UpstreamClosed),
-            detail: format!("beginning HTTP/2: {error}"),
-            addr: Some(addr),
+        making.share(tls, info, terms).await.map_err(|error| {
+            let tls = trust::tls_reason(&error);
+            let detail = format!("beginning HTTP/2: {error}");
+            DialError::new(tls.unwrap_or(Reason::UpstreamClosed), detail, Some(addr)).may_pass(tls.is_none())
         })
     }
 
+    /// Dials, and counts what came of it.
     async fn handshake(
         &self,
         route: RouteIndex,
         key: &Rc<PoolKey>,
+        end: Instant,
+    ) -> Result<(Box<TlsStream<Transport>>, ConnectionInfo), DialError> {
+        let done = self.dial(route, key, end).await;
+        self.count(route, &done);
+        if let Ok((_, info)) = &done {
+            self.stats.upstream_handshake(route, info.resumed);
+        }
+        done
+    }
+
+    fn count<T>(&self, route: RouteIndex, dialled: &Result<T, DialError>) {
+        let reason = dialled.as_ref().map_or_else(|error| error.reason, |_| Reason::Ok);
+        self.stats.upstream_dialed(route, reason);
+    }
+
+    async fn dial(
+        &self,
+        route: RouteIndex,
+        key: &Rc<PoolKey>,
+        end: Instant,
     ) -> Result<(Box<TlsStream<Transport>>, ConnectionInfo), DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
-        let (transport, addr) = self.way(plan, key.proxy.as_ref()).await?;
+        let (transport, addr) = self.way(plan, key.proxy.as_ref(), end).await?;
 
-        let failed = |reason, detail| DialError { reason, detail, addr: Some(addr) };
+        let failed = |reason, detail| DialError::new(reason, detail, Some(addr));
         let config = self
             .shared
             .configs
@@ -110,7 +147,9 @@ impl Upstreams {
         let tls = match timeout(plan.timeouts.tls, handshake).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
-                return Err(failed(trust::reason_of_io(&error), error.to_string()));
+                // What TLS itself objects to stays; a connection that broke may have met a restart.
+                let broke = trust::tls_reason(&error).is_none();
+                return Err(failed(trust::reason_of_io(&error), error.to_string()).may_pass(broke));
             }
             Err(_) => {
                 let detail = format!("no TLS handshake within {:?}", plan.timeouts.tls);
@@ -134,11 +173,17 @@ impl Upstreams {
         Ok((Box::new(tls), info))
     }
 
-    pub(super) async fn dial_plain(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
+    pub(super) async fn dial_plain(
+        &self,
+        route: RouteIndex,
+        end: Instant,
+    ) -> Result<UpstreamConnection, DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
         let proxy = self.proxy(plan)?;
-        let (transport, addr) = self.way(plan, proxy.as_ref()).await?;
+        let way = self.way(plan, proxy.as_ref(), end).await;
+        self.count(route, &way);
+        let (transport, addr) = way?;
         Ok(UpstreamConnection::plain(transport, WayRecord::of(plan), addr, started.elapsed()))
     }
 
@@ -147,25 +192,26 @@ impl Upstreams {
         &self,
         plan: &Route,
         proxy: Option<&ProxyKey>,
+        end: Instant,
     ) -> Result<(Transport, SocketAddr), DialError> {
         let upstream = &plan.upstream;
         if let Some(proxy) = proxy {
-            return self.tunnel(upstream, proxy).await;
+            return self.tunnel(upstream, proxy, end).await;
         }
-        let (tcp, addr) = self.reach(&upstream.host, upstream.port, plan.timeouts.connect).await?;
+        let (tcp, addr) = self.reach(&upstream.host, upstream.port, end).await?;
         Ok((Transport::Tcp(tcp), addr))
     }
 
-    /// Resolves and connects, both within `deadline`.
+    /// Resolves and connects, both before `end`.
     pub(super) async fn reach(
         &self,
         host: &Host,
         port: u16,
-        deadline: Duration,
+        end: Instant,
     ) -> Result<(TcpStream, SocketAddr), DialError> {
-        let started = Instant::now();
-        let addrs = self.addresses(self.resolver.lookup(host), host, port, deadline).await?;
-        let tcp = self.tcp(&addrs, deadline.saturating_sub(started.elapsed())).await?;
+        let left = || end.saturating_duration_since(Instant::now());
+        let addrs = self.addresses(self.resolver.lookup(host), host, port, left()).await?;
+        let tcp = self.tcp(&addrs, left()).await?;
         let addr = tcp.peer_addr().unwrap_or(addrs[0]);
         Ok((tcp, addr))
     }
@@ -178,7 +224,7 @@ impl Upstreams {
         port: u16,
         deadline: Duration,
     ) -> Result<Vec<SocketAddr>, DialError> {
-        let failed = |reason, detail| DialError { reason, detail, addr: None };
+        let failed = |reason, detail| DialError::new(reason, detail, None);
         let addrs = match host {
             Host::Addr(addr) => vec![*addr],
             Host::Name(name) => match timeout(deadline, lookup).await {
@@ -187,13 +233,14 @@ impl Upstreams {
                     return Err(failed(Reason::UpstreamNameNotFound, format!("{name} has no address")));
                 }
                 Ok(Err(ResolveError::Failed(error))) => {
-                    return Err(failed(Reason::UpstreamDnsFailed, format!("{name}: {error}")));
+                    return Err(failed(Reason::UpstreamDnsFailed, format!("{name}: {error}")).may_pass(true));
                 }
                 Err(_) => {
                     return Err(failed(
                         Reason::UpstreamDnsFailed,
                         format!("{name}: no answer within {deadline:?}"),
-                    ));
+                    )
+                    .may_pass(true));
                 }
             },
         };
@@ -212,26 +259,23 @@ impl Upstreams {
             }
             Err(lost) => lost,
         };
-        let failed = |addr, reason, detail| DialError { reason, detail, addr: Some(addr) };
+        let failed = |addr, reason, detail| DialError::new(reason, detail, Some(addr));
         let vips = vips.into_iter().map(|addr| {
             let detail = format!("{addr} is a VIP of this node: the upstream would be hnp");
             failed(addr, Reason::UpstreamUnreachable, detail)
         });
-        let refused = lost
-            .failed
-            .into_iter()
-            .map(|(addr, error)| failed(addr, tcp_reason(&error), format!("{addr}: {error}")));
+        let refused = lost.failed.into_iter().map(|(addr, error)| {
+            let reason = tcp_reason(&error);
+            failed(addr, reason, format!("{addr}: {error}")).may_pass(reason != Reason::TooManyConnections)
+        });
         let silent = lost.silent.into_iter().map(|addr| {
             let detail = format!("{addr}: no connection within {deadline:?}");
-            failed(addr, Reason::UpstreamConnectTimeout, detail)
+            failed(addr, Reason::UpstreamConnectTimeout, detail).may_pass(true)
         });
         // `max_by_key` takes the last of equals; the first address is the one people know.
         let all: Vec<DialError> = vips.chain(refused).chain(silent).collect();
-        Err(all.into_iter().rev().max_by_key(|error| tells(error.reason)).unwrap_or(DialError {
-            reason: Reason::UpstreamNameNotFound,
-            detail: "the name has no address".into(),
-            addr: None,
-        }))
+        let nothing = || DialError::new(Reason::UpstreamNameNotFound, "the name has no address", None);
+        Err(all.into_iter().rev().max_by_key(|error| tells(error.reason)).unwrap_or_else(nothing))
     }
 
     fn is_vip(&self, addr: IpAddr) -> bool {

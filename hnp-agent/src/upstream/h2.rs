@@ -272,5 +272,5 @@ fn stream(link: Rc<Link>, first: bool) -> UpstreamConnection {
     let info = link.info.clone();
     let io = Io::H2(Box::new(Exchange::new(link)));
     // Without a key: it is not lent, and so not given back.
-    UpstreamConnection { io, info, reused: !first, key: None }
+    UpstreamConnection { io, info, reused: !first, outage: Duration::ZERO, key: None }
 }

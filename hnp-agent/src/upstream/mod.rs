@@ -13,6 +13,7 @@ mod eyeballs;
 mod h2;
 mod pool;
 mod proxy;
+mod retry;
 mod tls;
 
 pub use connection::{ConnectionInfo, Io, Transport, UpstreamConnection};
@@ -21,6 +22,7 @@ pub(crate) use h2::can_carry;
 pub use h2::{Exchange, Unprocessed, fault_reason};
 pub use pool::{Offer, PoolKey, ProxyKey};
 pub use proxy::{CredentialsFileError, credentials};
+pub use retry::HasLeft;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -35,8 +37,10 @@ use crate::config::plan::{Host, Plan, Protocol, Route, RouteIndex, UpstreamProto
 use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
+use crate::telemetry::stats::WorkerStats;
 use h2::Links;
 use pool::Pool;
+use retry::Outages;
 use tls::TlsConfigs;
 
 /// What one worker keeps towards upstreams, whatever the configuration.
@@ -45,6 +49,7 @@ pub struct Pools {
     configs: RefCell<TlsConfigs>,
     pool: RefCell<Pool>,
     links: Rc<Links>,
+    outages: Outages,
 }
 
 /// What a request needs of a connection.
@@ -63,6 +68,7 @@ pub enum Need {
 pub struct Upstreams {
     generation: Arc<Generation>,
     resolver: Resolver,
+    stats: Rc<WorkerStats>,
     shared: Rc<Pools>,
     /// By route: the key that is current. Requests find it without building one.
     keys: RefCell<Vec<Keys>>,
@@ -84,6 +90,7 @@ impl Pools {
         self.pool.borrow_mut().sweep(&live, Instant::now());
         self.links.sweep(&live, Instant::now());
         self.configs.borrow_mut().retain(&live, &proxies);
+        self.outages.sweep(Instant::now());
     }
 
     /// Idle connections held for a route, for the gauge.
@@ -99,9 +106,14 @@ impl Pools {
 
 impl Upstreams {
     /// The way under a generation; what it has in common with earlier ones on these pools is used on.
-    pub fn new(generation: Arc<Generation>, resolver: Resolver, shared: Rc<Pools>) -> Self {
+    pub fn new(
+        generation: Arc<Generation>,
+        resolver: Resolver,
+        stats: Rc<WorkerStats>,
+        shared: Rc<Pools>,
+    ) -> Self {
         let keys = RefCell::new(vec![Keys::default(); generation.plan.routes.len()]);
-        Self { generation, resolver, shared, keys }
+        Self { generation, resolver, stats, shared, keys }
     }
 
     /// The resolver in use.
@@ -113,20 +125,47 @@ impl Upstreams {
         &self.generation.plan
     }
 
-    /// A connection to the route's upstream: a warm one if there is one, else a new one.
+    /// A connection to the route's upstream: a warm one if there is one, else a new one, for which an
+    /// outage is waited out.
     ///
     /// # Errors
     /// See [`DialError`]; nothing was sent to anybody who was not verified.
-    pub async fn connect(&self, route: RouteIndex, need: Need) -> Result<UpstreamConnection, DialError> {
-        let key = self.key(route, need)?;
+    pub async fn connect(
+        &self,
+        route: RouteIndex,
+        need: Need,
+        has_left: HasLeft<'_>,
+    ) -> Result<UpstreamConnection, DialError> {
+        let key = self.key_to_dial(route, need)?;
         if let Some(warm) = self.warm(route, need, &key) {
             return Ok(warm);
         }
         // Boxed: dialling is rare and its future large, and every connection's future would hold it.
-        match key.offer {
-            Offer::Http2 => Box::pin(self.dial_shared(route, key, None)).await,
-            Offer::Http1 | Offer::Nothing => Box::pin(self.dial_tls(route, key)).await,
-        }
+        Box::pin(self.connect_new(route, need, None, has_left)).await
+    }
+
+    /// `after`: on no shared connection that is older than that.
+    async fn connect_new(
+        &self,
+        route: RouteIndex,
+        need: Need,
+        after: Option<u64>,
+        has_left: HasLeft<'_>,
+    ) -> Result<UpstreamConnection, DialError> {
+        // Each time anew: an identity may be rotated in an outage.
+        let warm = || match after {
+            None => self.warm(route, need, &self.key(route, need).ok()?),
+            Some(_) => None,
+        };
+        let dial = async |end| {
+            let key = self.key_to_dial(route, need)?;
+            match key.offer {
+                Offer::Http2 => self.dial_shared(route, key, after, end).await,
+                Offer::Http1 | Offer::Nothing => self.dial_tls(route, key, end).await,
+            }
+        };
+        let (made, outage) = self.patiently(route, has_left, warm, dial).await?;
+        Ok(made.after(outage))
     }
 
     /// For a retry: a connection that is newer than the one that failed, which is known by `failed` if others
@@ -139,35 +178,42 @@ impl Upstreams {
         route: RouteIndex,
         need: Need,
         failed: Option<u64>,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let key = self.key(route, need)?;
-        match key.offer {
-            Offer::Http2 => {
-                let after = failed.unwrap_or(self.shared.links.newest());
-                Box::pin(self.dial_shared(route, key, Some(after))).await
-            }
-            Offer::Http1 | Offer::Nothing => Box::pin(self.dial_tls(route, key)).await,
-        }
+        let after = failed.unwrap_or(self.shared.links.newest());
+        Box::pin(self.connect_new(route, need, Some(after), has_left)).await
     }
 
     /// A new connection, never a pooled one: for opaque routes.
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn connect_fresh(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        let key = self.key(route, Need::Any)?;
-        Box::pin(self.dial_tls(route, key)).await
+    pub async fn connect_fresh(
+        &self,
+        route: RouteIndex,
+        has_left: HasLeft<'_>,
+    ) -> Result<UpstreamConnection, DialError> {
+        let dial = async |end| self.dial_tls(route, self.key_to_dial(route, Need::Any)?, end).await;
+        let (made, outage) = Box::pin(self.patiently(route, has_left, || None, dial)).await?;
+        Ok(made.after(outage))
     }
 
     /// A connection to the route's upstream that carries the client's own TLS. Never pooled.
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn connect_tunnel(&self, route: RouteIndex) -> Result<UpstreamConnection, DialError> {
-        Box::pin(self.dial_plain(route)).await
+    pub async fn connect_tunnel(
+        &self,
+        route: RouteIndex,
+        has_left: HasLeft<'_>,
+    ) -> Result<UpstreamConnection, DialError> {
+        let dial = async |end| self.dial_plain(route, end).await;
+        let (made, outage) = Box::pin(self.patiently(route, has_left, || None, dial)).await?;
+        Ok(made.after(outage))
     }
 
-    /// A connection to where a client was going: passthrough. Never pooled.
+    /// A connection to where a client was going: passthrough. Never pooled, and tried once: who is let through
+    /// gets what it would get without us.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -205,7 +251,7 @@ impl Upstreams {
         });
         if let (true, Some((addr, why))) = (addrs.is_empty(), refused) {
             let detail = format!("{host} resolves to {addr}, which is {why}");
-            return Err(DialError { reason: Reason::AddressRefused, detail, addr: Some(addr) });
+            return Err(DialError::new(Reason::AddressRefused, detail, Some(addr)));
         }
         let left = deadline.saturating_sub(started.elapsed());
         let tcp = Box::pin(self.tcp(&addrs, left)).await?;
@@ -271,12 +317,16 @@ impl Upstreams {
         })
     }
 
+    /// The same for a dial, which counts as one where there is none.
+    fn key_to_dial(&self, route: RouteIndex, need: Need) -> Result<Rc<PoolKey>, DialError> {
+        self.key(route, need).inspect_err(|error| self.stats.upstream_dialed(route, error.reason))
+    }
+
     /// The key of a route's connections now.
     fn key(&self, route: RouteIndex, need: Need) -> Result<Rc<PoolKey>, DialError> {
         let plan = &self.plan().routes[route];
         let Some(mode) = plan.reverse_proxy() else {
-            let detail = "a tunnel presents no identity".into();
-            return Err(DialError { reason: Reason::Internal, detail, addr: None });
+            return Err(DialError::new(Reason::Internal, "a tunnel presents no identity", None));
         };
         let identity = self.generation.identities[mode.identity].load();
         let trust = self.generation.trusts[mode.trust].load();
@@ -318,5 +368,5 @@ impl Upstreams {
 fn unavailable(what: &str, name: &str) -> DialError {
     let detail =
         format!("{what} `{name}` could not be loaded; see the log for the file and the mistake in it");
-    DialError { reason: Reason::IdentityUnavailable, detail, addr: None }
+    DialError::new(Reason::IdentityUnavailable, detail, None)
 }

@@ -13,13 +13,14 @@ use base64::prelude::BASE64_STANDARD;
 use hnp_common::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::{DialError, ProxyKey, Transport, Upstreams};
 use crate::config::humane;
 use crate::config::plan::Upstream;
 use crate::config::upstream_proxy::{BasicCredentials, ProxyCredentials, UpstreamProxy};
+use crate::trust;
 
 /// The head of an answer to CONNECT has a status and little else; a proxy's error page comes after it.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -30,14 +31,13 @@ impl Upstreams {
         &self,
         upstream: &Upstream,
         through: &ProxyKey,
+        end: Instant,
     ) -> Result<(Transport, SocketAddr), DialError> {
         let proxy = &*through.proxy;
         // Read before anybody is dialled: without credentials there is nothing to ask for.
         let request = request(upstream, proxy)?;
-        let (tcp, addr) = self
-            .reach(&proxy.host, proxy.port, proxy.timeouts.connect)
-            .await
-            .map_err(|error| unreached(proxy, error))?;
+        let (tcp, addr) =
+            self.reach(&proxy.host, proxy.port, end).await.map_err(|error| unreached(proxy, error))?;
         let at = At { proxy, addr };
         let transport = match &through.trust {
             None => Transport::Tunnel(tcp),
@@ -73,10 +73,9 @@ pub fn credentials(proxy: &UpstreamProxy) -> Result<Option<BasicCredentials>, Cr
 pub struct CredentialsFileError(String);
 
 fn request(upstream: &Upstream, proxy: &UpstreamProxy) -> Result<Vec<u8>, DialError> {
-    let unavailable = |error: CredentialsFileError| DialError {
-        reason: Reason::ProxyCredentialsUnavailable,
-        detail: format!("credentials for the proxy `{}`: {error}", proxy.name),
-        addr: None,
+    let unavailable = |error: CredentialsFileError| {
+        let detail = format!("credentials for the proxy `{}`: {error}", proxy.name);
+        DialError::new(Reason::ProxyCredentialsUnavailable, detail, None)
     };
     let (host, port) = (&upstream.host, upstream.port);
     let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
@@ -96,7 +95,7 @@ fn unreached(proxy: &UpstreamProxy, error: DialError) -> DialError {
         Reason::TooManyConnections => Reason::TooManyConnections,
         _ => Reason::ProxyUnreachable,
     };
-    DialError { reason, detail: format!("{proxy}: {}", error.detail), addr: error.addr }
+    DialError { reason, detail: format!("{proxy}: {}", error.detail), ..error }
 }
 
 /// A proxy that was reached.
@@ -107,7 +106,7 @@ struct At<'p> {
 
 impl At<'_> {
     fn failed(&self, reason: Reason, what: impl std::fmt::Display) -> DialError {
-        DialError { reason, detail: format!("{}: {what}", self.proxy), addr: Some(self.addr) }
+        DialError::new(reason, format!("{}: {what}", self.proxy), Some(self.addr))
     }
 
     fn late(&self, what: &str, deadline: Duration) -> DialError {
@@ -124,7 +123,10 @@ impl At<'_> {
         let name = name.ok_or_else(|| self.failed(Reason::Internal, "a trust and no TLS"))?;
         match timeout(deadline, connector.connect(name, tcp)).await {
             Ok(Ok(tls)) => Ok(tls),
-            Ok(Err(error)) => Err(self.failed(Reason::ProxyTlsFailed, error)),
+            Ok(Err(error)) => {
+                let broke = trust::tls_reason(&error).is_none();
+                Err(self.failed(Reason::ProxyTlsFailed, error).may_pass(broke))
+            }
             Err(_) => Err(self.late("no TLS handshake", deadline)),
         }
     }
@@ -143,7 +145,7 @@ impl At<'_> {
         });
         match asked.await {
             Ok(Ok(())) => Ok(io),
-            Ok(Err(refusal)) => Err(self.failed(refusal.reason(), refusal)),
+            Ok(Err(refusal)) => Err(self.failed(refusal.reason(), &refusal).may_pass(refusal.may_pass())),
             Err(_) => Err(self.late("no answer to CONNECT", deadline)),
         }
     }
@@ -171,6 +173,16 @@ impl Refusal {
             Self::Status(_) => Reason::ProxyRefused,
             Self::Authentication { .. } => Reason::ProxyAuthenticationRequired,
             Self::Malformed(_) => Reason::ProxyBadResponse,
+        }
+    }
+
+    /// Whether it says that the proxy, or what is behind it, is not there just now.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Io(_) | Self::Closed => true,
+            // RFC 9110 section 15.6: what a proxy says of an upstream that restarts, and of itself.
+            Self::Status(status) => matches!(status, 502..=504),
+            Self::Authentication { .. } | Self::Malformed(_) => false,
         }
     }
 }

@@ -339,10 +339,10 @@ async fn ask_once(stream: TcpStream, target: &Target, token: &str) -> Result<Met
         return Err(broken(Wrong::Peer(target.addr, peer).into()));
     }
     let mut wire = Wire::new(Box::new(stream), Arc::default());
-    let Target { host, path, .. } = target;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\nconnection: close\r\n\r\n");
-    wire.write(request.as_bytes()).await.context("sending the request").map_err(broken)?;
+    wire.write(request(target, token, true).as_bytes())
+        .await
+        .context("sending the request")
+        .map_err(broken)?;
     let answer = read_answer(&mut wire).await.map_err(broken)?;
     check(&answer, target, token).map_err(broken)?;
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
@@ -492,14 +492,19 @@ async fn dial(target: &Target) -> Result<Wire> {
     Ok(Wire::new(Box::new(stream), Arc::default()))
 }
 
-/// One GET with a token of its own; the answer must carry it and come from the expected manager.
+/// One request with a token of its own; the answer must carry it and come from the expected manager.
 async fn exchange(wire: &mut Wire, target: &Target, token: &str, close: bool) -> Result<()> {
-    let Target { host, path, .. } = target;
-    let connection = if close { "connection: close\r\n" } else { "" };
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\n{connection}\r\n");
-    wire.write(request.as_bytes()).await.context("sending the request")?;
+    wire.write(request(target, token, close).as_bytes()).await.context("sending the request")?;
     let answer = read_answer(wire).await?;
     check(&answer, target, token)
+}
+
+fn request(target: &Target, token: &str, close: bool) -> String {
+    let Target { host, path, .. } = target;
+    let connection = if close { "connection: close\r\n" } else { "" };
+    let (method, length, body) =
+        if target.post { ("POST", "content-length: 4\r\n", "once") } else { ("GET", "", "") };
+    format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nx-token: {token}\r\n{length}{connection}\r\n{body}")
 }
 
 struct Answer {

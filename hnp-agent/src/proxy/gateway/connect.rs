@@ -110,12 +110,12 @@ async fn pass(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
     let mut upstream = match way_out::connect(worker, &client, plan.timeouts.connect).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            recording.failed_direct(client.dialled(), error.addr);
+            recording.failed_direct(client.dialled(), &error);
             worker.stats.connection_ended(Some(route), error.reason);
             return end(&mut client, recording, connect_record(), error.reason, error.detail, false).await;
         }
     };
-    recording.upstream(&upstream.info, upstream.reused);
+    recording.upstream(&upstream);
     if let Err(detail) = tell(&mut client).await {
         client.stream.reset_on_close();
         return recording.finish(Reason::ClientGone, Some(detail));

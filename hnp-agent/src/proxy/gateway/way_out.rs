@@ -39,7 +39,7 @@ pub(in crate::proxy) async fn connect(
     };
     let Some(Wanted { host, port }) = asked.wanted() else {
         let detail = "a request that named no destination was let through".to_owned();
-        return Err(DialError { reason: Reason::Internal, detail, addr: None });
+        return Err(DialError::new(Reason::Internal, detail, None));
     };
     let forbidden = |addr| forbidden(addr, &worker.plan);
     worker.upstreams.connect_unless(forbidden, host, *port, deadline).await

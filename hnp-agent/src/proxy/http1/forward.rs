@@ -123,7 +123,7 @@ pub async fn forward(
         let connected = match way {
             Way::Upstream => match bound.take() {
                 Some(connection) => Ok(connection),
-                None => upstream(worker, route, need, failed_before).await,
+                None => upstream(worker, client, route, need, failed_before).await,
             },
             Way::Direct => direct(worker, client, plan, kept).await,
         };
@@ -131,14 +131,14 @@ pub async fn forward(
             Ok(connection) => connection,
             Err(error) => {
                 match way {
-                    Way::Upstream => recording.failed_upstream(plan, error.addr),
-                    Way::Direct => recording.failed_direct(client.dialled(), error.addr),
+                    Way::Upstream => recording.failed_upstream(plan, &error),
+                    Way::Direct => recording.failed_direct(client.dialled(), &error),
                 }
                 let told = answer_and_end(client, recording, &incoming, error.reason, error.detail);
                 return Box::pin(told).await;
             }
         };
-        recording.upstream(&connection.info, connection.reused);
+        recording.upstream(&connection);
         let ended =
             exchange::run(&mut client.stream, &mut connection.io, &message, bytes, &mut answer, &terms).await;
         match ended.end {
@@ -337,22 +337,19 @@ fn need_of(message: &[u8], binds: bool, switch: Switch) -> Need {
 
 async fn upstream(
     worker: &Worker,
+    client: &Client,
     route: RouteIndex,
     need: Need,
     failed: Option<Option<u64>>,
 ) -> Result<UpstreamConnection, DialError> {
+    let has_left = || client.stream.has_left();
     let connected = match failed {
         // Boxed: rare.
-        Some(failed) => Box::pin(worker.upstreams.connect_again(route, need, failed)).await,
-        None => worker.upstreams.connect(route, need).await,
+        Some(failed) => Box::pin(worker.upstreams.connect_again(route, need, failed, &has_left)).await,
+        None => worker.upstreams.connect(route, need, &has_left).await,
     };
-    match &connected {
-        Ok(connection) if connection.reused => worker.stats.pool_hit(route),
-        Ok(connection) => {
-            worker.stats.upstream_dialed(route, Reason::Ok);
-            worker.stats.upstream_handshake(route, connection.info.resumed);
-        }
-        Err(error) => worker.stats.upstream_dialed(route, error.reason),
+    if connected.as_ref().is_ok_and(|connection| connection.reused) {
+        worker.stats.pool_hit(route);
     }
     connected
 }
