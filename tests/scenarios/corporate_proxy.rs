@@ -355,6 +355,31 @@ fn a_pods_own_tls_goes_through_a_proxy_that_is_spoken_to_over_tls() {
     assert!(!refused.status.success(), "{refused}");
 }
 
+#[test]
+fn a_connection_made_ahead_of_use_goes_through_the_proxy() {
+    let case = Case::new();
+    let _squid = case.squid(3128, &SquidSetup::default());
+    let proxies = format!("corp: {{url: \"http://{PROXY_NAME}:3128\"}}");
+    let config = |warm: usize| {
+        let route = Route::strict("manager", DESTINATIONS, INSIDE).with(IDENTITY, TRUST);
+        let route = route.set("upstream_proxy", "corp").set("pool_warm", &warm.to_string());
+        let mut config = case.scene.config().route(route);
+        config.upstream_proxies.clone_from(&proxies);
+        config.workers = 1;
+        config
+    };
+    // The control.
+    let agent = case.agent(&config(0));
+    case.served("cold");
+    let first = |agent: &Agent| agent.access_line("the first", |line| line["upstream_proxy"] == "corp");
+    assert_eq!(first(&agent)["reused"], false);
+    let agent = case.again(agent, &config(1));
+    eventually(Duration::from_secs(20), "it is there", || agent.metrics().sum("hnp_pool_idle", &[]) == 1.0);
+    case.served("warm");
+    assert_eq!(first(&agent)["reused"], true);
+    assert_eq!(case.manager.request("warm").peer.ip(), PROXY_INSIDE);
+}
+
 /// The upstream that only the proxy knows.
 const INSIDE: &str = "https://inside.hnp.test:80";
 

@@ -1,5 +1,6 @@
 //! Two seconds of delay on the way to the manager, as a fault injector makes them: a connection that is warm
-//! takes one delayed round trip, and a burst of new pods' connections is served within a client's patience.
+//! takes one delayed round trip, also the first request's where connections are made ahead of use, and a burst of new
+//! pods' connections is served within a client's patience.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use hnp_tests::agent::{Agent, Route};
 use hnp_tests::aloud;
 use hnp_tests::client::{self, Job, Report, Target};
 use hnp_tests::delay::Delay;
-use hnp_tests::manager::Manager;
-use hnp_tests::poll::{patience, until};
+use hnp_tests::manager::{Http2, Manager, Mode, Setup};
+use hnp_tests::poll::{eventually, patience, until};
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
 
@@ -54,4 +55,54 @@ fn a_warm_connection_takes_one_round_trip_and_a_burst_ends_within_a_clients_pati
     // The control: the delay is there, for TCP, TLS and the request.
     assert!(fresh >= 3 * DELAY, "{fresh:?}");
     assert!(burst < patience(BUDGET), "{burst:?}");
+}
+
+#[test]
+fn the_first_request_takes_one_round_trip_where_a_connection_was_made_ahead() {
+    ahead(|setup| setup);
+}
+
+#[test]
+fn so_it_does_over_http2() {
+    ahead(|setup| setup.http2(Http2::default()));
+}
+
+/// The same pod's first request with a warm connection and without.
+fn ahead(change: impl Fn(Setup) -> Setup) {
+    let scene = Scene::for_test();
+    let setup = Setup::new("manager", 443).tls(Mode::Strict, &scene.server, &scene.clients);
+    let manager = Manager::start(&scene, change(setup));
+    let delay = Delay::start(&scene, 443, 8443, DELAY);
+    let upstream = format!("https://{MANAGER_NAME}:{}", delay.port());
+    let pod = scene.pod();
+    let first = |warm: usize| {
+        let route = Route::strict("manager", DESTINATIONS, &upstream)
+            .with(IDENTITY, TRUST)
+            .set("pool_warm", &warm.to_string());
+        let mut config = scene.config().route(route);
+        config.workers = 1;
+        let agent = Agent::start(&scene, &config);
+        let idle = || agent.metrics().sum("hnp_pool_idle", &[("route", "manager")]) as usize;
+        eventually(Duration::from_secs(60), "what is to be there ahead is there", || idle() >= warm);
+        let (known, handshakes) = (manager.request_count(), manager.connections().len());
+        assert_eq!(agent.metrics().sum("hnp_upstream_dials", &[]) as usize, warm, "dialled so far");
+        let targets = vec![Target::new((MANAGER4, 80), MANAGER_NAME, "manager")];
+        let report = client::run(&pod, &Job::Short { targets, total: 1, concurrency: 1 });
+        assert_eq!(report.failures, Vec::<String>::new());
+        assert_eq!(manager.request_count(), known + 1);
+        let line = agent.access_line("the request", |line| line["status"] == 200);
+        assert_eq!(line["reused"], warm > 0, "{line}");
+        agent.stop(Duration::from_secs(20));
+        (Duration::from_secs_f64(report.slowest_ms / 1e3), handshakes)
+    };
+    // The control: nobody has dialled before it came, and it pays for all of it.
+    let (cold, before) = first(0);
+    assert_eq!(before, 0, "nothing is dialled ahead where nobody asked for it");
+    let (warm, before) = first(1);
+    assert!(before > 0);
+    aloud::say(&format!(
+        "a pod's first request: {cold:.2?} without a connection, {warm:.2?} with one made ahead"
+    ));
+    assert!(cold >= 3 * DELAY, "{cold:?}");
+    assert!(warm >= DELAY && warm < 2 * DELAY, "{warm:?}");
 }

@@ -46,6 +46,7 @@ mod unguardable;
 mod upgrade;
 mod upstream_failures;
 mod vendor_certificate;
+mod warm;
 mod websockets;
 mod wire_calls;
 mod world;

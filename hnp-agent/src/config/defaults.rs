@@ -53,6 +53,9 @@ pub const TIMEOUT_PING: Duration = Duration::from_secs(10);
 /// Idle upstream connections a worker keeps per route: enough for bursts of a node's pods, and few
 /// enough that a hundred nodes do not burden a manager.
 pub const POOL_IDLE: usize = 32;
+/// None: each is one per worker and node at the manager, made anew every 15 s while nobody uses it. Worth it where
+/// the way is long, which the agent cannot know.
+pub const POOL_WARM: usize = 0;
 
 /// Client connections at a time. At two sockets each it stays below common limits of open files
 /// (65,536) and at some 10 KiB each below 256 MiB.

@@ -212,6 +212,8 @@ pub struct Upstream {
     pub authority: String,
     /// How many idle connections one worker keeps; 0 keeps none.
     pub pool_idle: usize,
+    /// How many connections one worker keeps open ahead of use, at most [`Self::pool_idle`]; of HTTP/2, one.
+    pub pool_warm: usize,
 }
 
 /// How an upstream is reached.

@@ -79,11 +79,11 @@ async fn keep_house(lanes: &Lanes, pulse: &Pulse) -> ! {
     let mut tick = interval(FLUSH);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        lanes.sweep();
         for _ in 0..SWEEP {
             tick.tick().await;
             pulse.beat();
             lanes.around.counters.flush();
         }
-        lanes.sweep();
     }
 }

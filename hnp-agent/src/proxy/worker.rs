@@ -29,7 +29,7 @@ pub struct Worker {
     /// Its configuration.
     pub plan: Arc<Plan>,
     /// The way to the upstreams.
-    pub upstreams: Upstreams,
+    pub upstreams: Rc<Upstreams>,
     /// Counters and access lines.
     pub stats: Rc<WorkerStats>,
     /// Blocks for bytes under way.
@@ -169,7 +169,8 @@ impl Lanes {
         }
     }
 
-    /// Forgets generations that nobody needs any more, and looks after the pool. Call it every second or so.
+    /// Forgets generations that nobody needs any more, and looks after the pool, with what it is to hold ahead
+    /// of use. Call it every second or so.
     pub fn sweep(&self) {
         let table = self.around.vips.load();
         if let Some(newest) = &table.generation {
@@ -180,7 +181,10 @@ impl Lanes {
         self.former.borrow_mut().retain(|one| Rc::strong_count(one) > 1 || referred(one));
         let (current, former) = (self.current(), self.former.borrow());
         let all = former.iter().chain([&current]);
-        self.pools.sweep(all.map(|worker| &worker.upstreams));
+        self.pools.sweep(all.map(|worker| &*worker.upstreams));
+        if !self.around.stop.is_cancelled() {
+            current.upstreams.keep_warm();
+        }
         self.around.counters.pool_idle(|route| self.pools.idle(route));
         self.around.counters.upstream_shared(|route| self.pools.shared(route));
     }
@@ -202,7 +206,7 @@ fn worker(
     let upstreams = Upstreams::new(generation.clone(), resolver, stats.clone(), pools.clone());
     Worker {
         plan: generation.plan.clone(),
-        upstreams,
+        upstreams: Rc::new(upstreams),
         stats,
         stock,
         stop: around.stop.clone(),

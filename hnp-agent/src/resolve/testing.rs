@@ -242,6 +242,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
                 server_name: "manager.test".try_into().unwrap(),
                 authority: "manager.test".into(),
                 pool_idle: 0,
+                pool_warm: 0,
             },
             way: UpstreamWay::Direct,
             mode: Mode::ReverseProxy(plan::ReverseProxy {

@@ -183,6 +183,11 @@ impl WorkerStats {
         add(&self.rows[route].pool_hits, 1);
     }
 
+    /// How many have so far.
+    pub fn pool_hits(&self, route: RouteIndex) -> u64 {
+        self.rows[route].pool_hits.load(Relaxed)
+    }
+
     /// A request or a connection has waited because the upstream could not be dialled, whatever came of it.
     pub fn outage_waited(&self, route: RouteIndex) {
         add(&self.rows[route].outage_waits, 1);

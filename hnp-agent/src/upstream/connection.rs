@@ -120,24 +120,26 @@ impl UpstreamConnection {
 
     /// Whether an idle connection can carry a request: still open, and nobody spoke out of turn.
     ///
-    /// The kernel is asked, not the runtime: what arrived since the runtime last looked counts too. A
-    /// TLS record that is no data (a ticket, a key update) ends the connection as well; a new one is
-    /// cheaper than telling them apart here.
+    /// First TLS takes what has come: a ticket, which servers send after the handshake, is no word out of
+    /// turn, and a connection that was made ahead of use has read none yet. Then the kernel is asked, not
+    /// the runtime: what arrived since the runtime last looked counts too, whatever it is.
     pub fn is_quiet(&mut self) -> bool {
+        if matches!(self.io, Io::H2(_)) {
+            // A stream carries one request.
+            return false;
+        }
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        if Pin::new(&mut self.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf).is_ready() {
+            return false;
+        }
         let tcp = match &self.io {
             Io::Tls(tls) => tls.get_ref().0.tcp(),
             Io::Plain(transport) => transport.tcp(),
-            // A stream carries one request.
             Io::H2(_) => return false,
         };
         let peeked = SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
-        if !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            return false;
-        }
-        // What TLS has decrypted already and nobody has read.
-        let mut byte = [0];
-        let mut buf = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.io).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf).is_pending()
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

@@ -122,6 +122,11 @@ impl Links {
         Some(stream(link.clone(), false))
     }
 
+    /// Whether a request of a key would find a connection now, and for some time to come.
+    pub(super) fn is_warm(&self, key: &Rc<PoolKey>, now: Instant) -> bool {
+        self.groups.borrow().get(key).is_some_and(|group| group.links.iter().any(|link| link.is_fresh(now)))
+    }
+
     /// What to do next where [`Self::take`] had nothing.
     pub(super) fn turn(self: &Rc<Self>, key: &Rc<PoolKey>, after: Option<u64>) -> Turn {
         if let Some(connection) = self.take(key, after) {

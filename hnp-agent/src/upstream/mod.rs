@@ -15,6 +15,7 @@ mod pool;
 mod proxy;
 mod retry;
 mod tls;
+mod warm;
 
 pub use connection::{ConnectionInfo, Io, Transport, UpstreamConnection};
 pub use dial::DialError;
@@ -42,6 +43,7 @@ use h2::Links;
 use pool::Pool;
 use retry::Outages;
 use tls::TlsConfigs;
+use warm::Warmth;
 
 /// What one worker keeps towards upstreams, whatever the configuration.
 #[derive(Default)]
@@ -50,6 +52,7 @@ pub struct Pools {
     pool: RefCell<Pool>,
     links: Rc<Links>,
     outages: Outages,
+    warmth: Warmth,
 }
 
 /// What a request needs of a connection.
@@ -91,6 +94,7 @@ impl Pools {
         self.links.sweep(&live, Instant::now());
         self.configs.borrow_mut().retain(&live, &proxies);
         self.outages.sweep(Instant::now());
+        self.warmth.sweep(&live);
     }
 
     /// Idle connections held for a route, for the gauge.

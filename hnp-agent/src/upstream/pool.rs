@@ -10,6 +10,7 @@ use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::UpstreamConnection;
+use super::warm::REFRESH;
 use crate::config::plan::Host;
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::identity::snapshot::IdentitySnapshot;
@@ -135,6 +136,22 @@ impl Pool {
         if idle.len() < limit {
             idle.push(Idle { connection, since: now });
         }
+    }
+
+    /// Keeps a connection that nobody has used yet. What the server has to say after the handshake may be
+    /// still to come or unread.
+    pub(super) fn keep(&mut self, connection: UpstreamConnection, limit: usize, now: Instant) {
+        let Some(key) = connection.key.clone() else { return };
+        let idle = self.idle.entry(key).or_default();
+        if idle.len() < limit {
+            idle.push(Idle { connection, since: now });
+        }
+    }
+
+    /// How many of a kind have not waited for long.
+    pub(super) fn fresh(&self, key: &Rc<PoolKey>, now: Instant) -> usize {
+        let fresh = |one: &&Idle| now.duration_since(one.since) < REFRESH;
+        self.idle.get(key).map_or(0, |idle| idle.iter().filter(fresh).count())
     }
 
     /// Drops what is not in `live`, too old, closed or spoken on out of turn.

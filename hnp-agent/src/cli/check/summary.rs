@@ -77,6 +77,7 @@ pub(super) struct ReverseProxySummary {
     pub(super) identity: String,
     pub(super) trust: String,
     pub(super) pool_idle: usize,
+    pub(super) pool_warm: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -177,6 +178,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             identity: plan.identities[mode.identity].name.to_string(),
             trust: plan.trusts[mode.trust].name.to_string(),
             pool_idle: route.upstream.pool_idle,
+            pool_warm: route.upstream.pool_warm,
         }),
         end_to_end: route.end_to_end().map(|mode| pod_tls_summary(plan, &mode.tls)),
         tunnel: route.tunnel().map(|tunnel| TunnelSummary {
@@ -383,7 +385,14 @@ impl RouteSummary {
                 ("identity", mode.identity.clone()),
                 ("trust", mode.trust.clone()),
                 ("timeouts", self.timeouts.clone()),
-                ("pool", format!("{} idle connections per worker", mode.pool_idle)),
+                ("pool", {
+                    let warm = if mode.pool_warm > 0 {
+                        format!(", {} ahead of use", mode.pool_warm)
+                    } else {
+                        String::new()
+                    };
+                    format!("{} idle connections per worker{warm}", mode.pool_idle)
+                }),
             ]);
         }
         if let Some(mode) = &self.end_to_end {

@@ -59,6 +59,11 @@ fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option
         if upstream_protocol.is_some() {
             r.mistake(s.mark_of("upstream_protocol"), s.key("upstream_protocol"), what);
         }
+        if s.get("pool_warm").is_some() {
+            let what = "is about connections that are used again, and an opaque route makes one for each of its \
+                        clients; allowed: with protocol: http";
+            r.mistake(s.mark_of("pool_warm"), s.key("pool_warm"), what);
+        }
     }
     let authority = authority.unwrap_or(Authority::Upstream);
     let upstream_protocol = upstream_protocol.unwrap_or(UpstreamProtocol::Auto);
@@ -155,6 +160,7 @@ pub(super) fn tunnel(
             "trust",
             "server_name",
             "pool_idle",
+            "pool_warm",
             "end_to_end",
         ],
         "mode: reverse-proxy or end-to-end",

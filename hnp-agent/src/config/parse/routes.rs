@@ -35,6 +35,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstream_proxy",
     "timeouts",
     "pool_idle",
+    "pool_warm",
 ];
 pub(super) const OVERRIDE: &[&str] = &["namespaces", "selector", "enforcement"];
 pub(super) const TIMEOUTS: &[&str] = &["head", "idle", "connect", "tls", "response", "ping"];
@@ -207,6 +208,11 @@ fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstre
     let url = r.required(s, "upstream", "https://HOST[:PORT][/BASE]", hosts::upstream);
     let server_name = r.optional(s, "server_name", hosts::server_name);
     let pool_idle = r.or(s, "pool_idle", defaults::POOL_IDLE, values::count(0, 10_000));
+    let pool_warm = r.or(s, "pool_warm", defaults::POOL_WARM, values::count(0, 1000));
+    if pool_warm > pool_idle {
+        let what = format!("is more than the pool may hold; allowed: at most pool_idle, {pool_idle}");
+        r.mistake(s.mark_of("pool_warm"), s.key("pool_warm"), what);
+    }
     let url = url?;
     if let Host::Addr(addr) = url.host
         && let Some(range) = vip_range(capture, &Target::Net(Cidr::host(addr)))
@@ -228,6 +234,7 @@ fn upstream(r: &mut Reader, s: &Section<'_>, capture: &Capture) -> Option<Upstre
         base_path: url.base_path,
         authority,
         pool_idle,
+        pool_warm,
     })
 }
 

@@ -22,6 +22,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::fault::fault;
 use crate::trust::tls_reason;
 use crate::upstream::ConnectionInfo;
+use crate::upstream::pool::MAX_IDLE;
+use crate::upstream::warm::REFRESH;
 
 /// Streams of one connection at a time, where the upstream allows as many: nginx' own limit. More would share
 /// one congestion window, and one broken connection would cost more requests.
@@ -158,6 +160,13 @@ impl Link {
     /// Whether the upstream has said SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441 section 3).
     pub(super) fn offers_websocket(&self) -> bool {
         self.send.borrow().is_extended_connect_protocol_enabled()
+    }
+
+    /// Whether it takes another stream, and will for some time to come.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.has_room(now)
+            && now.duration_since(self.since) < MAX_AGE - (MAX_IDLE - REFRESH)
+            && self.idle(now).is_none_or(|idle| idle < REFRESH)
     }
 
     /// How many streams it carries at a time.
