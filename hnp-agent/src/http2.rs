@@ -78,7 +78,7 @@ impl Rendered {
     }
 }
 
-/// Takes the payload of a body's bytes to be sent, up to [`GATHERED`]; how many bytes were taken.
+/// Takes the payload of a body's bytes to be sent, up to 16 KiB; how many bytes were taken.
 ///
 /// # Errors
 /// They are no such body.

@@ -299,6 +299,8 @@ impl Stage {
             (_, Client::Http2) => "h2".into(),
         };
         assert_eq!((&line["mode"], &line["upstream_protocol"]), (&mode.into(), &onward), "{line}");
+        // The managers speak what the clients do.
+        assert_eq!(line["client_protocol"], onward, "{line}");
         let verified = if cell.mode == Mode::EndToEnd { pods.into() } else { Value::Null };
         assert_eq!(line["client_serial"], verified, "{line}");
         assert!(line["bytes_up"].as_u64() >= Some(BODY.1), "{line}");

@@ -1,5 +1,5 @@
 //! A long way to the manager, as a fault injector makes one: what leaves the node for it waits for a while, what comes
-//! back does not. By the kernel's own sch_netem; by a [`relay`] where the kernel has none, which the run says. Guests
+//! back does not. By the kernel's own sch_netem; by a relay where the kernel has none, which the run says. Guests
 //! are to have it: there is no relay there.
 
 mod relay;
