@@ -28,3 +28,4 @@ pub mod trust;
 pub mod upkeep;
 pub mod upstream;
 pub mod workload;
+pub mod x509;

@@ -8,18 +8,19 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::pem::SectionKind;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo, X509Certificate};
+use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 
 use super::snapshot::LeafInfo;
 use crate::config::plan::Identity;
 use crate::files::pem::{self, PemError};
 use crate::files::reload::LoadError;
 use crate::files::watch::Fingerprints;
+use crate::x509::{self, parse, span};
 
 /// A chain and key that belong together.
 #[derive(Clone, Debug)]
@@ -296,14 +297,6 @@ fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityEr
     Ok(keys)
 }
 
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        Ok((rest, _)) => Err(format!("{} bytes follow it", rest.len())),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 /// The bits of the public key in a certificate; the algorithm around them may be spelt in two ways.
 fn public_key_of(der: &[u8]) -> Vec<u8> {
     let certificate = parse(der).expect("certificates are parsed when they are read");
@@ -322,34 +315,14 @@ fn leaf_info(path: &Path, der: &[u8]) -> Result<LeafInfo, IdentityError> {
         let why = format!("version {version}");
         return Err(IdentityError::BadCertificate { path: path.to_owned(), line: 1, why });
     }
-    let serial = certificate.raw_serial();
-    let zeros = serial.iter().take_while(|byte| **byte == 0).count().min(serial.len().saturating_sub(1));
     Ok(LeafInfo {
         subject: certificate.subject().to_string(),
         issuer: certificate.issuer().to_string(),
-        serial: serial[zeros..].iter().map(|byte| format!("{byte:02x}")).collect(),
-        not_before: moment(certificate.validity().not_before.timestamp()),
-        not_after: moment(certificate.validity().not_after.timestamp()),
+        serial: x509::serial(&certificate),
+        not_before: x509::moment(certificate.validity().not_before),
+        not_after: x509::moment(certificate.validity().not_after),
         version: u8::try_from(version).expect("it is 1 to 3"),
     })
-}
-
-/// Seconds since 1970, which may be before it.
-fn moment(seconds: i64) -> SystemTime {
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let moment =
-        if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    moment.unwrap_or(UNIX_EPOCH)
-}
-
-/// A span in the unit a person would use.
-fn span(length: Duration) -> String {
-    match length.as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
-    }
 }
 
 #[cfg(test)]

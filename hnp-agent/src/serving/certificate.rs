@@ -4,13 +4,14 @@
 //! RFC 4514 has them, with everything that means something to a reader as hexadecimal.
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use rustls::{CertificateError, Error, ProtocolVersion, ServerConnection};
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
+use x509_parser::prelude::GeneralName;
 
 use crate::config::plan::NamePattern;
+use crate::x509::{self, alternative_names, distinguished_name, hex};
 
 /// A pod's TLS that ended here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,9 +49,7 @@ impl ClientCertificate {
     /// # Errors
     /// It is no certificate.
     pub fn of(der: &[u8]) -> Result<Self, Error> {
-        let Ok(([], certificate)) = X509Certificate::from_der(der) else {
-            return Err(CertificateError::BadEncoding.into());
-        };
+        let certificate = x509::parse(der).map_err(|_| CertificateError::BadEncoding)?;
         let subject = distinguished_name(certificate.subject());
         let common_name = certificate.subject().iter_common_name().next();
         let common_name = common_name.and_then(|name| name.as_str().ok()).map(str::to_owned);
@@ -62,15 +61,14 @@ impl ClientCertificate {
                 _ => {}
             }
         }
-        let not_after = certificate.validity().not_after.timestamp();
         Ok(Self {
             forwarded: forwarded(der, &subject, &uris, &dns),
             subject,
             common_name,
-            serial: hex(significant(certificate.raw_serial())),
+            serial: x509::serial(&certificate),
             uris,
             dns,
-            not_after: UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0)),
+            not_after: x509::moment(certificate.validity().not_after),
         })
     }
 
@@ -93,7 +91,7 @@ impl ClientCertificate {
 
 /// The names that a server's certificate is for.
 pub(super) fn served_names(der: &[u8]) -> Vec<NamePattern> {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let Ok(certificate) = x509::parse(der) else { return Vec::new() };
     let names = alternative_names(&certificate).filter_map(|name| match name {
         GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
         _ => None,
@@ -112,12 +110,6 @@ pub(super) fn version(session: &ServerConnection) -> &'static str {
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
         _ => "TLS",
     }
-}
-
-fn alternative_names<'a>(certificate: &'a X509Certificate<'_>) -> impl Iterator<Item = &'a GeneralName<'a>> {
-    // A second such extension is a mistake that webpki refuses as well.
-    let names = certificate.subject_alternative_name().ok().flatten();
-    names.into_iter().flat_map(|extension| &extension.value.general_names)
 }
 
 /// Envoy's form: pairs by semicolons; what has marks of the form in it stands in quotes.
@@ -150,85 +142,9 @@ fn printable(text: &str) -> String {
     out
 }
 
-/// RFC 4514: the last part first, attributes by their short names.
-fn distinguished_name(name: &X509Name<'_>) -> String {
-    let parts: Vec<_> = name.iter_rdn().collect();
-    let mut text = String::new();
-    for part in parts.into_iter().rev() {
-        for (index, attribute) in part.iter().enumerate() {
-            if !text.is_empty() {
-                text.push(if index == 0 { ',' } else { '+' });
-            }
-            let oid = attribute.attr_type().to_id_string();
-            let short = SHORT.iter().find(|(known, _)| *known == oid).map_or(&*oid, |(_, short)| *short);
-            text.push_str(short);
-            text.push('=');
-            match attribute.as_str() {
-                Ok(value) => escape(value, &mut text),
-                // Not a string that can be read: its bytes, as section 2.4 has them.
-                Err(_) => {
-                    text.push('#');
-                    text.push_str(&hex(attribute.as_slice()));
-                }
-            }
-        }
-    }
-    text
-}
-
-/// The table of RFC 4514 section 3.
-const SHORT: [(&str, &str); 9] = [
-    ("2.5.4.3", "CN"),
-    ("2.5.4.7", "L"),
-    ("2.5.4.8", "ST"),
-    ("2.5.4.10", "O"),
-    ("2.5.4.11", "OU"),
-    ("2.5.4.6", "C"),
-    ("2.5.4.9", "STREET"),
-    ("0.9.2342.19200300.100.1.25", "DC"),
-    ("0.9.2342.19200300.100.1.1", "UID"),
-];
-
-/// Whatever could end a value, a header or a line, as hexadecimal pairs (RFC 4514 section 2.4).
-fn escape(value: &str, out: &mut String) {
-    for (at, byte) in value.bytes().enumerate() {
-        let at_an_end = at == 0 || at + 1 == value.len();
-        match byte {
-            b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' | b'=' | 0..=0x1f | 0x7f.. => {
-                let _ = write!(out, "\\{byte:02X}");
-            }
-            b' ' | b'#' if at_an_end => {
-                let _ = write!(out, "\\{byte:02X}");
-            }
-            _ => out.push(char::from(byte)),
-        }
-    }
-}
-
-/// A serial without its leading zeros, one byte at least.
-fn significant(serial: &[u8]) -> &[u8] {
-    let zeros = serial.iter().take_while(|byte| **byte == 0).count().min(serial.len().saturating_sub(1));
-    &serial[zeros..]
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_in_a_name_can_end_it() {
-        let mut out = String::new();
-        escape(" a,b+c\"d\\e;f=g\r\nX: y# ", &mut out);
-        assert_eq!(out, "\\20a\\2Cb\\2Bc\\22d\\5Ce\\3Bf\\3Dg\\0D\\0AX: y#\\20");
-        assert!(out.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
-    }
 
     #[test]
     fn envoys_form() {
