@@ -6,6 +6,7 @@ pub mod admin;
 pub mod app;
 pub mod backoff;
 pub mod capture;
+pub mod certs;
 pub mod cli;
 pub mod clock;
 pub mod config;

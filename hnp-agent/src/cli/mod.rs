@@ -2,6 +2,7 @@
 //!
 //! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong.
 
+pub mod certs;
 pub mod check;
 pub mod cleanup;
 pub mod doctor;
@@ -36,6 +37,8 @@ enum Command {
     Cleanup(cleanup::Args),
     /// List the workloads that dial destinations under `enforcement: observe`.
     Observed(observed::Args),
+    /// Make, renew, examine and judge certificates.
+    Certs(Box<certs::Args>),
     /// Say what a reason code means, whose side it is on, and what to do about it.
     Explain(explain::Args),
 }
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Enforce(args) => enforce::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Observed(args) => observed::run(&args),
+        Command::Certs(args) => certs::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

@@ -247,8 +247,11 @@ fn dates_warning(path: &Path, leaf: &LeafInfo, now: SystemTime) -> Option<Identi
     Some(IdentityWarning::NotYetValid { path, until })
 }
 
-/// Every certificate of the file, checked to be X.509. Never empty.
-fn certificates(path: &Path, file: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+/// Every certificate of a file, checked to be X.509. Never empty.
+///
+/// # Errors
+/// Names the file, the block in it, and what was expected.
+pub(crate) fn certificates(path: &Path, file: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let broken = |source| IdentityError::Pem { path: path.to_owned(), source };
     let blocks = pem::blocks(file).map_err(broken)?;
     let mut chain = Vec::new();
@@ -271,6 +274,28 @@ fn certificates(path: &Path, file: &[u8]) -> Result<Vec<CertificateDer<'static>>
 
 /// Every private key of the file, ready to sign. Never empty.
 fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityError> {
+    Ok(private_keys(path, file)?.into_iter().map(|key| key.signing).collect())
+}
+
+/// A private key as a file has it, and ready to sign.
+#[derive(Debug)]
+pub(crate) struct PrivateKey {
+    pub(crate) der: PrivateKeyDer<'static>,
+    pub(crate) signing: Arc<dyn SigningKey>,
+}
+
+impl PrivateKey {
+    /// Whether a certificate is for this key.
+    pub(crate) fn is_of(&self, certificate: &CertificateDer<'_>) -> bool {
+        is_key_of(&*self.signing, &public_key_of(certificate))
+    }
+}
+
+/// Every private key of a file. Never empty.
+///
+/// # Errors
+/// Names the file, the block in it, and what was expected.
+pub(crate) fn private_keys(path: &Path, file: &[u8]) -> Result<Vec<PrivateKey>, IdentityError> {
     let broken = |source| IdentityError::Pem { path: path.to_owned(), source };
     let blocks = pem::blocks(file).map_err(broken)?;
     let mut keys = Vec::new();
@@ -283,13 +308,15 @@ fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityEr
             label: block.label.clone(),
             line: block.line,
         };
-        let key = match block.decode().map_err(broken)? {
+        let der = match block.decode().map_err(broken)? {
             Some((SectionKind::PrivateKey, der)) => PrivateKeyDer::Pkcs8(der.into()),
             Some((SectionKind::RsaPrivateKey, der)) => PrivateKeyDer::Pkcs1(der.into()),
             Some((SectionKind::EcPrivateKey, der)) => PrivateKeyDer::Sec1(der.into()),
             Some(_) | None => return Err(unsupported()),
         };
-        keys.push(crate::crypto::provider().key_provider.load_private_key(key).map_err(|_| unsupported())?);
+        let provider = crate::crypto::provider().key_provider;
+        let signing = provider.load_private_key(der.clone_key()).map_err(|_| unsupported())?;
+        keys.push(PrivateKey { der, signing });
     }
     if keys.is_empty() {
         return Err(IdentityError::NoKey { path: path.to_owned(), found: pem::found(&blocks) });

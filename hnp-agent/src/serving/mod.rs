@@ -12,13 +12,13 @@ mod version1;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::server::danger::ClientCertVerifier as _;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::config::end_to_end::{ClientAuth, PodTls};
+use crate::config::end_to_end::{ClientAuth, ClientName, PodTls};
 use crate::config::plan::{NamePattern, Plan, Protocol, RouteIndex};
 use crate::identity::snapshot::{IdentitySnapshot, SharedIdentity};
 use crate::trust::snapshot::{SharedTrust, TrustSnapshot};
@@ -114,6 +114,17 @@ impl Serving {
     }
 }
 
+/// The verifier of clients' certificates that routes use, for whoever wants to know what it would say.
+///
+/// # Errors
+/// There is no root.
+pub fn client_verifier(
+    anchors: Arc<RootCertStore>,
+    names: Vec<ClientName>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    Ok(Arc::new(PodVerifier::of(anchors, names)?))
+}
+
 impl Terms {
     fn new(
         mode: &PodTls,
@@ -125,13 +136,7 @@ impl Terms {
         let provider = crate::crypto::provider();
         let verifier = match (&trust, &mode.client_auth) {
             (Some(trust), ClientAuth::Required { names, .. }) => {
-                let inner =
-                    WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.anchors), provider.clone())
-                        .build()
-                        .map_err(|error| error.to_string())?;
-                let anchors = Arc::clone(&trust.anchors);
-                let algorithms = provider.signature_verification_algorithms;
-                Some(Arc::new(PodVerifier::new(inner, anchors, algorithms, names.clone())))
+                Some(Arc::new(PodVerifier::of(Arc::clone(&trust.anchors), names.clone())?))
             }
             _ => None,
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
@@ -26,13 +27,14 @@ pub(super) struct PodVerifier {
 }
 
 impl PodVerifier {
-    pub(super) fn new(
-        inner: Arc<dyn ClientCertVerifier>,
-        anchors: Arc<RootCertStore>,
-        algorithms: WebPkiSupportedAlgorithms,
-        names: Vec<ClientName>,
-    ) -> Self {
-        Self { inner, anchors, algorithms, names }
+    /// # Errors
+    /// There is no root.
+    pub(super) fn of(anchors: Arc<RootCertStore>, names: Vec<ClientName>) -> Result<Self, String> {
+        let provider = crate::crypto::provider();
+        let algorithms = provider.signature_verification_algorithms;
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::clone(&anchors), provider).build();
+        let inner = inner.map_err(|error| error.to_string())?;
+        Ok(Self { inner, anchors, algorithms, names })
     }
 
     pub(super) fn names(&self) -> &[ClientName] {

@@ -129,6 +129,11 @@ pub fn rfc3339(at: std::time::SystemTime) -> String {
     String::from_utf8(text).expect("it is ASCII")
 }
 
+/// Reads what [`rfc3339`] writes, with or without a fraction of a second.
+pub fn parse_rfc3339(text: &str) -> Option<std::time::SystemTime> {
+    time::read_rfc3339(text)
+}
+
 impl std::fmt::Debug for Telemetry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Telemetry").field("workers", &self.workers.len()).finish_non_exhaustive()

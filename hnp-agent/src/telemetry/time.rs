@@ -1,6 +1,6 @@
-//! RFC 3339 in UTC with milliseconds, without a calendar library: the one format the logs need.
+//! RFC 3339 in UTC with milliseconds, without a calendar library: the one format the logs need, and its reading.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Appends `2026-11-21T03:04:05.678Z`. Moments before 1970 are written as 1970.
 pub(super) fn write_rfc3339(out: &mut Vec<u8>, at: SystemTime) {
@@ -12,6 +12,33 @@ pub(super) fn write_rfc3339(out: &mut Vec<u8>, at: SystemTime) {
     use std::io::Write as _;
     write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
         .expect("a Vec takes every write");
+}
+
+/// Reads `2026-11-21T03:04:05Z`, with or without a fraction; `None` for anything else, other zones included.
+pub(super) fn read_rfc3339(text: &str) -> Option<SystemTime> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let numbers = |text: &str, between: char, widths: [usize; 3]| {
+        let parts: Vec<&str> = text.split(between).collect();
+        let good =
+            |(part, width): (&&str, usize)| part.len() == width && part.bytes().all(|b| b.is_ascii_digit());
+        let good = parts.len() == 3 && parts.iter().zip(widths).all(good);
+        let number = |at: usize| parts[at].parse::<u64>().ok();
+        if good { Some((number(0)?, number(1)?, number(2)?)) } else { None }
+    };
+    let (year, month, day) = numbers(date, '-', [4, 2, 2])?;
+    let (hour, minute, second) = numbers(time, ':', [2, 2, 2])?;
+    let good_fraction = (1..=9).contains(&fraction.len()) && fraction.bytes().all(|b| b.is_ascii_digit());
+    if hour > 23 || minute > 59 || second > 59 || year < 1970 || !good_fraction {
+        return None;
+    }
+    let nanos: u32 = format!("{fraction:0<9}").parse().ok()?;
+    // The calendar is known in one direction; a guess at New Year is a day wrong at most.
+    let guess = (year - 1970) * 365 + (year - 1969) / 4 - (year - 1901) / 100 + (year - 1601) / 400;
+    let new_year = (guess.saturating_sub(2)..=guess + 2).find(|day| civil_from_days(*day) == (year, 1, 1))?;
+    let day = (new_year..new_year + 366).find(|at| civil_from_days(*at) == (year, month, day))?;
+    let seconds = day * 86_400 + hour * 3600 + minute * 60 + second;
+    UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }
 
 /// Days since 1970-01-01 to year, month, day of the proleptic Gregorian calendar. Counts from
@@ -30,8 +57,6 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn text(millis: u64) -> String {
@@ -48,6 +73,28 @@ mod tests {
         assert_eq!(text(1_709_164_800_000), "2024-02-29T00:00:00.000Z");
         assert_eq!(text(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
         assert_eq!(text(1_000_000_000_123), "2001-09-09T01:46:40.123Z");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_nothing_else() {
+        for day in (0..2_900_000).step_by(97) {
+            let at = UNIX_EPOCH + Duration::from_millis(day * 86_400_000 + day);
+            assert_eq!(read_rfc3339(&text(day * 86_400_000 + day)), Some(at));
+        }
+        assert_eq!(read_rfc3339("2000-02-29T23:59:59Z"), Some(UNIX_EPOCH + Duration::from_secs(951_868_799)));
+        for bad in [
+            "2001-02-29T00:00:00Z",
+            "2001-2-1T00:00:00Z",
+            "2001-02-01T00:00:60Z",
+            "2001-02-01T00:00:00",
+            "2001-02-01T00:00:00+01:00",
+            "2001-02-01T00:00:00.Z",
+            "1969-12-31T00:00:00Z",
+            "2001-00-01T00:00:00Z",
+            "Z",
+        ] {
+            assert_eq!(read_rfc3339(bad), None, "{bad}");
+        }
     }
 
     #[test]

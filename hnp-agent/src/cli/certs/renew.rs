@@ -1,0 +1,92 @@
+//! `hnp-agent certs renew`: the one command that replaces files by design.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{CaFiles, CertsError, End, Written, shown};
+use crate::certs::store::{self, Existing};
+use crate::certs::{Authority, Renewal, renew};
+use crate::identity::load::{IdentityError, certificates};
+
+/// Arguments of `renew`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Subject, names, usages and all else stay, and the lifetime unless another is given. The files keep \
+    owner and mode, and change in one step each; a running agent takes the new ones by itself. Examples:\n  \
+    hnp-agent certs renew client.crt\n  \
+    hnp-agent certs renew client.crt --new-key\n  \
+    hnp-agent certs renew ca.crt              # the CA itself, with its key: what it has issued stays good"
+)]
+pub(super) struct Args {
+    /// The certificate's file.
+    file: PathBuf,
+    /// Give it a new key of the same kind, too.
+    #[arg(long)]
+    new_key: bool,
+    /// The key's file, replaced with --new-key; beside the certificate, with the ending .key, if left out.
+    #[arg(long, value_name = "FILE", requires = "new_key")]
+    key: Option<PathBuf>,
+    #[command(flatten)]
+    ca: CaFiles,
+    #[command(flatten)]
+    end: End,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn json(&self) -> bool {
+        self.json
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<Written, CertsError> {
+    let now = SystemTime::now();
+    let file = &args.file;
+    let key = args.key.clone().unwrap_or_else(|| file.with_extension("key"));
+    let read = |path: &Path| {
+        crate::files::read(path).map_err(|source| IdentityError::Unreadable { path: path.to_owned(), source })
+    };
+    let bytes = read(file)?;
+    let old = certificates(file, &bytes)?;
+    if let Some(other) = other_blocks(&bytes) {
+        let what = format!(
+            "{}: has a {other} block beside its certificates, which renewing would lose; put them into files of their own",
+            file.display()
+        );
+        return Err(CertsError::Wrong(what));
+    }
+    if args.new_key {
+        // A typing mistake must not leave a second key somewhere.
+        read(&key)?;
+    }
+    let authority = Authority::load(&args.ca.ca, &args.ca.ca_key, now).or_else(|error| match error {
+        // An expired root renews itself, and nothing else.
+        CertsError::CannotIssue { .. } if same_file(file, &args.ca.ca) => {
+            Authority::load_to_renew(&args.ca.ca, &args.ca.ca_key)
+        }
+        error => Err(error),
+    })?;
+    let how = Renewal { new_key: args.new_key, until: args.end.until() };
+    let issued = renew(file, &old, &authority, how, now)?;
+    let files = issued.files(file, &key);
+    store::write(&files, Existing::Renew)?;
+    let with_key = if args.new_key { format!(" --key {}", shown(&key)) } else { String::new() };
+    let next = if same_file(file, &args.ca.ca) {
+        format!("give {} to whoever has the old one; what it has issued stays as it is", shown(file))
+    } else {
+        format!("hnp-agent certs verify {} --ca {}{with_key}", shown(file), shown(&args.ca.ca))
+    };
+    Ok(Written { issued, files, verb: "renewed", next })
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+/// The label of a block that is no certificate.
+fn other_blocks(bytes: &[u8]) -> Option<String> {
+    let blocks = crate::files::pem::blocks(bytes).ok()?;
+    blocks.into_iter().map(|block| block.label).find(|label| label != "CERTIFICATE")
+}
