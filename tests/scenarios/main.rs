@@ -8,6 +8,7 @@ mod bad_responses;
 mod bound_connections;
 mod bulk;
 mod capture_rules;
+mod certificates;
 mod churn;
 mod corporate_proxy;
 mod crash;

@@ -29,6 +29,7 @@ pub mod poll;
 pub mod process;
 pub mod scene;
 pub mod sniffer;
+pub mod tls_peers;
 pub mod tools;
 pub mod topology;
 pub mod wire;

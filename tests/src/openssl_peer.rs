@@ -3,9 +3,10 @@
 //! refusal a client easily mistakes for a connection that broke.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::pki::{Ca, Leaf};
+use crate::pki::{Ca, Files, Leaf};
 use crate::poll::eventually;
 use crate::process::Running;
 use crate::tools;
@@ -73,6 +74,21 @@ impl OpensslPeer {
         fs::create_dir(&dir).expect("the world's directory is ours");
         let files = server.write(&dir, "server");
         let roots = clients.write(&dir, "clients");
+        Self::start_with(topology, port, version, &files, &roots)
+    }
+
+    /// The same with files of certificates.
+    ///
+    /// # Panics
+    /// As [`OpensslPeer::start`].
+    #[track_caller]
+    pub fn start_with(
+        topology: &Topology,
+        port: u16,
+        version: Version,
+        server: &Files,
+        roots: &Path,
+    ) -> Self {
         let versions = match version {
             Version::Tls12 => "1.2",
             Version::Tls13 => "1.3",
@@ -81,7 +97,7 @@ impl OpensslPeer {
             .manager_side()
             .command(tools::python())
             .args(["-c", SERVER])
-            .args([&files.certificate, &files.key, &roots])
+            .args([server.certificate.as_path(), &server.key, roots])
             .args([&port.to_string(), versions])
             .spawn();
         eventually(Duration::from_secs(10), "the OpenSSL server listens", || {

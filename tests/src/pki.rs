@@ -172,6 +172,21 @@ impl Ca {
 }
 
 impl Leaf {
+    /// What lies in files, whoever made it.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    pub fn of(files: &Files) -> Self {
+        let read = |path: &Path| {
+            fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        Self {
+            chain_pem: read(&files.certificate),
+            key_pem: read(&files.key),
+            serial: serial_of(&files.certificate),
+        }
+    }
+
     /// Writes `<stem>.crt` and `<stem>.key` into a directory.
     ///
     /// # Panics

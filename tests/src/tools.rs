@@ -1,9 +1,10 @@
 //! The real programs that scenarios need, and what to type when one is missing. A missing program
 //! fails the scenario; it is never skipped.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A binary of this workspace, next to the running one in the target directory.
 ///
@@ -91,6 +92,37 @@ pub fn compile_static(source: &str, dir: &Path) -> PathBuf {
     program
 }
 
+/// Builds one of `tests/clients/*.go`, once in a run of the tests.
+///
+/// # Panics
+/// When Go is missing or refuses.
+pub fn go_program(source: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(program) = built.get(source) {
+        return program.clone();
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(source);
+    let stem = Path::new(source).file_stem().expect("sources have names").to_string_lossy().into_owned();
+    // Its own name in each process: cargo may run several.
+    let dir = target_dir().join("hnp-test-go");
+    let program = dir.join(format!("{stem}-{}", std::process::id()));
+    let output = Command::new(need("go"))
+        .args(["build", "-o"])
+        .args([&program, &path])
+        .env("GOCACHE", dir.join("cache"))
+        .env("GO111MODULE", "off")
+        .env("CGO_ENABLED", "0")
+        .output()
+        .expect("go starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Over the one of the run before: nothing piles up.
+    let last = dir.join(stem);
+    std::fs::rename(&program, &last).expect("the target directory is ours");
+    built.insert(source.to_owned(), last.clone());
+    last
+}
+
 /// Runs a program of the system on the host, in a directory, and returns its standard output.
 ///
 /// # Panics
@@ -122,6 +154,7 @@ fn how_to_get(program: &str) -> String {
         "nginx" => "nginx-light libnginx-mod-stream",
         "squid" => "squid-openssl",
         "node" => "nodejs",
+        "go" => "golang-go",
         "cc" => "gcc libc6-dev",
         "ip" | "tc" => "iproute2",
         other => other,
