@@ -12,6 +12,8 @@ pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod generation;
 pub mod handover;
 pub mod http2;

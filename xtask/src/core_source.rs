@@ -187,7 +187,12 @@ mod tests {
     use super::*;
 
     fn rust(release: &str) -> Rust {
-        Rust { release: release.into(), llvm: 22, sysroot: PathBuf::new() }
+        Rust {
+            host: "x86_64-unknown-linux-gnu".into(),
+            release: release.into(),
+            llvm: 22,
+            sysroot: PathBuf::new(),
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod check;
 mod core_source;
 mod demo;
 mod dependencies;
+mod fuzz;
 mod peers;
 mod privileged;
 mod setup;
@@ -40,6 +41,7 @@ enum Command {
     Test(test::Options),
     Check(check::Options),
     Bench(bench::Options),
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -60,5 +62,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
     }
 }

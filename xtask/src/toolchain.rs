@@ -61,6 +61,8 @@ impl Workspace {
 /// The active Rust toolchain.
 #[derive(Clone, Debug)]
 pub(crate) struct Rust {
+    /// Such as `x86_64-unknown-linux-gnu`.
+    pub(crate) host: String,
     /// Such as `1.95.0` or `1.97.0-nightly`.
     pub(crate) release: String,
     /// Major version of the LLVM inside.
@@ -90,6 +92,7 @@ impl Rust {
         let llvm = field("LLVM version")?;
         let major = llvm.split('.').next().unwrap_or(llvm);
         Ok(Self {
+            host: field("host")?.to_owned(),
             release: field("release")?.to_owned(),
             llvm: major.parse().with_context(|| format!("not an LLVM version: {llvm}"))?,
             sysroot: sysroot.to_owned(),
@@ -126,6 +129,7 @@ mod tests {
                     release: 1.95.0\nLLVM version: 22.1.2\n";
         let rust = Rust::parse(text, Path::new("/r")).expect("well-formed");
         assert_eq!((rust.release.as_str(), rust.llvm), ("1.95.0", 22));
+        assert_eq!(rust.host, "x86_64-unknown-linux-gnu");
         assert!(Rust::parse("release: 1.95.0\n", Path::new("/r")).is_err());
     }
 }

@@ -8,7 +8,7 @@ use rustls::server::Acceptor;
 
 /// What a hello says.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Hello {
+pub(crate) enum Hello {
     /// The name it asks for (SNI), lower case, without a trailing dot. Of an encrypted hello, the outer one;
     /// the real one, and whether there is one (a client may only pretend), is not for our eyes.
     Name { name: String, encrypted: bool },
@@ -20,14 +20,14 @@ pub(super) enum Hello {
 
 /// Reads a hello as it comes.
 #[derive(Default)]
-pub(super) struct HelloReader {
+pub(crate) struct HelloReader {
     acceptor: Acceptor,
     taken: usize,
 }
 
 impl HelloReader {
     /// Looks at all bytes so far; `None`: there must be more of it.
-    pub(super) fn look(&mut self, bytes: &[u8]) -> Option<Hello> {
+    pub(crate) fn look(&mut self, bytes: &[u8]) -> Option<Hello> {
         while self.taken < bytes.len() {
             match self.acceptor.read_tls(&mut &bytes[self.taken..]) {
                 Ok(n @ 1..) => self.taken += n,

@@ -12,7 +12,7 @@ pub mod connection;
 pub mod flow;
 pub mod gate;
 pub mod gateway;
-mod hello;
+pub(crate) mod hello;
 pub mod http1;
 mod http2;
 pub mod listener;

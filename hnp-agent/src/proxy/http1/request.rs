@@ -74,6 +74,11 @@ impl Request {
         Ok(request)
     }
 
+    /// The method as sent.
+    pub fn method_of<'h>(&self, head: &'h [u8]) -> &'h [u8] {
+        &head[self.method.clone()]
+    }
+
     /// The target names an authority itself (RFC 9112 section 3.2.2).
     pub fn is_absolute(&self) -> bool {
         self.path.start > self.method.end + 1

@@ -1,0 +1,179 @@
+//! What fuzzers drive: every reader of bytes that others write, each behind a function that takes any bytes.
+//!
+//! Each says with a panic what must never be: a head that is rewritten into another one, a body that ends
+//! elsewhere when it comes in pieces, a key's bytes in an error. Built with the feature `fuzzing` and in unit
+//! tests, which run what is committed of the corpus.
+
+use std::path::Path;
+
+use rustls_pki_types::CertificateDer;
+
+use crate::proxy::hello::HelloReader;
+use crate::proxy::http1::body::{Decoder, Framing};
+use crate::proxy::http1::head::find_end;
+use crate::proxy::http1::request::Request;
+use crate::proxy::http1::response::{Asked, Response};
+use crate::serving::certificate::ClientCertificate;
+use crate::{config, identity, serving, x509};
+
+/// A target's name and function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 8] = [
+    ("certificates", certificates),
+    ("keys", keys),
+    ("der", der),
+    ("request", request),
+    ("response", response),
+    ("body", body),
+    ("hello", hello),
+    ("config", configuration),
+];
+
+/// As large as a head may be by default.
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// A file of certificates, in PEM.
+fn certificates(bytes: &[u8]) {
+    match identity::load::certificates(Path::new("fuzz.crt"), bytes) {
+        Ok(chain) => chain.iter().for_each(|certificate| der(certificate)),
+        Err(error) => names_its_file(&error.to_string(), "fuzz.crt"),
+    }
+}
+
+/// A file of private keys, in PEM.
+fn keys(bytes: &[u8]) {
+    match identity::load::private_keys(Path::new("fuzz.key"), bytes) {
+        Ok(keys) => assert!(!keys.is_empty()),
+        Err(error) => {
+            let words = error.to_string();
+            names_its_file(&words, "fuzz.key");
+            assert!(!quotes(&words, bytes), "an error quotes the file: {words}");
+        }
+    }
+}
+
+/// A certificate that a peer sent.
+fn der(bytes: &[u8]) {
+    if let Ok(certificate) = x509::parse(bytes) {
+        assert!(!x509::serial(&certificate).is_empty());
+        let _ = x509::distinguished_name(certificate.subject());
+        let _ = x509::moment(certificate.validity().not_after);
+    }
+    if let Ok(client) = ClientCertificate::of(bytes) {
+        // It goes into a header.
+        assert!(client.forwarded.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{:?}", client.forwarded);
+    }
+    let _ = serving::is_for(&CertificateDer::from(bytes), "a.test");
+}
+
+/// A client's head, and what is made of it for an upstream.
+fn request(bytes: &[u8]) {
+    let Ok(Some(len)) = find_end(bytes, &mut 0, HEAD_LIMIT) else { return };
+    let head = &bytes[..len];
+    let Ok(request) = Request::parse(head) else { return };
+    let mut out = Vec::new();
+    request.write_for_upstream(head, b"up.test:8443", "/base", None, &mut out);
+    let end = find_end(&out, &mut 0, 2 * HEAD_LIMIT).expect("our own head is one");
+    assert_eq!(end, Some(out.len()), "one head became more");
+    let again = Request::parse(&out).expect("our own head can be read");
+    assert_eq!(again.framing, request.framing, "a body would end elsewhere");
+    assert_eq!(again.host.as_deref(), Some("up.test"));
+    assert_eq!(again.method_of(&out), request.method_of(head));
+}
+
+/// An upstream's head, and what is made of it for a client.
+fn response(bytes: &[u8]) {
+    let Ok(Some(len)) = find_end(bytes, &mut 0, HEAD_LIMIT) else { return };
+    let head = &bytes[..len];
+    let asked = Asked { head: false, upgrade: false, http10: false };
+    let Ok(response) = Response::parse(head, asked) else { return };
+    let mut out = Vec::new();
+    response.write_for_client(head, asked, false, &mut out);
+    let end = find_end(&out, &mut 0, 2 * HEAD_LIMIT).expect("our own head is one");
+    assert_eq!(end, Some(out.len()), "one head became more");
+    let again = Response::parse(&out, asked).expect("our own head can be read");
+    assert_eq!((again.status, again.framing), (response.status, response.framing));
+}
+
+/// A chunked body, whole and in pieces.
+fn body(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let whole = decoded(rest, rest.len().max(1));
+    let pieces = decoded(rest, usize::from(*first) % 16 + 1);
+    assert_eq!(whole, pieces, "in pieces it ends elsewhere");
+}
+
+/// The payload, how much of the input was the body, and whether it ended; `None`: it broke a rule.
+fn decoded(bytes: &[u8], piece: usize) -> Option<(Vec<u8>, usize, bool)> {
+    let mut decoder = Decoder::new(Framing::Chunked);
+    let (mut payload, mut wire) = (Vec::new(), 0);
+    for piece in bytes.chunks(piece) {
+        let mut at = 0;
+        while at < piece.len() && !decoder.is_done() {
+            let step = decoder.step(&piece[at..]).ok()?;
+            assert!(step.payload <= step.wire && step.wire > 0);
+            at += step.wire;
+            payload.extend_from_slice(&piece[at - step.payload..at]);
+        }
+        wire += at;
+    }
+    Some((payload, wire, decoder.is_done()))
+}
+
+/// What a client sends first, where TLS may begin.
+fn hello(bytes: &[u8]) {
+    let _ = HelloReader::default().look(bytes);
+    let mut reader = HelloReader::default();
+    let _ = (0..bytes.len().min(64)).chain([bytes.len()]).find_map(|end| reader.look(&bytes[..end]));
+}
+
+/// A configuration.
+fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Err(errors) = config::parse_with_warnings(text, Path::new("fuzz.yaml")) {
+        names_its_file(&errors.to_string(), "fuzz.yaml");
+    }
+}
+
+fn names_its_file(words: &str, file: &str) {
+    assert!(words.contains(file), "{words}");
+}
+
+/// Whether words hold a piece of a file's base64 that is long enough to be of a key.
+fn quotes(words: &str, file: &[u8]) -> bool {
+    const TELLING: usize = 24;
+    let is_base64 =
+        |piece: &[u8]| piece.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte));
+    file.windows(TELLING)
+        .filter(|piece| is_base64(piece))
+        .filter_map(|piece| std::str::from_utf8(piece).ok())
+        .any(|piece| words.contains(piece))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Whatever a fuzzer has found goes into the corpus, and is tried here from then on.
+    #[test]
+    fn the_corpus_holds() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+        for (name, target) in TARGETS {
+            let files = fs::read_dir(corpus.join(name)).expect(name);
+            let inputs: Vec<Vec<u8>> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+            assert!(!inputs.is_empty(), "{name} has no corpus");
+            inputs.iter().for_each(|input| target(input));
+        }
+    }
+
+    #[test]
+    fn an_error_that_quotes_its_file_would_be_found() {
+        let file = b"-----BEGIN\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END";
+        assert!(quotes("line 2: MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is no key", file));
+        assert!(!quotes("the block in line 1 is not base64", file));
+    }
+}
