@@ -11,7 +11,9 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crypto;
+pub mod diagnosis;
 pub mod files;
+pub mod finding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generation;

@@ -18,36 +18,7 @@ use super::former::Former;
 use super::{CaptureError, Node, foreign, guard, pins, sys};
 use crate::clock::monotonic_ns;
 use crate::config::plan::{self, Plan, Target};
-
-/// How a thing is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum State {
-    /// As it should be.
-    Good,
-    /// It works, otherwise or less.
-    Degraded,
-    /// Something does not work.
-    Bad,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Finding {
-    /// What it is about: `node`, `kernel`, `programs`, `guard`, `agent`, `destinations`.
-    pub area: &'static str,
-    /// What was looked at.
-    pub what: String,
-    /// How it is.
-    pub state: State,
-    /// What follows from it, and what to do.
-    pub detail: String,
-}
-
-impl Finding {
-    fn new(area: &'static str, what: impl Into<String>, state: State, detail: impl Into<String>) -> Self {
-        Self { area, what: what.into(), state, detail: detail.into() }
-    }
-}
+use crate::finding::{Finding, State};
 
 /// Looks at everything capture depends on.
 pub fn examine(whole: &Plan) -> Vec<Finding> {

@@ -43,7 +43,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use cleanup::{Cleaned, clean_up};
 pub use error::{CaptureError, Missing};
-pub use examine::{Finding, State, examine};
+pub use examine::examine;
 pub use foreign::Foreign;
 pub use observed::Observation;
 pub use overrides::PodFacts;

@@ -163,7 +163,7 @@ fn chain(own: &CertificateDer<'static>, all: &[CertificateDer<'static>]) -> Vec<
 }
 
 /// Whether one certificate's key signed another. For putting chains in order; what is made is judged by webpki.
-pub(super) fn signs(issuer: &[u8], certificate: &[u8]) -> bool {
+pub(crate) fn signs(issuer: &[u8], certificate: &[u8]) -> bool {
     let (Ok(issuer), Ok(certificate)) = (x509::parse(issuer), x509::parse(certificate)) else { return false };
     let signed = || match certificate.verify_signature(Some(issuer.public_key())) {
         // P-521: the name has to do.

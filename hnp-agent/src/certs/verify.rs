@@ -13,6 +13,7 @@ use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use x509_parser::prelude::{X509Certificate, X509Version};
 
+pub(crate) use super::authority::signs;
 use super::facts::{CertificateFacts, purposes};
 pub use super::judge::Role;
 use super::judge::Wanted;
@@ -21,7 +22,7 @@ use crate::config::end_to_end::ClientName;
 use crate::config::plan::{NamePattern, Roots, Trust};
 use crate::identity::load::{IdentityError, certificates};
 use crate::{trust, x509};
-use checks::{own_name, version};
+use checks::{own_name, usage, version};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -121,13 +122,13 @@ impl Question {
             Ok(loaded) => {
                 checks.push(self.dates(&chain, roles[0]));
                 checks.push(self.path(&chain, &parsed, &wanted[0], &loaded.anchors));
-                checks.extend([self.usage(&parsed, &roles), self.name(&parsed, &wanted[0])]);
+                checks.extend([usage(&parsed, &roles), self.name(&parsed, &wanted[0])]);
                 checks.extend(wanted.iter().map(|wanted| self.other_side(&chain, wanted, &loaded.anchors)));
             }
             Err(error) => {
                 let fix = "name the other side's CA with --ca FILE, or --ca system for the system's roots";
                 checks.push(Check::failed("chain", error.to_string(), fix.into()));
-                checks.extend([self.usage(&parsed, &roles), self.name(&parsed, &wanted[0])]);
+                checks.extend([usage(&parsed, &roles), self.name(&parsed, &wanted[0])]);
             }
         }
         let ok = checks.iter().all(|check| check.state != State::Failed);
@@ -182,6 +183,15 @@ impl Question {
             }
         }
     }
+}
+
+/// What a certificate says by itself, whoever judges it: its version, and whether it may be presented as `role`.
+///
+/// # Errors
+/// The parser's words.
+pub fn by_itself(der: &[u8], role: Role) -> Result<[Check; 2], String> {
+    let parsed = x509::parse(der)?;
+    Ok([version(&parsed), usage(&parsed, &[role])])
 }
 
 /// A name that no certificate has (RFC 6761 section 6.4).

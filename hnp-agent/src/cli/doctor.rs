@@ -1,20 +1,46 @@
-//! `hnp-agent doctor`: what this node has, lacks and enforces, for the person on call.
+//! `hnp-agent doctor`: what this node has, lacks and enforces, and what stands between it and a route's upstream,
+//! for the person on call.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::capture::{Finding, State, examine};
+use crate::capture::examine;
 use crate::config;
+use crate::config::plan::Plan;
+use crate::diagnosis::{self, Wanted};
+use crate::finding::{Finding, State};
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --route the node is looked at: kernel, programs, guard, agent. With it, everything between \
+    this node and the route's upstream: names, proxy, TCP, TLS, certificates, what the upstream demands of clients, \
+    clocks, requests. Every finding says how it is, why, which reason a failing request has, and what to type next.\n\n\
+    Exit code 0: nothing is bad (degraded and skipped are not). 1: something is. 2: the command line is wrong, or there \
+    is no such route.\n\n\
+    Examples:\n  \
+    hnp-agent doctor --config hnp.yaml\n  \
+    hnp-agent doctor --config hnp.yaml --route manager\n  \
+    hnp-agent doctor --config hnp.yaml --route manager --path /api/version --path /health\n  \
+    hnp-agent doctor --config hnp.yaml --route manager --json | jq '.findings[] | select(.state == \"bad\")'"
+)]
 pub struct Args {
     /// The agent's configuration.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Look at the way from this node to the upstream of this route.
+    #[arg(long, value_name = "NAME")]
+    route: Option<String>,
+    /// Ask for this path, as pods would; / if left out. May be given several times. Queries are sent and not shown.
+    #[arg(long = "path", value_name = "PATH", requires = "route", value_parser = path)]
+    paths: Vec<String>,
+    /// Ask with HEAD instead of GET.
+    #[arg(long, requires = "route")]
+    head: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -29,30 +55,72 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let findings = examine(&plan);
+    let findings = match &args.route {
+        None => examine(&plan),
+        Some(name) => match route(&plan, name, args) {
+            Ok(findings) => findings,
+            Err(code) => return code,
+        },
+    };
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
     let mut out = std::io::stdout().lock();
     let written = if args.json {
-        let list: Vec<_> = findings.iter().map(as_json).collect();
-        writeln!(out, "{}", json!({"healthy": !bad, "findings": list}))
+        let list: Vec<_> = findings.iter().map(Finding::to_json).collect();
+        let mut all = json!({"healthy": !bad, "findings": list});
+        if let Some(name) = &args.route {
+            all["route"] = name.as_str().into();
+        }
+        writeln!(out, "{all}")
     } else {
-        findings.iter().try_for_each(|Finding { area, what, state, detail }| {
-            writeln!(out, "{:<9} {area:<12} {what}: {detail}", word(*state))
-        })
+        out.write_all(text(&findings).as_bytes())
     };
     // A closed pipe (`| head`) is the reader's choice, not a failure.
     if bad || written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn as_json(finding: &Finding) -> serde_json::Value {
-    let Finding { area, what, state, detail } = finding;
-    json!({"area": area, "what": what, "state": word(*state), "detail": detail})
+fn route(plan: &Plan, name: &str, args: &Args) -> Result<Vec<Finding>, ExitCode> {
+    let Some(index) = plan.routes.iter().position(|route| *route.name == *name) else {
+        let names: Vec<&str> = plan.routes.iter().map(|route| &*route.name).collect();
+        eprintln!(
+            "hnp-agent: no route is called {name:?} in {}; there are {}",
+            args.config.display(),
+            names.join(", ")
+        );
+        return Err(ExitCode::from(2));
+    };
+    let paths = if args.paths.is_empty() { vec!["/".to_owned()] } else { args.paths.clone() };
+    let wanted = Wanted { paths, head: args.head, config: args.config.display().to_string() };
+    diagnosis::examine(plan, index, &wanted).map_err(|error| {
+        eprintln!("hnp-agent: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn word(state: State) -> &'static str {
-    match state {
-        State::Good => "ok",
-        State::Degraded => "degraded",
-        State::Bad => "bad",
+fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let Finding { area, what, state, detail, reason, next, lines, facts: _ } = finding;
+        let _ = writeln!(text, "{:<9} {area:<12} {what}: {detail}", state.as_str());
+        let mut more = |line: std::fmt::Arguments<'_>| {
+            let _ = writeln!(text, "{:23}{line}", "");
+        };
+        lines.iter().for_each(|line| more(format_args!("{line}")));
+        if let Some(reason) = reason {
+            more(format_args!("reason: {}", reason.code()));
+        }
+        if let Some(next) = next {
+            more(format_args!("do:     {next}"));
+        }
+    }
+    text
+}
+
+/// A path that can stand in a request line.
+fn path(text: &str) -> Result<String, String> {
+    let good = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path that begins with /, percent-encoded where it needs to be".into())
     }
 }

@@ -160,8 +160,8 @@ impl Upstreams {
             way: Arc::new(WayRecord::of(plan)),
             addr,
             connect: started.elapsed(),
-            tls_version: tls_version(&tls),
-            key_exchange: key_exchange(&tls),
+            tls_version: tls_version(tls.get_ref().1),
+            key_exchange: key_exchange(tls.get_ref().1),
             protocol: match (key.offer, tls.get_ref().1.alpn_protocol()) {
                 (Offer::Nothing, _) => None,
                 (_, Some(b"h2")) => Some(HttpVersion::H2),
@@ -173,11 +173,12 @@ impl Upstreams {
         Ok((Box::new(tls), info))
     }
 
-    pub(super) async fn dial_plain(
-        &self,
-        route: RouteIndex,
-        end: Instant,
-    ) -> Result<UpstreamConnection, DialError> {
+    /// One attempt on the way to a route's upstream, through its proxy where it has one, before anything is said
+    /// to it. `end`: by when it must have connected.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial_plain(&self, route: RouteIndex, end: Instant) -> Result<UpstreamConnection, DialError> {
         let plan = &self.plan().routes[route];
         let started = Instant::now();
         let proxy = self.proxy(plan)?;
@@ -217,7 +218,7 @@ impl Upstreams {
     }
 
     /// Where a host is, by this look-up of it.
-    pub(super) async fn addresses(
+    pub(crate) async fn addresses(
         &self,
         lookup: impl Future<Output = Result<Resolved, ResolveError>>,
         host: &Host,
@@ -304,16 +305,18 @@ fn tcp_reason(error: &io::Error) -> Reason {
     }
 }
 
-fn tls_version(tls: &TlsStream<Transport>) -> Option<&'static str> {
-    match tls.get_ref().1.protocol_version()? {
+/// The version of a session, once the server has chosen it.
+pub(crate) fn tls_version(session: &rustls::ClientConnection) -> Option<&'static str> {
+    match session.protocol_version()? {
         ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
         ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
         _ => None,
     }
 }
 
-fn key_exchange(tls: &TlsStream<Transport>) -> Option<&'static str> {
-    Some(match tls.get_ref().1.negotiated_key_exchange_group()?.name() {
+/// The group of a session's key exchange.
+pub(crate) fn key_exchange(session: &rustls::ClientConnection) -> Option<&'static str> {
+    Some(match session.negotiated_key_exchange_group()?.name() {
         NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
         NamedGroup::secp256r1MLKEM768 => "secp256r1MLKEM768",
         NamedGroup::MLKEM768 => "MLKEM768",

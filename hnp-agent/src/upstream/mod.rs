@@ -19,6 +19,7 @@ mod warm;
 
 pub use connection::{ConnectionInfo, Io, Transport, UpstreamConnection};
 pub use dial::DialError;
+pub(crate) use dial::{key_exchange, tls_version};
 pub(crate) use h2::can_carry;
 pub use h2::{Exchange, Unprocessed, fault_reason};
 pub use pool::{Offer, PoolKey, ProxyKey};

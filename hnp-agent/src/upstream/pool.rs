@@ -56,6 +56,17 @@ pub enum Offer {
     Http2,
 }
 
+impl Offer {
+    /// As rustls takes it.
+    pub fn protocols(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
+
 /// A proxy as part of a key: with all that its definition says, credentials included.
 #[derive(Clone, Debug)]
 pub struct ProxyKey {

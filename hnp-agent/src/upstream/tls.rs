@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::sign::SingleCertAndKey;
 
-use super::{Offer, PoolKey, ProxyKey};
+use super::{PoolKey, ProxyKey};
 use crate::trust::snapshot::TrustSnapshot;
 
 /// TLS 1.2 sessions and TLS 1.3 tickets kept per configuration: one upstream name, so a handful of
@@ -42,11 +42,7 @@ impl TlsConfigs {
             .with_custom_certificate_verifier(key.trust.verifier.clone())
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.identity.certified_key.clone())));
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
-        config.alpn_protocols = match key.offer {
-            Offer::Nothing => Vec::new(),
-            Offer::Http1 => vec![b"http/1.1".to_vec()],
-            Offer::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        };
+        config.alpn_protocols = key.offer.protocols();
         let config = Arc::new(config);
         self.configs.insert(key.clone(), config.clone());
         Ok(config)

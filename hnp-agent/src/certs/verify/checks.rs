@@ -195,30 +195,6 @@ impl Question {
         Check::failed(CHECK, what, fix)
     }
 
-    pub(super) fn usage(&self, leaf: &X509Certificate<'_>, roles: &[Role]) -> Check {
-        const CHECK: &str = "usage";
-        let (client, server) = purposes(leaf);
-        let refused = Error::from(CertificateError::InvalidPurpose);
-        for role in roles {
-            let (may, word) = match role {
-                Role::Client => (client, "clientAuth"),
-                Role::Server => (server, "serverAuth"),
-            };
-            let what = match (leaf.is_ca(), may, leaf.key_usage()) {
-                (true, ..) => "it is a CA's certificate, which nobody takes from a peer".to_owned(),
-                (_, false, _) => format!("its extendedKeyUsage does not have {word}"),
-                (_, true, Ok(Some(usage))) if !usage.value.digital_signature() => {
-                    "its keyUsage does not let it sign (digitalSignature), as TLS has it do".to_owned()
-                }
-                (_, true, _) => continue,
-            };
-            let fix = format!("have another one issued: hnp-agent certs issue {} --force", issue_word(*role));
-            return Check::failed(CHECK, what, fix).with(code(*role, &refused));
-        }
-        let words: Vec<_> = roles.iter().map(|role| issue_word(*role)).collect();
-        Check::ok(CHECK, format!("may be presented by a {}", words.join(" and a ")))
-    }
-
     pub(super) fn name(&self, leaf: &X509Certificate<'_>, wanted: &Wanted) -> Check {
         const CHECK: &str = "name";
         let Some(name) = &self.name else {
@@ -334,6 +310,31 @@ impl Question {
             reason: Some(code),
         }
     }
+}
+
+/// Whether it may be presented as what it is for.
+pub(super) fn usage(leaf: &X509Certificate<'_>, roles: &[Role]) -> Check {
+    const CHECK: &str = "usage";
+    let (client, server) = purposes(leaf);
+    let refused = Error::from(CertificateError::InvalidPurpose);
+    for role in roles {
+        let (may, word) = match role {
+            Role::Client => (client, "clientAuth"),
+            Role::Server => (server, "serverAuth"),
+        };
+        let what = match (leaf.is_ca(), may, leaf.key_usage()) {
+            (true, ..) => "it is a CA's certificate, which nobody takes from a peer".to_owned(),
+            (_, false, _) => format!("its extendedKeyUsage does not have {word}"),
+            (_, true, Ok(Some(usage))) if !usage.value.digital_signature() => {
+                "its keyUsage does not let it sign (digitalSignature), as TLS has it do".to_owned()
+            }
+            (_, true, _) => continue,
+        };
+        let fix = format!("have another one issued: hnp-agent certs issue {} --force", issue_word(*role));
+        return Check::failed(CHECK, what, fix).with(code(*role, &refused));
+    }
+    let words: Vec<_> = roles.iter().map(|role| issue_word(*role)).collect();
+    Check::ok(CHECK, format!("may be presented by a {}", words.join(" and a ")))
 }
 
 pub(super) fn version(certificate: &X509Certificate<'_>) -> Check {

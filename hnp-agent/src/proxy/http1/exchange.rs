@@ -23,6 +23,7 @@ use crate::proxy::buffer::Buffer;
 use crate::proxy::client_io::ClientIo;
 use crate::upstream::Io;
 use down::{Down, DownState, Page};
+pub(crate) use down::{PAGE, is_about_certificate, unanswered};
 use up::{Up, UpFault, UpState};
 
 /// What an exchange needs to know.

@@ -21,7 +21,7 @@ use crate::upstream::{Io, fault_reason};
 /// Interim answers (1xx) before the final one; more is a server gone wrong.
 const MAX_INTERIM: usize = 16;
 /// How much of an error page is looked at for nginx' words about certificates.
-const PAGE: usize = 1024;
+pub(crate) const PAGE: usize = 1024;
 
 /// The answer's way.
 pub(super) struct Down<'a> {
@@ -64,6 +64,17 @@ pub(super) enum Page {
     /// A 400 whose page may say so.
     Look,
     Yes,
+}
+
+impl Page {
+    /// What a status says by itself.
+    pub(super) fn of(status: u16) -> Self {
+        match status {
+            495 | 496 => Self::Yes,
+            400 => Self::Look,
+            _ => Self::No,
+        }
+    }
 }
 
 pub(super) type DownFault = (Reason, String);
@@ -259,11 +270,7 @@ impl<'a> Down<'a> {
         self.first_byte = sent_at.map(|at| at.elapsed());
         self.early = !sent;
         self.keep_alive = response.keep_alive;
-        self.page = match response.status {
-            495 | 496 => Page::Yes,
-            400 => Page::Look,
-            _ => Page::No,
-        };
+        self.page = Page::of(response.status);
         self.state = if response.status == 101 {
             if !terms.asked.upgrade {
                 return Err((Reason::UpstreamBadResponse, "101 without a request to switch".into()));
@@ -301,17 +308,38 @@ impl<'a> Down<'a> {
 
     fn read_fault(&self, error: &io::Error) -> DownFault {
         let detail = error.to_string();
-        if let Some(reason) = tls_reason(error).or_else(|| fault_reason(error)) {
-            return (reason, detail);
-        }
-        // TLS without close_notify: nobody vouches for the end.
-        let cut = error.kind() == io::ErrorKind::UnexpectedEof;
-        let reason = match (&self.state, cut) {
-            (DownState::Head, true) if !self.spoke => Reason::UpstreamClosed,
-            (_, true) => Reason::UpstreamTruncated,
-            (_, false) => Reason::UpstreamReset,
+        let begun = self.spoke || !matches!(self.state, DownState::Head);
+        let reason = if begun && told(error).is_none() && is_cut(error) {
+            Reason::UpstreamTruncated
+        } else {
+            unanswered(error)
         };
         (reason, detail)
+    }
+}
+
+/// Why nothing of an answer came, by what reading it failed of.
+pub(crate) fn unanswered(error: &io::Error) -> Reason {
+    let otherwise = if is_cut(error) { Reason::UpstreamClosed } else { Reason::UpstreamReset };
+    told(error).unwrap_or(otherwise)
+}
+
+/// What TLS or HTTP/2 say of it.
+fn told(error: &io::Error) -> Option<Reason> {
+    tls_reason(error).or_else(|| fault_reason(error))
+}
+
+/// TLS without close_notify: nobody vouches for the end.
+fn is_cut(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+}
+
+/// Whether an answer says that a client certificate was not accepted, or is missing; `page` is the front of its body.
+pub(crate) fn is_about_certificate(status: u16, page: &[u8]) -> bool {
+    match Page::of(status) {
+        Page::Yes => true,
+        Page::Look => look(&page[..page.len().min(PAGE)]) == Page::Yes,
+        Page::No => false,
     }
 }
 
