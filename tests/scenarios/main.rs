@@ -12,6 +12,7 @@ mod certificates;
 mod churn;
 mod corporate_proxy;
 mod crash;
+mod doctor_route;
 mod drain;
 mod end_to_end;
 mod enforcement;

@@ -34,7 +34,8 @@ pub struct Spec {
     names: Vec<String>,
     usage: ExtendedKeyUsagePurpose,
     rsa: bool,
-    expired: bool,
+    /// In these years, from the first day of one to the first of the other.
+    years: Option<(i32, i32)>,
 }
 
 /// A certificate with its chain and key.
@@ -56,7 +57,7 @@ impl Spec {
             names: names.iter().map(|&name| name.to_owned()).collect(),
             usage: ExtendedKeyUsagePurpose::ServerAuth,
             rsa: false,
-            expired: false,
+            years: None,
         }
     }
 
@@ -86,7 +87,14 @@ impl Spec {
     /// Valid in 2020 and never since.
     #[must_use]
     pub fn expired(mut self) -> Self {
-        self.expired = true;
+        self.years = Some((2020, 2021));
+        self
+    }
+
+    /// Valid only from 2080 on.
+    #[must_use]
+    pub fn not_yet_valid(mut self) -> Self {
+        self.years = Some((2080, 2090));
         self
     }
 }
@@ -130,8 +138,8 @@ impl Ca {
         params.distinguished_name.push(DnType::CommonName, &*spec.common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![spec.usage.clone()];
-        if spec.expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 12, 31));
+        if let Some((first, last)) = spec.years {
+            (params.not_before, params.not_after) = (date_time_ymd(first, 1, 1), date_time_ymd(last, 1, 1));
         }
         let serial = fresh_serial();
         params.serial_number = Some(SerialNumber::from_slice(&serial));

@@ -152,7 +152,7 @@ impl Look<'_> {
             };
             let files = own.map(|own| (own.identity.certificate.display(), own.identity.key.display()));
             let next = files.map_or_else(String::new, |(certificate, key)| {
-                format!("hnp-agent certs verify {certificate} --key {key} --usage client --ca THE-UPSTREAM'S-CA-FOR-CLIENTS")
+                format!("hnp-agent certs verify {certificate} --key {key} --usage client --ca UPSTREAM-CA-FOR-CLIENTS.crt")
             });
             let detail = format!("refused ({refusal}): {cause}");
             return Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(next);

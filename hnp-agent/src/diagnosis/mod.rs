@@ -70,9 +70,14 @@ struct Look<'a> {
     wanted: &'a Wanted,
     upstreams: Upstreams,
     identity: Option<identity::Own>,
-    trust: Option<(Arc<Trust>, Result<Arc<TrustSnapshot>, String>)>,
+    trust: Option<LoadedTrust>,
+    /// The proxy's, where it has one.
+    proxy_trust: Option<LoadedTrust>,
     now: SystemTime,
 }
+
+/// A trust, or why it cannot be loaded.
+type LoadedTrust = (Arc<Trust>, Result<Arc<TrustSnapshot>, String>);
 
 /// Where the upstream is spoken to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,14 +104,12 @@ impl<'a> Look<'a> {
         let route = Arc::clone(&plan.routes[index]);
         let identities: Vec<_> = plan.identities.iter().map(|_| Arc::new(ArcSwapOption::empty())).collect();
         let trusts: Vec<_> = plan.trusts.iter().map(|_| Arc::new(ArcSwapOption::empty())).collect();
-        let load_trust = |at: usize| {
+        let load_trust = |at: usize| -> LoadedTrust {
             let loaded = load_trust(&plan.trusts[at]);
             trusts[at].store(loaded.as_ref().ok().cloned());
             (Arc::clone(&plan.trusts[at]), loaded)
         };
-        if let Some(at) = route.through().and_then(|through| through.trust) {
-            load_trust(at);
-        }
+        let proxy_trust = route.through().and_then(|through| through.trust).map(load_trust);
         let trust = route.reverse_proxy().map(|mode| load_trust(mode.trust));
         let identity = route.reverse_proxy().map(|mode| {
             let own = identity::Own::load(&plan.identities[mode.identity]);
@@ -124,7 +127,7 @@ impl<'a> Look<'a> {
         let counters = Telemetry::new(&plan).worker(0).of(&plan);
         let generation = Arc::new(Generation::new(1, Arc::clone(&plan), identities, trusts));
         let upstreams = Upstreams::new(generation, resolver, Rc::new(counters), Rc::new(Pools::default()));
-        Self { plan, index, wanted, upstreams, identity, trust, now: SystemTime::now() }
+        Self { plan, index, wanted, upstreams, identity, trust, proxy_trust, now: SystemTime::now() }
     }
 
     fn route(&self) -> &Route {
@@ -150,7 +153,7 @@ impl<'a> Look<'a> {
     async fn everything(self) -> Vec<Finding> {
         let mut findings = self.pods();
         findings.extend(self.own_identity());
-        findings.extend(self.own_trust());
+        findings.extend(self.own_trusts());
         let places = if self.route().through().is_some() {
             self.proxy(&mut findings).await
         } else {
@@ -177,16 +180,15 @@ impl<'a> Look<'a> {
         findings
     }
 
-    fn own_trust(&self) -> Option<Finding> {
-        let (trust, loaded) = self.trust.as_ref()?;
-        Some(match loaded {
+    fn own_trusts(&self) -> Vec<Finding> {
+        let look = |(trust, loaded): &LoadedTrust| match loaded {
             Ok(snapshot) => {
-                let detail = format!("{} root(s)", snapshot.roots);
-                Finding::new("trust", &*trust.name, State::Good, detail)
+                Finding::new("trust", &*trust.name, State::Good, format!("{} root(s)", snapshot.roots))
             }
             Err(error) => Finding::bad("trust", &*trust.name, Reason::IdentityUnavailable, error.clone())
                 .next(format!("hnp-agent check --config {}", self.wanted.config)),
-        })
+        };
+        self.trust.iter().chain(&self.proxy_trust).map(look).collect()
     }
 
     /// One attempt to have somebody to speak to.

@@ -13,10 +13,13 @@ use super::{Look, Place, dial_failed, ms, skipped};
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::signs;
 use crate::config::humane;
-use crate::config::plan::{Roots, Trust};
+use crate::config::plan::{NamePattern, Roots, Trust};
 use crate::finding::{Finding, State};
 use crate::telemetry::rfc3339;
 use crate::trust;
+
+/// More of a tunnel's names than that are not asked for.
+const NAMES: usize = 8;
 
 impl Look<'_> {
     /// A handshake in each place; what those showed that came so far.
@@ -27,9 +30,10 @@ impl Look<'_> {
             findings.push(skipped("certificate", "the upstream's", why));
         }
         let mut all = Vec::new();
-        for place in places {
+        let names = self.names();
+        for (place, name) in places.iter().flat_map(|place| names.iter().map(move |name| (place, name))) {
             let began = Instant::now();
-            let shown = match self.shake_hands(*place).await {
+            let shown = match self.shake_hands(*place, name).await {
                 Ok(shown) => shown,
                 Err(finding) => {
                     findings.push(finding);
@@ -42,13 +46,28 @@ impl Look<'_> {
                 }
             };
             findings.push(session(*place, &shown, began.elapsed()));
-            findings.push(self.certificate(*place, &shown));
+            findings.push(self.certificate(*place, name, &shown));
             all.push((*place, shown));
         }
         all
     }
 
-    async fn shake_hands(&self, place: Place) -> Result<Shown, Finding> {
+    /// The names to ask for: the upstream's own, and of a tunnel those that pods ask for.
+    fn names(&self) -> Vec<ServerName<'static>> {
+        let exact = |pattern: &NamePattern| match pattern {
+            NamePattern::Exact(name) => ServerName::try_from(name.to_string()).ok(),
+            NamePattern::Below(_) => None,
+        };
+        let tunnel = self.route().tunnel();
+        let mut names: Vec<_> = tunnel.iter().flat_map(|tunnel| &tunnel.names).filter_map(exact).collect();
+        names.truncate(NAMES);
+        if names.is_empty() {
+            names.push(self.route().upstream.server_name.clone());
+        }
+        names
+    }
+
+    async fn shake_hands(&self, place: Place, name: &ServerName<'static>) -> Result<Shown, Finding> {
         let route = self.route();
         let what = place.to_string();
         let transport = self.dial(place).await;
@@ -56,8 +75,7 @@ impl Look<'_> {
             transport.map_err(|error| dial_failed("tls", &*what, &error, &route.upstream.host))?;
         let judge = self.trust.as_ref().and_then(|(_, trust)| trust.as_ref().ok());
         let judge = judge.map(|trust| trust.verifier.clone());
-        let name = route.upstream.server_name.clone();
-        let handshake = probe::handshake(transport, name, judge, self.offer());
+        let handshake = probe::handshake(transport, name.clone(), judge, self.offer());
         match timeout(route.timeouts.tls, handshake).await {
             Ok(Ok(shown)) => Ok(shown),
             Ok(Err(error)) => Err(Finding::bad("tls", what, Reason::Internal, error.to_string())),
@@ -77,7 +95,7 @@ impl Look<'_> {
         format!("openssl s_client -connect {}:{} -servername {name}", upstream.host, upstream.port)
     }
 
-    fn certificate(&self, place: Place, shown: &Shown) -> Finding {
+    fn certificate(&self, place: Place, name: &ServerName<'_>, shown: &Shown) -> Finding {
         let (what, area) = (place.to_string(), "certificate");
         let facts: Vec<Result<CertificateFacts, String>> =
             shown.chain.iter().map(|der| CertificateFacts::of(der, self.now)).collect();
@@ -92,7 +110,7 @@ impl Look<'_> {
         let finding = match (&shown.verdict, &self.trust) {
             (None, _) if shown.chain.is_empty() => skipped(area, what, "none was shown"),
             (None, Some(_)) => skipped(area, what, "there are no roots to judge it by"),
-            (None, None) => self.names_in_tunnel(what, shown, &facts),
+            (None, None) => self.name_in_tunnel(what, name, shown, &facts),
             (Some(Ok(())), _) => {
                 let name = self.route().upstream.server_name.to_str();
                 Finding::new(
@@ -187,13 +205,13 @@ impl Look<'_> {
     }
 
     /// A tunnel's pods judge the certificate themselves; its names are all that can be told.
-    fn names_in_tunnel(
+    fn name_in_tunnel(
         &self,
         what: String,
+        name: &ServerName<'_>,
         shown: &Shown,
         facts: &[Result<CertificateFacts, String>],
     ) -> Finding {
-        let name = &self.route().upstream.server_name;
         let names = match facts.first() {
             Some(Ok(leaf)) => leaf.names.join(", "),
             Some(Err(error)) => error.clone(),

@@ -8,6 +8,7 @@
 //! | `/echo` | the request's body |
 //! | `/slow?ms=N` | as anything else, N ms later |
 //! | `/drip?parts=N&ms=M` | N chunks of the token, M ms apart |
+//! | `/dated?date=D` | 200 with that Date, in which `+` stands for a blank |
 //! | `/status/N` | that status; 204 and 304 without a body |
 //! | `/continue/refuse` | 417 at once, without reading the body |
 //! | `/early-hints` | 103, then as anything else |
@@ -108,6 +109,10 @@ impl Exchange<'_> {
             "status" => {
                 let status = path.rsplit('/').next().and_then(|code| code.parse().ok()).unwrap_or(500);
                 self.send(status, "", b"a body where the status has one").await?;
+            }
+            "dated" => {
+                let date = query_value(&self.request.target, "date").unwrap_or_default().replace('+', " ");
+                self.send(200, &format!("date: {date}\r\n"), b"").await?;
             }
             "early-hints" => {
                 self.wire.write(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n").await?;
