@@ -13,7 +13,7 @@ use hnp_tests::dns::Dns;
 use hnp_tests::manager::{Http2, Manager, Mode, Service, Setup};
 use hnp_tests::nginx::Nginx;
 use hnp_tests::openssl_peer::{OpensslPeer, Version};
-use hnp_tests::pki::{Ca, Leaf, Spec};
+use hnp_tests::pki::{self, Ca, Leaf, Spec};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Finished;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST};
@@ -246,6 +246,53 @@ fn our_certificate_has_expired() {
             "{one}"
         );
     }
+}
+
+#[test]
+fn our_certificate_is_not_for_clients() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    scene.clients.issue(&Spec::server(&["client.hnp.test"])).write(scene.dir(), "client");
+    let found = row(&scene, &plain(&scene), "client_certificate_refused", 502);
+    let bad = |one: &&Value| one["area"] == "identity" && one["state"] == "bad";
+    let identity = found.findings().iter().find(bad).expect("a finding");
+    let detail = identity["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("extendedKeyUsage does not have clientAuth"), "{identity}");
+}
+
+#[test]
+fn the_vendors_certificate_is_accepted_and_its_version_said() {
+    let scene = Scene::for_test();
+    let dir = scene.path("vendor");
+    fs::create_dir(&dir).expect("the world's directory is ours");
+    let files = pki::vendor_recipe(&dir);
+    let _nginx = Nginx::start(&scene, 80, &scene.server, &dir.join("ca.crt"));
+    let config = Config::new(&scene).identity(IDENTITY, &files).trust(TRUST, &scene.roots);
+    let found = doctor(&scene, &config.route(scene.route()), &[]);
+    assert_eq!(
+        (found.bad(), found.state("client-auth", "our certificate")),
+        (Vec::new(), "ok".into()),
+        "{found:?}"
+    );
+    let version =
+        |one: &&Value| one["detail"].as_str().is_some_and(|detail| detail.contains("X.509 version 1"));
+    let said = found.findings().iter().find(version).expect("its version");
+    assert_eq!((&said["area"], &said["state"]), (&"identity".into(), &"degraded".into()), "{said}");
+    assert_eq!(found.state("clock", ""), "ok", "nginx writes a Date");
+}
+
+#[test]
+fn a_route_that_ends_pods_tls_is_looked_at_from_there_on() {
+    let scene = Scene::for_test();
+    let manager = scene.strict_manager();
+    let serving = scene.servers.server(&[MANAGER_NAME]).write(scene.dir(), "serving");
+    let route =
+        scene.route().set("mode", "end-to-end").set("end_to_end", "{serving: [serving], client_auth: none}");
+    let found =
+        doctor(&scene, &scene.config().identity("serving", &serving).route(route), &["--path", "/hello"]);
+    assert_eq!((found.bad(), found.exit()), (Vec::new(), 0), "{found:?}");
+    let request = manager.last_request().expect("one");
+    assert_eq!((request.target.as_str(), request.client_serial()), ("/hello", &*scene.client_serial));
 }
 
 #[test]

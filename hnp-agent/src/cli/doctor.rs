@@ -26,7 +26,7 @@ use crate::finding::{Finding, State};
     hnp-agent doctor --config hnp.yaml\n  \
     hnp-agent doctor --config hnp.yaml --route manager\n  \
     hnp-agent doctor --config hnp.yaml --route manager --path /api/version --path /health\n  \
-    hnp-agent doctor --config hnp.yaml --route manager --json | jq '.findings[] | select(.state == \"bad\")'"
+    hnp-agent doctor --config hnp.yaml --route manager --json | jq .healthy"
 )]
 pub struct Args {
     /// The agent's configuration.

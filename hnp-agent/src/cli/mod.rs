@@ -29,7 +29,7 @@ enum Command {
     Run(run::Args),
     /// Read a configuration, the certificates and roots it names, and say what it amounts to.
     Check(check::CheckArgs),
-    /// Look at this node: what its kernel lacks, what is attached, whether anybody serves.
+    /// Look at this node, and with --route at everything between it and a route's upstream.
     Doctor(doctor::Args),
     /// Refuse what strict routes name until an agent runs: for the time after a boot.
     Enforce(enforce::Args),

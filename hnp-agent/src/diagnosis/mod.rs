@@ -224,13 +224,15 @@ fn skipped(area: &'static str, what: impl Into<String>, why: &str) -> Finding {
 
 /// A dial that failed, as a finding with the command that shows more.
 fn dial_failed(area: &'static str, what: impl Into<String>, error: &DialError, host: &Host) -> Finding {
-    let next = match error.reason {
-        Reason::UpstreamNameNotFound | Reason::UpstreamDnsFailed => format!("getent ahosts {host}"),
-        Reason::UpstreamConnectTimeout | Reason::UpstreamUnreachable => match error.addr {
-            Some(addr) => format!("ip route get {}", addr.ip()),
-            None => format!("hnp-agent explain {}", error.reason.code()),
-        },
-        reason => format!("hnp-agent explain {}", reason.code()),
+    let next = match (error.reason, error.addr) {
+        (Reason::UpstreamNameNotFound | Reason::UpstreamDnsFailed, _) => format!("getent ahosts {host}"),
+        (Reason::UpstreamRefused, Some(addr)) => {
+            format!("at {}: ss -ltn 'sport = :{}'", addr.ip(), addr.port())
+        }
+        (Reason::UpstreamConnectTimeout | Reason::UpstreamUnreachable, Some(addr)) => {
+            format!("ip route get {}", addr.ip())
+        }
+        (reason, _) => format!("hnp-agent explain {}", reason.code()),
     };
     let detail = format!("{}. {}", error.detail, error.reason.fix());
     Finding::bad(area, what, error.reason, detail).next(next)

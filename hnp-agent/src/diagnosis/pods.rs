@@ -9,6 +9,11 @@ impl Look<'_> {
     pub(super) fn pods(&self) -> Vec<Finding> {
         let route = self.route();
         let config = &self.wanted.config;
+        if self.plan.capture.mode == CaptureMode::Off {
+            let detail =
+                "carried where they ask the gateway; capture is off, so whoever does not ask it goes direct";
+            return vec![Finding::new("pods", "of every namespace", State::Good, detail)];
+        }
         let mut findings = Vec::new();
         let let_off = route.overrides.iter().filter(|other| other.enforcement == Enforcement::Observe);
         let mut direct: Vec<String> = let_off.map(ToString::to_string).collect();
@@ -32,23 +37,21 @@ impl Look<'_> {
             Finding::new("pods", "not all of them", State::Degraded, detail)
                 .next(format!("hnp-agent observed --config {config}"))
         });
-        if self.plan.capture.mode == CaptureMode::On {
-            let all = capture::examine(&self.plan);
-            let wrong = all.iter().filter(|finding| finding.state > State::Good);
-            let wrong: Vec<_> = wrong.filter(|finding| finding.area != "kernel").collect();
-            findings.push(match wrong.first() {
-                None => Finding::new("pods", "on this node", State::Good, "captured"),
-                Some(first) => {
-                    let detail = format!(
-                        "capture is not as it should be ({} {}: {}): pods of this node may fare otherwise than \
+        let all = capture::examine(&self.plan);
+        let wrong = all.iter().filter(|finding| finding.state > State::Good);
+        let wrong: Vec<_> = wrong.filter(|finding| finding.area != "kernel").collect();
+        findings.push(match wrong.first() {
+            None => Finding::new("pods", "on this node", State::Good, "captured"),
+            Some(first) => {
+                let detail = format!(
+                    "capture is not as it should be ({} {}: {}): pods of this node may fare otherwise than \
                          those of others",
-                        first.area, first.what, first.detail
-                    );
-                    Finding::new("pods", "on this node", State::Degraded, detail)
-                        .next(format!("hnp-agent doctor --config {config}"))
-                }
-            });
-        }
+                    first.area, first.what, first.detail
+                );
+                Finding::new("pods", "on this node", State::Degraded, detail)
+                    .next(format!("hnp-agent doctor --config {config}"))
+            }
+        });
         findings
     }
 }

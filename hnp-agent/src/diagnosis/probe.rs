@@ -156,10 +156,7 @@ impl ServerCertVerifier for Noting {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let judged = match &self.judge {
-            Some(judge) => Some(judge.verify_server_cert(leaf, above, name, ocsp, now)),
-            None => None,
-        };
+        let judged = self.judge.as_ref().map(|judge| judge.verify_server_cert(leaf, above, name, ocsp, now));
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.chain = std::iter::once(leaf).chain(above).map(|der| der.clone().into_owned()).collect();
         notes.verdict = judged.as_ref().map(|judged| judged.as_ref().map(|_| ()).map_err(Clone::clone));

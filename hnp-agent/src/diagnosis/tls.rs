@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use hnp_common::Reason;
 use rustls::{CertificateError, Error};
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -31,9 +32,15 @@ impl Look<'_> {
         }
         let mut all = Vec::new();
         let names = self.names();
-        for (place, name) in places.iter().flat_map(|place| names.iter().map(move |name| (place, name))) {
+        let tries = places.iter().flat_map(|place| names.iter().map(move |name| (place, name)));
+        // At once: each may take all of its deadline.
+        let tries = tries.map(async |(place, name)| {
             let began = Instant::now();
-            let shown = match self.shake_hands(*place, name).await {
+            let shown = self.shake_hands(*place, name).await;
+            (place, name, shown, began.elapsed())
+        });
+        for (place, name, shown, took) in join_all(tries).await {
+            let shown = match shown {
                 Ok(shown) => shown,
                 Err(finding) => {
                     findings.push(finding);
@@ -45,7 +52,7 @@ impl Look<'_> {
                     continue;
                 }
             };
-            findings.push(session(*place, &shown, began.elapsed()));
+            findings.push(session(*place, &shown, took));
             findings.push(self.certificate(*place, name, &shown));
             all.push((*place, shown));
         }
