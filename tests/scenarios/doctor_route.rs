@@ -102,6 +102,35 @@ fn loose_and_strict_are_told_apart_however_a_server_refuses() {
 }
 
 #[test]
+fn a_manager_that_asks_nobody_is_told_as_such() {
+    let scene = Scene::for_test();
+    let _strict = scene.strict_manager();
+    assert_eq!(
+        doctor(&scene, &plain(&scene), &[]).state("client-auth", "what is asked for"),
+        "ok",
+        "the control"
+    );
+    let manager = Manager::start(&scene, Setup::new("anybody's", 81).tls_for_anybody(&scene.server));
+    let found = doctor(&scene, &with_upstream(&scene, "https://manager.hnp.test:81"), &["--path", "/hello"]);
+    assert_eq!(
+        (found.state("client-auth", "what is asked for"), found.exit()),
+        ("degraded".into(), 0),
+        "{found:?}"
+    );
+    assert_eq!(found.one("client-auth", "without a certificate")["facts"]["mode"], "none");
+    assert_eq!(found.state("client-auth", "our certificate"), "skipped");
+    assert_eq!(manager.request_count(), 2, "without, and as a pod's would go");
+    // Whoever closes on everybody is not taken for STRICT.
+    let found = doctor(&scene, &plain(&scene), &["--path", "/fault/close-after-request"]);
+    assert_eq!(found.one("request", "/fault/")["reason"], "upstream_closed", "{found:?}");
+    let loose = scene.loose_manager("loose", 82);
+    let config = with_upstream(&scene, "https://manager.hnp.test:82");
+    let found = doctor(&scene, &config, &["--path", "/fault/close-after-request"]);
+    assert_eq!(found.one("client-auth", "without a certificate")["facts"]["mode"], "unknown", "{found:?}");
+    assert!(loose.request_count() >= 2);
+}
+
+#[test]
 fn refused_in_strict_because_there_is_no_certificate() {
     let scene = Scene::for_test();
     let manager = scene.strict_manager();

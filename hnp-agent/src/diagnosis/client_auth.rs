@@ -25,6 +25,8 @@ use crate::x509;
 pub(super) enum Without {
     /// Refused, and in what words.
     Refused(String, Option<Answer>),
+    /// The connection was closed without a word.
+    Closed(String),
     /// Served; with an answer where HTTP is spoken.
     Served(Option<Answer>),
     /// It cannot be told, and why.
@@ -35,7 +37,7 @@ impl Without {
     pub(super) fn answer(&self) -> Option<&Answer> {
         match self {
             Self::Refused(_, answer) | Self::Served(answer) => answer.as_ref(),
-            Self::Unclear(_) => None,
+            Self::Closed(_) | Self::Unclear(_) => None,
         }
     }
 }
@@ -44,16 +46,13 @@ impl Look<'_> {
     /// Comes without a certificate, to a server that the same handshake verifies.
     pub(super) async fn without_certificate(&self, place: Place, shown: &Shown) -> Without {
         let asks = shown.asked.is_some();
-        let refused = |error: &io::Error, when: &str| {
-            let alert = trust::tls_reason(error).is_some();
-            // An alert, or a closed door, where a certificate was asked for: what else it may be about is in order.
-            if alert && asks || trust::tls_reason(error) == Some(Reason::ClientCertificateRefused) {
-                return Without::Refused(format!("{when}: {error}"), None);
+        // What else an alert or a closed door may be about was in order so far.
+        let refused = |error: &io::Error, when: &str| match trust::tls_reason(error) {
+            Some(reason) if asks || reason == Reason::ClientCertificateRefused => {
+                Without::Refused(format!("{when}: {error}"), None)
             }
-            if asks && !alert {
-                return Without::Refused(format!("{when}, by closing the connection"), None);
-            }
-            Without::Unclear(format!("{when}: {error}"))
+            None if asks => Without::Closed(format!("{when}: {error}")),
+            _ => Without::Unclear(format!("{when}: {error}")),
         };
         if let Some(error) = &shown.failed {
             return refused(error, "in the handshake");
@@ -71,7 +70,8 @@ impl Look<'_> {
         let handshake = connector.connect(route.upstream.server_name.clone(), transport);
         let mut tls = match timeout(route.timeouts.tls, handshake).await {
             Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => return refused(&error, "in the handshake"),
+            // The first one came through without a certificate.
+            Ok(Err(error)) => return Without::Unclear(format!("in another handshake: {error}")),
             Err(_) => return Without::Unclear("no handshake in time".into()),
         };
         if !self.speaks_http() {
@@ -86,15 +86,15 @@ impl Look<'_> {
                 Without::Refused(format!("by its answer, {}", answer.status), Some(answer))
             }
             Ok(answer) => Without::Served(Some(answer)),
-            Err((Reason::ClientCertificateRefused, detail)) => {
-                Without::Refused(format!("after the handshake: {detail}"), None)
+            Err((reason, detail)) => {
+                let detail = format!("after the handshake: {detail}");
+                match reason {
+                    Reason::ClientCertificateRefused => Without::Refused(detail, None),
+                    Reason::UpstreamTlsFailed if asks => Without::Refused(detail, None),
+                    Reason::UpstreamClosed | Reason::UpstreamReset if asks => Without::Closed(detail),
+                    _ => Without::Unclear(detail),
+                }
             }
-            Err((Reason::UpstreamClosed | Reason::UpstreamReset | Reason::UpstreamTlsFailed, detail))
-                if asks =>
-            {
-                Without::Refused(format!("after the handshake: {detail}"), None)
-            }
-            Err((_, detail)) => Without::Unclear(detail),
         }
     }
 
@@ -113,7 +113,10 @@ impl Look<'_> {
             (Some(without), Some(with)) => matches!(without.status, 401 | 403) && with.status < 400,
             _ => false,
         };
-        findings.push(mode(shown, without, by_status));
+        // Who closes on everybody does not do so for want of a certificate.
+        let with_ours = answers.first().map(|asking| asking.outcome.as_ref().map_err(|(reason, _)| *reason));
+        let on_all = matches!(with_ours, Some(Err(Reason::UpstreamClosed | Reason::UpstreamReset)));
+        findings.push(mode(shown, without, by_status, on_all));
         findings.push(self.accepted(shown, answers, &ours));
     }
 
@@ -202,10 +205,13 @@ fn asked(shown: &Shown, ours: &[(Vec<u8>, String)]) -> Finding {
 }
 
 /// STRICT, LOOSE, or neither.
-fn mode(shown: &Shown, without: &Without, by_status: bool) -> Finding {
+fn mode(shown: &Shown, without: &Without, by_status: bool, closes_on_all: bool) -> Finding {
     let (area, what) = ("client-auth", "without a certificate");
     let (mode, finding) = match without {
-        Without::Refused(how, _) => {
+        Without::Closed(how) if closes_on_all => {
+            ("unknown", skipped(area, what, &format!("it cannot be told: with ours, too, it ends {how}")))
+        }
+        Without::Refused(how, _) | Without::Closed(how) => {
             let detail = format!("STRICT: refused, {how}");
             ("strict", Finding::new(area, what, State::Good, detail))
         }

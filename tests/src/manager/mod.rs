@@ -111,6 +111,21 @@ impl Setup {
         self
     }
 
+    /// With TLS that asks clients for no certificate, as behind a load balancer that ends it.
+    ///
+    /// # Panics
+    /// When certificate and key do not belong together.
+    #[must_use]
+    pub fn tls_for_anybody(mut self, server: &Leaf) -> Self {
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(server.chain(), server.key())
+            .expect("certificate and key belong together");
+        self.mode = Mode::Loose;
+        self.tls = Some(Arc::new(config));
+        self
+    }
+
     /// Speaks HTTP/2 with TLS clients that offer it, which it prefers.
     ///
     /// # Panics
