@@ -6,10 +6,21 @@
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::CryptoProvider;
+use rustls::sign::SigningKey;
+use rustls_pki_types::PrivateKeyDer;
 
 /// The provider, shared.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     PROVIDER.clone()
+}
+
+/// A private key, ready to sign. The provider's own way takes the bytes and drops them as they are; this one leaves
+/// them to the caller, who overwrites them.
+///
+/// # Errors
+/// When it is of no kind that is known.
+pub fn signing_key(der: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    rustls::crypto::aws_lc_rs::sign::any_supported_type(der)
 }

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod certs;
 pub mod cli;
 pub mod clock;
+pub mod confidential;
 pub mod config;
 pub mod crypto;
 pub mod diagnosis;

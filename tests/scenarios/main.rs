@@ -26,6 +26,7 @@ mod h2_upstream;
 mod handover;
 mod http_semantics;
 mod idle;
+mod keys_in_memory;
 mod logs_and_metrics;
 mod long_way;
 mod main_job;

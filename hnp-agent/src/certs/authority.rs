@@ -60,8 +60,12 @@ impl Authority {
         key: &Path,
         may_issue: impl FnOnce(&X509Certificate<'_>) -> Result<Option<u32>, String>,
     ) -> Result<Self, CertsError> {
-        let all = certificates(certificate, &read(certificate)?)?;
-        let keys = private_keys(key, &read(key)?)?;
+        let all = certificates(
+            certificate,
+            &crate::files::read(certificate).map_err(|source| unreadable(certificate, source))?,
+        )?;
+        let key_file = crate::files::read_secret(key).map_err(|source| unreadable(key, source))?;
+        let keys = private_keys(key, &key_file)?;
         let found = all.iter().find_map(|one| Some((one, keys.iter().find(|key| key.is_of(one))?)));
         let (own, own_key) = found.ok_or_else(|| CertsError::KeyOfAnother {
             certificate: certificate.to_owned(),
@@ -83,7 +87,7 @@ impl Authority {
             signer: Signer {
                 subject: Subject::from_der(parsed.subject().as_raw()),
                 key_id: key_id(&parsed),
-                key: KeyPair::try_from(&own_key.der)?,
+                key: KeyPair::try_from(&*own_key.der)?,
             },
             certificate: own.clone(),
         })
@@ -106,12 +110,12 @@ impl Authority {
     }
 }
 
-/// A file's bytes; the CA's own files have a way to get them.
-fn read(path: &Path) -> Result<Vec<u8>, CertsError> {
-    crate::files::read(path).map_err(|source| match source.kind() {
+/// Why a file cannot be read; the CA's own files have a way to get them.
+fn unreadable(path: &Path, source: std::io::Error) -> CertsError {
+    match source.kind() {
         std::io::ErrorKind::NotFound => CertsError::NoCa { path: path.to_owned() },
         _ => IdentityError::Unreadable { path: path.to_owned(), source }.into(),
-    })
+    }
 }
 
 /// Whether a certificate may issue others now (RFC 5280 section 6.1.4 (k) to (n)); its path length.

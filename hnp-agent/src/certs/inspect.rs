@@ -12,6 +12,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::SubjectPublicKeyInfo;
+use zeroize::Zeroize as _;
 
 use super::facts::CertificateFacts;
 use super::{authority, key};
@@ -140,13 +141,14 @@ fn look_into(file: &Path, now: SystemTime) -> Vec<Found> {
         public: None,
     };
     let broken = |line, why: String| vec![one(line, What::Broken { why })];
-    let bytes = match crate::files::read(file) {
+    // It may hold a key.
+    let mut bytes = match crate::files::read_secret(file) {
         Ok(bytes) => bytes,
         Err(error) => return broken(None, format!("cannot be read: {error}")),
     };
     // DER begins with a sequence, and no text does.
     if bytes.first() == Some(&super::der::SEQUENCE) {
-        return vec![of_der(file, bytes, now)];
+        return vec![of_der(file, std::mem::take(&mut *bytes), now)];
     }
     let blocks = match pem::blocks(&bytes) {
         Ok(blocks) if blocks.is_empty() => return broken(None, "holds no PEM block and no DER".into()),
@@ -166,8 +168,7 @@ fn look_into(file: &Path, now: SystemTime) -> Vec<Found> {
         let (what, public) = described(kind, &der, now).unwrap_or_else(|why| (What::Broken { why }, None));
         let what =
             if let What::Other { .. } = what { What::Other { label: block.label.clone() } } else { what };
-        // A private key's bytes go no further.
-        let der = if let What::Certificate(_) = what { der } else { Vec::new() };
+        let der = certificate_only(&what, der);
         Found { item: Item { file: file.to_owned(), line, what }, der, public }
     };
     blocks.iter().map(of_block).collect()
@@ -184,8 +185,16 @@ fn of_der(file: &Path, der: Vec<u8>, now: SystemTime) -> Found {
     let found = KINDS.iter().find_map(|kind| described(*kind, &der, now).ok());
     let why = || "is DER, and neither a certificate nor a key, a request or a revocation list".to_owned();
     let (what, public) = found.unwrap_or_else(|| (What::Broken { why: why() }, None));
-    let der = if let What::Certificate(_) = what { der } else { Vec::new() };
+    let der = certificate_only(&what, der);
     Found { item: Item { file: file.to_owned(), line: None, what }, der, public }
+}
+
+/// A private key's bytes go no further.
+fn certificate_only(what: &What, mut der: Vec<u8>) -> Vec<u8> {
+    if !matches!(what, What::Certificate(_)) {
+        der.zeroize();
+    }
+    der
 }
 
 type Described = (What, Option<Vec<u8>>);
@@ -234,8 +243,7 @@ fn private_key(der: &[u8]) -> Result<(KeyFacts, Vec<u8>), String> {
     let unusable = "is no private key that can be used; expected RSA (2048 to 8192 bits), EC (P-256, P-384, P-521) or \
                     Ed25519";
     let key = PrivateKeyDer::try_from(der).map_err(|_| unusable)?;
-    let key =
-        crate::crypto::provider().key_provider.load_private_key(key.clone_key()).map_err(|_| unusable)?;
+    let key = crate::crypto::signing_key(&key).map_err(|_| unusable)?;
     let info = SigningKey::public_key(&*key).ok_or("has no public half")?;
     let (_, info) =
         SubjectPublicKeyInfo::from_der(&info).map_err(|_| "has no public half that can be read")?;

@@ -45,7 +45,15 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Most of them read a private key, and none is worth a core.
+    if let Err(error) = crate::confidential::keep_memory() {
+        eprintln!(
+            "hnp-agent: cannot keep its memory to itself: {error}; allow prctl and prlimit64 in the seccomp profile"
+        );
+        return ExitCode::FAILURE;
+    }
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args),

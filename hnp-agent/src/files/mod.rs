@@ -15,6 +15,8 @@ pub mod watch;
 use std::io::Read as _;
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 /// The largest file that is read; a system's whole store of roots has 250 KiB.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -32,5 +34,38 @@ pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(std::io::ErrorKind::FileTooLarge.into());
     }
+    Ok(bytes)
+}
+
+/// Reads a small file with a secret in it: the bytes are overwritten when they are dropped, and no copy is left
+/// behind by a buffer that had to grow.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_secret(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut file = std::fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    let size = usize::try_from(metadata.len()).expect("at most 4 MiB");
+    // One byte more than there should be: a file that grows meanwhile is seen.
+    let mut bytes = Zeroizing::new(vec![0; size + 1]);
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if filled > size {
+        return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, "it grows while it is read"));
+    }
+    bytes.truncate(filled);
     Ok(bytes)
 }

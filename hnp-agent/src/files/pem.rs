@@ -3,7 +3,17 @@
 //! Text around the blocks is ignored, as OpenSSL does: `openssl x509 -text` writes some, and people
 //! add notes. Errors never quote a line of the file: it might be a key.
 
-use rustls_pki_types::pem;
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use rustls_pki_types::pem::SectionKind;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// As lenient as OpenSSL about the padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// One block: everything from its BEGIN line to its END line.
 #[derive(Clone, Debug)]
@@ -77,19 +87,36 @@ pub fn found(blocks: &[Block<'_>]) -> String {
 }
 
 impl Block<'_> {
-    /// The DER inside, and its kind; `None` for labels this program has no use for.
+    /// The DER inside, and its kind; `None` for labels this program has no use for. No other copy of it is left in
+    /// memory: it may be a key.
     ///
     /// # Errors
     /// When it is not base64.
-    pub fn decode(&self) -> Result<Option<(pem::SectionKind, Vec<u8>)>, PemError> {
-        // Blanks before lines are allowed by OpenSSL and not by the decoder.
-        let mut text = Vec::with_capacity(self.text.len());
-        for line in self.text.split(|b| *b == b'\n') {
-            text.extend_from_slice(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii());
-            text.push(b'\n');
+    pub fn decode(&self) -> Result<Option<(SectionKind, Vec<u8>)>, PemError> {
+        let Ok(kind) = SectionKind::try_from(self.label.as_bytes()) else { return Ok(None) };
+        Ok(Some((kind, self.der()?)))
+    }
+
+    /// The DER inside, whatever the label.
+    ///
+    /// # Errors
+    /// When it is not base64.
+    pub fn der(&self) -> Result<Vec<u8>, PemError> {
+        let broken = || PemError::NotBase64 { label: self.label.clone(), line: self.line };
+        let mut text = Zeroizing::new(Vec::with_capacity(self.text.len()));
+        let mut lines = self.text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).skip(1);
+        // Blanks around lines are allowed, as OpenSSL does.
+        text.extend(lines.by_ref().take_while(|line| !line.starts_with(b"-----END ")).flatten());
+        // Of this size from the start: a buffer that grows leaves its former self behind.
+        let mut der = vec![0; text.len() / 4 * 3 + 3];
+        match BASE64.decode_slice(&**text, &mut der) {
+            Ok(length) => der.truncate(length),
+            Err(_) => {
+                der.zeroize();
+                return Err(broken());
+            }
         }
-        pem::from_buf(&mut text.as_slice())
-            .map_err(|_| PemError::NotBase64 { label: self.label.clone(), line: self.line })
+        Ok(der)
     }
 
     /// True when the block is encrypted in the old way, with `Proc-Type` headers.
@@ -128,7 +155,7 @@ mod tests {
             let blocks = blocks(text.as_bytes()).unwrap();
             assert_eq!(blocks[0].label, "CERTIFICATE", "{text:?}");
             let (kind, der) = blocks[0].decode().unwrap().unwrap();
-            assert_eq!((kind, der), (pem::SectionKind::Certificate, vec![0x30, 0]), "{text:?}");
+            assert_eq!((kind, der), (SectionKind::Certificate, vec![0x30, 0]), "{text:?}");
         }
     }
 

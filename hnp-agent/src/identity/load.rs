@@ -14,6 +14,7 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::pem::SectionKind;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
+use zeroize::Zeroizing;
 
 use super::snapshot::LeafInfo;
 use crate::config::plan::Identity;
@@ -170,7 +171,7 @@ pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
 pub(super) struct Files<'a> {
     identity: &'a Identity,
     certificate: io::Result<Vec<u8>>,
-    key: io::Result<Vec<u8>>,
+    key: io::Result<Zeroizing<Vec<u8>>>,
     key_mode: Option<u32>,
 }
 
@@ -179,14 +180,13 @@ impl<'a> Files<'a> {
         use std::os::unix::fs::PermissionsExt as _;
         let key_mode = std::fs::metadata(&identity.key).map(|meta| meta.permissions().mode() & 0o7777).ok();
         let certificate = crate::files::read(&identity.certificate);
-        Self { identity, certificate, key: crate::files::read(&identity.key), key_mode }
+        Self { identity, certificate, key: crate::files::read_secret(&identity.key), key_mode }
     }
 
     pub(super) fn fingerprint(&self, fingerprints: &Fingerprints) -> u64 {
-        fingerprints.of([&self.certificate, &self.key].map(|file| match file {
-            Ok(bytes) => Ok(bytes.as_slice()),
-            Err(error) => Err(error.kind()),
-        }))
+        let certificate = self.certificate.as_deref().map_err(io::Error::kind);
+        let key = self.key.as_deref().map(Vec::as_slice).map_err(io::Error::kind);
+        fingerprints.of([certificate, key])
     }
 
     pub(super) fn load(self, now: SystemTime) -> Result<Loaded, IdentityError> {
@@ -280,7 +280,7 @@ fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityEr
 /// A private key as a file has it, and ready to sign.
 #[derive(Debug)]
 pub(crate) struct PrivateKey {
-    pub(crate) der: PrivateKeyDer<'static>,
+    pub(crate) der: Zeroizing<PrivateKeyDer<'static>>,
     pub(crate) signing: Arc<dyn SigningKey>,
 }
 
@@ -314,8 +314,9 @@ pub(crate) fn private_keys(path: &Path, file: &[u8]) -> Result<Vec<PrivateKey>, 
             Some((SectionKind::EcPrivateKey, der)) => PrivateKeyDer::Sec1(der.into()),
             Some(_) | None => return Err(unsupported()),
         };
-        let provider = crate::crypto::provider().key_provider;
-        let signing = provider.load_private_key(der.clone_key()).map_err(|_| unsupported())?;
+        // rustls' own types do not overwrite what they held.
+        let der = Zeroizing::new(der);
+        let signing = crate::crypto::signing_key(&der).map_err(|_| unsupported())?;
         keys.push(PrivateKey { der, signing });
     }
     if keys.is_empty() {

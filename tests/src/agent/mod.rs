@@ -198,6 +198,22 @@ impl Agent {
         Self { running, place, admin: config.admin, config: path }
     }
 
+    /// Starts the agent through another program, which becomes it, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends or is not ready in time; its log is shown.
+    #[track_caller]
+    pub fn start_through(topology: &Topology, config: &Config, front: &[&str]) -> Self {
+        let (program, arguments) = front.split_first().expect("a program");
+        let place = topology.agent_place();
+        let path = write_config(topology, config);
+        let command = place.command(program).args(arguments).arg(binary()).args(["run", "--config"]);
+        let running = command.arg(&path).capabilities(CAPABILITIES).spawn();
+        let mut agent = Self { running, place, admin: config.admin, config: path };
+        agent.wait_until_ready();
+        agent
+    }
+
     /// Runs `hnp-agent check` on a configuration.
     ///
     /// # Panics

@@ -27,7 +27,7 @@ impl Question {
                 "no key was named; --key FILE compares it with the certificate",
             );
         };
-        let read = crate::files::read(path)
+        let read = crate::files::read_secret(path)
             .map_err(|source| IdentityError::Unreadable { path: path.clone(), source })
             .and_then(|bytes| private_keys(path, &bytes));
         let keys = match read {
