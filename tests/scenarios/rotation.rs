@@ -13,6 +13,7 @@ use hnp_tests::pki::{Files, Leaf};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Running;
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::tools;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
 
 const RATE: u64 = 500;
@@ -47,8 +48,7 @@ fn by_the_symlink_swap_of_a_kubernetes_secret_under_load() {
     for file in ["tls.crt", "tls.key"] {
         symlink(Path::new("..data").join(file), volume.join(file)).expect("the world's directory is ours");
     }
-    let files = Files { certificate: volume.join("tls.crt"), key: volume.join("tls.key") };
-    let rotated = Rotated::start(scene, &files);
+    let rotated = Rotated::start_with(scene, &format!("directory: {}", volume.display()));
     rotated.assert_presented_now(&first);
     let load = rotated.load();
     for version in ["..2026_01_02", "..2026_01_03"] {
@@ -57,6 +57,55 @@ fn by_the_symlink_swap_of_a_kubernetes_secret_under_load() {
         rotated.assert_presented(&next);
     }
     rotated.assert_no_failure(load);
+}
+
+/// As certbot does: what was issued lies in archive/, and live/ holds links that are made anew, one by one.
+#[test]
+fn by_the_links_of_certbot_and_behind_a_passphrase_under_load() {
+    let scene = Scene::for_test();
+    let [live, archive] = ["live", "archive"].map(|name| scene.path(name));
+    for dir in [&live, &archive] {
+        fs::create_dir(dir).expect("the world's directory is ours");
+    }
+    fs::write(scene.path("passphrase"), "correct horse\n").expect("the world's directory is ours");
+    let issue = |scene: &Scene, number: u32| {
+        let leaf = scene.clients.client();
+        let files = leaf.write(scene.dir(), "plain");
+        let to = |name: &str| archive.join(format!("{name}{number}.pem"));
+        fs::rename(&files.certificate, to("fullchain")).expect("the world's directory is ours");
+        let key = to("privkey").display().to_string();
+        let options = ["-topk8", "-in", "plain.key", "-passout", "file:passphrase", "-out", &key];
+        tools::run(scene.dir(), "openssl", &[&["pkcs8"], &options[..]].concat());
+        for name in ["fullchain", "privkey"] {
+            let link = live.join(format!("{name}.pem"));
+            // certbot removes a link and makes another.
+            let _ = fs::remove_file(&link);
+            symlink(Path::new("../archive").join(format!("{name}{number}.pem")), link)
+                .expect("our own directory");
+        }
+        leaf
+    };
+    let first = issue(&scene, 1);
+    let passphrase = scene.path("passphrase");
+    let keys = format!("directory: {}, passphrase_file: {}", live.display(), passphrase.display());
+    let rotated = Rotated::start_with(scene, &keys);
+    rotated.assert_presented_now(&first);
+    let load = rotated.load();
+    for number in [2, 3] {
+        let next = issue(&rotated.scene, number);
+        rotated.assert_presented(&next);
+    }
+    rotated.assert_no_failure(load);
+    // The control: without the passphrase there is no key, and the old one serves on.
+    let last = rotated.manager.last_request().expect("many came").client_serial().to_owned();
+    replace(&passphrase, "another\n");
+    let failing = || rotated.agent.metrics().sum("hnp_identity_reload_failing", &[("identity", IDENTITY)]);
+    eventually(SOON, "the passphrase does not open the key", || failing() == 1.0);
+    assert!(
+        rotated.agent.log().contains("does not open the key")
+            && !rotated.agent.log().contains("correct horse")
+    );
+    rotated.assert_serial(&last);
 }
 
 #[test]
@@ -119,9 +168,16 @@ struct Rotated {
 
 impl Rotated {
     fn start(scene: Scene, files: &Files) -> Self {
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        Self::start_with(scene, &format!("certificate: {certificate}, key: {key}"))
+    }
+
+    /// With these keys of the identity.
+    fn start_with(scene: Scene, keys: &str) -> Self {
         let manager = scene.strict_manager();
         let route = Route::strict("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST);
-        let config = Config::new(&scene).identity(IDENTITY, files).trust(TRUST, &scene.roots).route(route);
+        let config =
+            Config::new(&scene).identity_with(IDENTITY, keys).trust(TRUST, &scene.roots).route(route);
         let agent = Agent::start(&scene, &config);
         Self { agent, pod: scene.pod(), manager, scene }
     }

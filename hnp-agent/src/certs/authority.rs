@@ -65,7 +65,7 @@ impl Authority {
             &crate::files::read(certificate).map_err(|source| unreadable(certificate, source))?,
         )?;
         let key_file = crate::files::read_secret(key).map_err(|source| unreadable(key, source))?;
-        let keys = private_keys(key, &key_file)?;
+        let keys = private_keys(key, &key_file, None)?;
         let found = all.iter().find_map(|one| Some((one, keys.iter().find(|key| key.is_of(one))?)));
         let (own, own_key) = found.ok_or_else(|| CertsError::KeyOfAnother {
             certificate: certificate.to_owned(),

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
-use crate::config::plan::{CaptureMode, Identity, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, IdentityFiles, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::telemetry::rfc3339;
@@ -194,10 +194,16 @@ impl Report {
                 (None, None)
             }
         };
+        let (certificate, key_file, directory) = match &identity.files {
+            IdentityFiles::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
+            IdentityFiles::Directory(directory) => (None, None, Some(directory.clone())),
+        };
         let summary = IdentitySummary {
             name: identity.name.to_string(),
-            certificate: identity.certificate.clone(),
-            key: identity.key.clone(),
+            certificate,
+            key: key_file,
+            directory,
+            passphrase_file: identity.passphrase_file.clone(),
             leaf,
         };
         (summary, shown)

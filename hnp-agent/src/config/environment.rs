@@ -280,6 +280,13 @@ mod tests {
         result.expect_err("it has mistakes").mistakes.into_iter().map(|(variable, _)| variable).collect()
     }
 
+    fn pair(plan: &Plan) -> (&Path, &Path) {
+        match &plan.identities[0].files {
+            crate::config::plan::IdentityFiles::Pair { certificate, key } => (certificate, key),
+            crate::config::plan::IdentityFiles::Directory(_) => panic!("variables name files"),
+        }
+    }
+
     #[test]
     fn the_vendors_variables_make_a_gateway() {
         for (url, shown, destinations) in [
@@ -295,11 +302,8 @@ mod tests {
                 assert_eq!(route.upstream.authority, shown);
                 let listed: Vec<String> = route.destinations.iter().map(ToString::to_string).collect();
                 assert_eq!(listed, destinations);
-                let identity = &plan.identities[0];
-                assert_eq!(
-                    (identity.certificate.to_str(), identity.key.to_str()),
-                    (Some("/a b"), Some("/k\"'\\"))
-                );
+                let (certificate, key) = pair(&plan);
+                assert_eq!((certificate.to_str(), key.to_str()), (Some("/a b"), Some("/k\"'\\")));
                 let gateway = plan.gateway.as_ref().unwrap();
                 assert_eq!(gateway.listen, crate::config::defaults::GATEWAY_LISTEN);
                 assert_eq!(gateway.default_route(&plan), Some(0));
@@ -398,7 +402,7 @@ mod tests {
             ("CLIENT_KEY_PATH", "/k"),
         ]);
         let plan = odd.unwrap().plan;
-        assert_eq!(plan.identities[0].certificate.to_str(), Some("/c\", key: /x}}\nadmin: off\n#"));
+        assert_eq!(pair(&plan).0.to_str(), Some("/c\", key: /x}}\nadmin: off\n#"));
         assert!(plan.admin.listen.is_some());
     }
 }

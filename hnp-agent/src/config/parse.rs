@@ -5,7 +5,7 @@ mod modes;
 mod routes;
 pub(super) mod upstream_proxies;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, CaptureMode, Identity, Kubernetes, Limits, Log, Plan, Resolver, Roots, Trust,
+    Admin, Capture, CaptureMode, Identity, IdentityFiles, Kubernetes, Limits, Log, Plan, Resolver, Roots,
+    Trust,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
@@ -53,7 +54,7 @@ const CAPTURE: &[&str] = &[
     "raw_sockets",
     "destroy_older_flows",
 ];
-const IDENTITY: &[&str] = &["certificate", "key"];
+const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
 const TRUST: &[&str] = &["roots"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -234,13 +235,26 @@ impl<T> Named<T> {
 fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
-        let certificate = r.required(&section, "certificate", "the path of a PEM file", values::path);
-        let key = r.required(&section, "key", "the path of a PEM file", values::path);
-        let identity = Identity {
-            name: Arc::clone(&name),
-            certificate: certificate.unwrap_or_default(),
-            key: key.unwrap_or_default(),
+        let files = match r.optional(&section, "directory", values::path) {
+            Some(directory) => {
+                for other in ["certificate", "key"].into_iter().filter(|key| section.get(key).is_some()) {
+                    let what = "stands beside `directory`, which says where it is; allowed: one of the two";
+                    r.mistake(section.mark_of(other), section.key(other), what);
+                }
+                IdentityFiles::Directory(directory)
+            }
+            // A mistake of its own.
+            None if section.get("directory").is_some() => IdentityFiles::Directory(PathBuf::new()),
+            None => {
+                let mut path = |key| {
+                    let allowed = "the path of a PEM file, or `directory` instead of both";
+                    r.required(&section, key, allowed, values::path).unwrap_or_default()
+                };
+                IdentityFiles::Pair { certificate: path("certificate"), key: path("key") }
+            }
         };
+        let passphrase_file = r.optional(&section, "passphrase_file", values::path);
+        let identity = Identity { name: Arc::clone(&name), files, passphrase_file };
         all.push(name, section.mark, identity);
     }
     all

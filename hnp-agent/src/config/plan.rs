@@ -358,10 +358,24 @@ pub struct PossibleEnforcement {
 pub struct Identity {
     /// The name routes refer to.
     pub name: Arc<str>,
-    /// PEM file with the certificate chain, leaf first.
-    pub certificate: PathBuf,
-    /// PEM file with the private key (PKCS#8, PKCS#1 or SEC1).
-    pub key: PathBuf,
+    /// Where they lie.
+    pub files: IdentityFiles,
+    /// The file with the key's passphrase; `None` where the key has none.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Where a certificate chain and its private key lie.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum IdentityFiles {
+    /// In files that are named.
+    Pair {
+        /// PEM file with the certificate chain, leaf first.
+        certificate: PathBuf,
+        /// PEM file with the private key (PKCS#8, PKCS#1 or SEC1).
+        key: PathBuf,
+    },
+    /// In a directory, under names that Kubernetes, certbot or Vault Agent give them.
+    Directory(PathBuf),
 }
 
 /// What the agent accepts from an upstream.

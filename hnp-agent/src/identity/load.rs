@@ -1,4 +1,4 @@
-//! From two PEM files to a certificate chain and key that belong together.
+//! From PEM files to a certificate chain and key that belong together.
 //!
 //! Not through rustls' own builder: that refuses X.509 version 1, and version 1 is what the vendor's
 //! recipe makes with OpenSSL 3.0. What the builder checks is checked here: that the key is of a kind
@@ -8,7 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::pem::SectionKind;
@@ -16,12 +16,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
+pub use super::error::{IdentityError, IdentityWarning};
+use super::layout;
+use super::passphrase::{DecryptError, Passphrase};
 use super::snapshot::LeafInfo;
-use crate::config::plan::Identity;
-use crate::files::pem::{self, PemError};
-use crate::files::reload::LoadError;
+use crate::config::plan::{Identity, IdentityFiles};
+use crate::files::pem;
 use crate::files::watch::Fingerprints;
-use crate::x509::{self, parse, span};
+use crate::x509::{self, parse};
 
 /// A chain and key that belong together.
 #[derive(Clone, Debug)]
@@ -34,130 +36,6 @@ pub struct Loaded {
     pub warnings: Vec<IdentityWarning>,
 }
 
-/// What is allowed and should be known.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum IdentityWarning {
-    /// The leaf is of an old form.
-    #[error("{}: is an X.509 version {version} certificate; it is presented, though some servers refuse it. \
-             Sign it with an extension (OpenSSL: a non-empty -extensions section) to get version 3", path.display())]
-    OldVersion {
-        /// The certificate's file.
-        path: PathBuf,
-        /// 1 or 2.
-        version: u8,
-    },
-    /// The leaf has expired.
-    #[error("{}: has expired {} ago", path.display(), span(*.since))]
-    Expired {
-        /// The certificate's file.
-        path: PathBuf,
-        /// How long ago.
-        since: Duration,
-    },
-    /// The leaf is not valid yet.
-    #[error("{}: becomes valid only in {}: is this node's clock right?", path.display(), span(*.until))]
-    NotYetValid {
-        /// The certificate's file.
-        path: PathBuf,
-        /// How long until it is.
-        until: Duration,
-    },
-    /// Everybody on the node may use the key's file.
-    #[error("{}: its mode {mode:04o} lets every user on this node read or change the key; chmod o= would do", path.display())]
-    KeyForAll {
-        /// The key's file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-}
-
-/// Why two files are no identity.
-#[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
-    /// A file cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// A file's PEM is broken.
-    #[error("{}: {source}", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Which block, and what is wrong with it.
-        source: PemError,
-    },
-    /// There is no certificate in the certificate's file.
-    #[error("{}: expected a CERTIFICATE block, {found}", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-        /// What there is.
-        found: String,
-    },
-    /// There is no private key in the key's file.
-    #[error("{}: expected a PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY block, {found}", path.display())]
-    NoKey {
-        /// The file.
-        path: PathBuf,
-        /// What there is.
-        found: String,
-    },
-    /// The key has a passphrase.
-    #[error("{}: the key in line {line} is encrypted; expected a key without a passphrase \
-             (openssl pkey -in FILE -out FILE.plain)", path.display())]
-    Encrypted {
-        /// The file.
-        path: PathBuf,
-        /// The block's first line.
-        line: usize,
-    },
-    /// A certificate is not one.
-    #[error("{}: the certificate in line {line} is not X.509: {why}", path.display())]
-    BadCertificate {
-        /// The file.
-        path: PathBuf,
-        /// The block's first line.
-        line: usize,
-        /// The parser's words.
-        why: String,
-    },
-    /// The key is of a kind that cannot be used.
-    #[error("{}: the {label} in line {line} cannot be used; expected RSA (2048 to 8192 bits), \
-             EC (P-256, P-384, P-521) or Ed25519", path.display())]
-    UnsupportedKey {
-        /// The file.
-        path: PathBuf,
-        /// The block's label.
-        label: String,
-        /// The block's first line.
-        line: usize,
-    },
-    /// Key and certificate do not belong together.
-    #[error("{}: the key is not the one of the first certificate in {}{hint}", key.display(), certificate.display())]
-    Mismatch {
-        /// The certificate's file.
-        certificate: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// What may have happened.
-        hint: &'static str,
-    },
-    /// The new certificate cannot be used today, and the one that is presented can.
-    #[error("{0}; the certificate that is presented is still valid and stays")]
-    NotNow(IdentityWarning),
-}
-
-impl LoadError for IdentityError {
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::NotNow(_))
-    }
-}
-
 /// Reads and checks an identity's files.
 ///
 /// # Errors
@@ -166,57 +44,116 @@ pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
     Files::read(identity).load(SystemTime::now())
 }
 
-/// The bytes of both files, as they were at one look.
+/// The bytes of all files, as they were at one look.
 #[derive(Debug)]
 pub(super) struct Files<'a> {
-    identity: &'a Identity,
-    certificate: io::Result<Vec<u8>>,
-    key: io::Result<Zeroizing<Vec<u8>>>,
-    key_mode: Option<u32>,
+    passphrase_file: Option<&'a Path>,
+    /// What lies where, or why that is not known.
+    found: Result<Found, IdentityError>,
+}
+
+#[derive(Debug)]
+struct Found {
+    certificate: Bytes<Vec<u8>>,
+    key: Bytes<Zeroizing<Vec<u8>>>,
+    passphrase: Option<Bytes<Zeroizing<Vec<u8>>>>,
+}
+
+#[derive(Debug)]
+struct Bytes<B> {
+    path: PathBuf,
+    bytes: io::Result<B>,
+    mode: Option<u32>,
+}
+
+impl<B> Bytes<B> {
+    fn read(path: PathBuf, read: impl FnOnce(&Path) -> io::Result<B>) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(&path).map(|meta| meta.permissions().mode() & 0o7777).ok();
+        Self { bytes: read(&path), path, mode }
+    }
+
+    fn take(self) -> Result<(PathBuf, B), IdentityError> {
+        match self.bytes {
+            Ok(bytes) => Ok((self.path, bytes)),
+            Err(source) => Err(IdentityError::Unreadable { path: self.path, source }),
+        }
+    }
+
+    /// What is to be said of a file with a secret in it.
+    fn for_all(&self, what: &'static str) -> Option<IdentityWarning> {
+        let mode = self.mode.filter(|mode| mode & 0o007 != 0)?;
+        Some(IdentityWarning::KeyForAll { path: self.path.clone(), mode, what })
+    }
 }
 
 impl<'a> Files<'a> {
     pub(super) fn read(identity: &'a Identity) -> Self {
-        use std::os::unix::fs::PermissionsExt as _;
-        let key_mode = std::fs::metadata(&identity.key).map(|meta| meta.permissions().mode() & 0o7777).ok();
-        let certificate = crate::files::read(&identity.certificate);
-        Self { identity, certificate, key: crate::files::read_secret(&identity.key), key_mode }
+        let passphrase_file = identity.passphrase_file.as_deref();
+        let places = match &identity.files {
+            IdentityFiles::Pair { certificate, key } => Ok((certificate.clone(), key.clone())),
+            IdentityFiles::Directory(directory) => layout::find(directory),
+        };
+        let found = places.map(|(certificate, key)| Found {
+            certificate: Bytes::read(certificate, crate::files::read),
+            key: Bytes::read(key, crate::files::read_secret),
+            passphrase: passphrase_file.map(|path| Bytes::read(path.to_owned(), Passphrase::read)),
+        });
+        Self { passphrase_file, found }
     }
 
     pub(super) fn fingerprint(&self, fingerprints: &Fingerprints) -> u64 {
-        let certificate = self.certificate.as_deref().map_err(io::Error::kind);
-        let key = self.key.as_deref().map(Vec::as_slice).map_err(io::Error::kind);
-        fingerprints.of([certificate, key])
+        let Ok(found) = &self.found else {
+            let why = self.found.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            return fingerprints.of([Err(io::ErrorKind::NotFound), Ok(why.as_bytes())]);
+        };
+        let certificate = found.certificate.bytes.as_deref().map_err(io::Error::kind);
+        let key = found.key.bytes.as_deref().map_err(io::Error::kind);
+        let passphrase = found.passphrase.as_ref().map(|one| one.bytes.as_deref().map_err(io::Error::kind));
+        let secrets = [Some(key), passphrase].into_iter().flatten().map(|one| one.map(Vec::as_slice));
+        fingerprints.of(std::iter::once(certificate).chain(secrets))
     }
 
     pub(super) fn load(self, now: SystemTime) -> Result<Loaded, IdentityError> {
-        let Identity { certificate: cert_path, key: key_path, .. } = self.identity;
-        let unreadable = |path: &Path, source| IdentityError::Unreadable { path: path.to_owned(), source };
-        let cert_file = self.certificate.map_err(|source| unreadable(cert_path, source))?;
-        let key_file = self.key.map_err(|source| unreadable(key_path, source))?;
+        let Found { certificate, key, passphrase } = self.found?;
+        let mut warnings = Vec::new();
+        warnings.extend(key.for_all("key"));
+        warnings.extend(passphrase.as_ref().and_then(|file| file.for_all("key's passphrase")));
+        let (cert_path, cert_file) = certificate.take()?;
+        let (key_path, key_file) = key.take()?;
+        let passphrase = passphrase.map(|file| {
+            let (path, bytes) = file.take()?;
+            Passphrase::of_file(bytes).ok_or(IdentityError::NoPassphrase { path })
+        });
+        let opening = match (self.passphrase_file, passphrase.transpose()?) {
+            (Some(file), Some(passphrase)) => Some(Opening { file, passphrase }),
+            _ => None,
+        };
 
-        let chain = certificates(cert_path, &cert_file)?;
-        let keys = keys(key_path, &key_file)?;
+        let chain = certificates(&cert_path, &cert_file)?;
+        let keys = private_keys(&key_path, &key_file, opening.as_ref())?;
+        if let Some(opening) = &opening
+            && !keys.iter().any(|key| key.was_encrypted)
+        {
+            let path = opening.file.to_owned();
+            warnings.push(IdentityWarning::NeedlessPassphrase { path, key: key_path.clone() });
+        }
         let public_keys = chain.iter().map(|der| public_key_of(der)).collect::<Vec<_>>();
-        let Some(key) = keys.iter().find(|key| is_key_of(&***key, &public_keys[0])) else {
+        let Some(key) = keys.iter().find(|key| is_key_of(&*key.signing, &public_keys[0])) else {
             let later =
-                public_keys[1..].iter().any(|public| keys.iter().any(|key| is_key_of(&**key, public)));
+                public_keys[1..].iter().any(|public| keys.iter().any(|key| is_key_of(&*key.signing, public)));
             return Err(IdentityError::Mismatch {
-                certificate: cert_path.clone(),
-                key: key_path.clone(),
+                certificate: cert_path,
+                key: key_path,
                 hint: if later { "; it belongs to a later one: put that one first" } else { "" },
             });
         };
-        let leaf = leaf_info(cert_path, &chain[0])?;
-        let mut warnings = Vec::new();
+        let leaf = leaf_info(&cert_path, &chain[0])?;
+        warnings.extend(dates_warning(&cert_path, &leaf, now));
         if leaf.version < 3 {
-            warnings.push(IdentityWarning::OldVersion { path: cert_path.clone(), version: leaf.version });
+            warnings.push(IdentityWarning::OldVersion { path: cert_path, version: leaf.version });
         }
-        warnings.extend(dates_warning(cert_path, &leaf, now));
-        if let Some(mode) = self.key_mode.filter(|mode| mode & 0o007 != 0) {
-            warnings.push(IdentityWarning::KeyForAll { path: key_path.clone(), mode });
-        }
-        let certified_key = Arc::new(CertifiedKey::new(chain, Arc::clone(key)));
+        let certified_key = Arc::new(CertifiedKey::new(chain, Arc::clone(&key.signing)));
         Ok(Loaded { certified_key, leaf, warnings })
     }
 }
@@ -226,7 +163,9 @@ impl Loaded {
     pub fn not_now(&self) -> Option<&IdentityWarning> {
         self.warnings.iter().find(|warning| match warning {
             IdentityWarning::Expired { .. } | IdentityWarning::NotYetValid { .. } => true,
-            IdentityWarning::OldVersion { .. } | IdentityWarning::KeyForAll { .. } => false,
+            IdentityWarning::OldVersion { .. }
+            | IdentityWarning::KeyForAll { .. }
+            | IdentityWarning::NeedlessPassphrase { .. } => false,
         })
     }
 }
@@ -272,9 +211,10 @@ pub(crate) fn certificates(path: &Path, file: &[u8]) -> Result<Vec<CertificateDe
     Ok(chain)
 }
 
-/// Every private key of the file, ready to sign. Never empty.
-fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityError> {
-    Ok(private_keys(path, file)?.into_iter().map(|key| key.signing).collect())
+/// What opens encrypted keys.
+pub(crate) struct Opening<'a> {
+    file: &'a Path,
+    passphrase: Passphrase,
 }
 
 /// A private key as a file has it, and ready to sign.
@@ -282,6 +222,7 @@ fn keys(path: &Path, file: &[u8]) -> Result<Vec<Arc<dyn SigningKey>>, IdentityEr
 pub(crate) struct PrivateKey {
     pub(crate) der: Zeroizing<PrivateKeyDer<'static>>,
     pub(crate) signing: Arc<dyn SigningKey>,
+    was_encrypted: bool,
 }
 
 impl PrivateKey {
@@ -294,35 +235,59 @@ impl PrivateKey {
 /// Every private key of a file. Never empty.
 ///
 /// # Errors
-/// Names the file, the block in it, and what was expected.
-pub(crate) fn private_keys(path: &Path, file: &[u8]) -> Result<Vec<PrivateKey>, IdentityError> {
+/// Names the file, the block in it, and what was expected; also where a key is encrypted and there is no `opening`.
+pub(crate) fn private_keys(
+    path: &Path,
+    file: &[u8],
+    opening: Option<&Opening<'_>>,
+) -> Result<Vec<PrivateKey>, IdentityError> {
     let broken = |source| IdentityError::Pem { path: path.to_owned(), source };
     let blocks = pem::blocks(file).map_err(broken)?;
     let mut keys = Vec::new();
     for block in blocks.iter().filter(|block| block.label.ends_with("PRIVATE KEY")) {
-        if block.label == "ENCRYPTED PRIVATE KEY" || block.has_encryption_headers() {
-            return Err(IdentityError::Encrypted { path: path.to_owned(), line: block.line });
+        let line = block.line;
+        if block.has_encryption_headers() {
+            return Err(IdentityError::TraditionallyEncrypted { path: path.to_owned(), line });
         }
-        let unsupported = || IdentityError::UnsupportedKey {
-            path: path.to_owned(),
-            label: block.label.clone(),
-            line: block.line,
-        };
-        let der = match block.decode().map_err(broken)? {
-            Some((SectionKind::PrivateKey, der)) => PrivateKeyDer::Pkcs8(der.into()),
-            Some((SectionKind::RsaPrivateKey, der)) => PrivateKeyDer::Pkcs1(der.into()),
-            Some((SectionKind::EcPrivateKey, der)) => PrivateKeyDer::Sec1(der.into()),
-            Some(_) | None => return Err(unsupported()),
-        };
+        let unsupported =
+            || IdentityError::UnsupportedKey { path: path.to_owned(), label: block.label.clone(), line };
+        let was_encrypted = block.label == "ENCRYPTED PRIVATE KEY";
         // rustls' own types do not overwrite what they held.
-        let der = Zeroizing::new(der);
+        let der = Zeroizing::new(if was_encrypted {
+            let mut der = opened(path, line, &block.der().map_err(broken)?, opening)?;
+            PrivateKeyDer::Pkcs8(std::mem::take(&mut *der).into())
+        } else {
+            match block.decode().map_err(broken)? {
+                Some((SectionKind::PrivateKey, der)) => PrivateKeyDer::Pkcs8(der.into()),
+                Some((SectionKind::RsaPrivateKey, der)) => PrivateKeyDer::Pkcs1(der.into()),
+                Some((SectionKind::EcPrivateKey, der)) => PrivateKeyDer::Sec1(der.into()),
+                Some(_) | None => return Err(unsupported()),
+            }
+        });
         let signing = crate::crypto::signing_key(&der).map_err(|_| unsupported())?;
-        keys.push(PrivateKey { der, signing });
+        keys.push(PrivateKey { der, signing, was_encrypted });
     }
     if keys.is_empty() {
         return Err(IdentityError::NoKey { path: path.to_owned(), found: pem::found(&blocks) });
     }
     Ok(keys)
+}
+
+/// The DER in an encrypted block.
+fn opened(
+    path: &Path,
+    line: usize,
+    encrypted: &[u8],
+    opening: Option<&Opening<'_>>,
+) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    let path = path.to_owned();
+    let Some(opening) = opening else { return Err(IdentityError::Encrypted { path, line }) };
+    opening.passphrase.open(encrypted).map_err(|error| match error {
+        DecryptError::Wrong => {
+            IdentityError::WrongPassphrase { path, line, passphrase_file: opening.file.to_owned() }
+        }
+        DecryptError::Unsupported(why) => IdentityError::UnsupportedEncryption { path, line, why },
+    })
 }
 
 /// The bits of the public key in a certificate; the algorithm around them may be spelt in two ways.

@@ -4,7 +4,10 @@
 //! once) and then watched. A broken change keeps the old identity serving, is logged once and raises
 //! a metric; a source that never loaded keeps readiness down and says why.
 
+mod error;
+mod layout;
 pub mod load;
+mod passphrase;
 pub mod snapshot;
 
 use std::path::PathBuf;
@@ -14,7 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::plan::Identity;
+use crate::config::plan::{Identity, IdentityFiles};
 use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
@@ -80,7 +83,11 @@ impl Source {
 
     /// Publishes changes until cancelled.
     pub async fn watch(mut self, cancel: CancellationToken) {
-        let files: Vec<PathBuf> = vec![self.identity.certificate.clone(), self.identity.key.clone()];
+        let mut files: Vec<PathBuf> = match &self.identity.files {
+            IdentityFiles::Pair { certificate, key } => vec![certificate.clone(), key.clone()],
+            IdentityFiles::Directory(directory) => layout::all(directory),
+        };
+        files.extend(self.identity.passphrase_file.clone());
         watch::follow(&files, watch::POLL, cancel, |now| self.look(now)).await;
     }
 

@@ -52,7 +52,8 @@ fn served(generation: u64, name: &str) -> Option<(u64, String)> {
 }
 
 fn identity(dir: &Path) -> Arc<Identity> {
-    Arc::new(Identity { name: "c".into(), certificate: dir.join("tls.crt"), key: dir.join("tls.key") })
+    let files = IdentityFiles::Pair { certificate: dir.join("tls.crt"), key: dir.join("tls.key") };
+    Arc::new(Identity { name: "c".into(), files, passphrase_file: None })
 }
 
 fn write(dir: &Path, (certificate, key): &(String, String)) {

@@ -40,8 +40,9 @@ pub struct Config {
     pub access: bool,
     /// Environment variables of the agent, as a pod's specification sets them.
     pub env: Vec<(&'static str, String)>,
-    identities: Vec<(String, Files)>,
-    trusts: Vec<(String, PathBuf)>,
+    /// Names, and what stands between the braces.
+    identities: Vec<(String, String)>,
+    trusts: Vec<(String, String)>,
     routes: Vec<Route>,
 }
 
@@ -76,15 +77,28 @@ impl Config {
 
     /// Adds an identity from files.
     #[must_use]
-    pub fn identity(mut self, name: &str, files: &Files) -> Self {
-        self.identities.push((name.to_owned(), files.clone()));
+    pub fn identity(self, name: &str, files: &Files) -> Self {
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        self.identity_with(name, &format!("certificate: {certificate}, key: {key}"))
+    }
+
+    /// Adds an identity with these keys: `directory: /etc/tls`.
+    #[must_use]
+    pub fn identity_with(mut self, name: &str, keys: &str) -> Self {
+        self.identities.push((name.to_owned(), keys.to_owned()));
         self
     }
 
     /// Adds a trust in a file of roots.
     #[must_use]
-    pub fn trust(mut self, name: &str, roots: &Path) -> Self {
-        self.trusts.push((name.to_owned(), roots.to_owned()));
+    pub fn trust(self, name: &str, roots: &Path) -> Self {
+        self.trust_with(name, &format!("roots: {}", roots.display()))
+    }
+
+    /// Adds a trust with these keys: `roots: /etc/ca.crt, crls: /etc/ca.crl`.
+    #[must_use]
+    pub fn trust_with(mut self, name: &str, keys: &str) -> Self {
+        self.trusts.push((name.to_owned(), keys.to_owned()));
         self
     }
 
@@ -115,13 +129,12 @@ impl Config {
             writeln!(text, "gateway: {{{}}}", self.gateway)?;
         }
         writeln!(text, "identities:")?;
-        for (name, files) in &self.identities {
-            let (certificate, key) = (files.certificate.display(), files.key.display());
-            writeln!(text, "  {name}: {{certificate: {certificate}, key: {key}}}")?;
+        for (name, keys) in &self.identities {
+            writeln!(text, "  {name}: {{{keys}}}")?;
         }
         writeln!(text, "trusts:")?;
-        for (name, roots) in &self.trusts {
-            writeln!(text, "  {name}: {{roots: {}}}", roots.display())?;
+        for (name, keys) in &self.trusts {
+            writeln!(text, "  {name}: {{{keys}}}")?;
         }
         if !self.upstream_proxies.is_empty() {
             writeln!(text, "upstream_proxies: {{{}}}", self.upstream_proxies)?;

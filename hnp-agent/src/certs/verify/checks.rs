@@ -29,12 +29,12 @@ impl Question {
         };
         let read = crate::files::read_secret(path)
             .map_err(|source| IdentityError::Unreadable { path: path.clone(), source })
-            .and_then(|bytes| private_keys(path, &bytes));
+            .and_then(|bytes| private_keys(path, &bytes, None));
         let keys = match read {
             Ok(keys) => keys,
             Err(error) => {
                 let fix = match &error {
-                    IdentityError::Encrypted { .. } => {
+                    IdentityError::Encrypted { .. } | IdentityError::TraditionallyEncrypted { .. } => {
                         let key = path.display();
                         format!("openssl pkey -in {key} -out {key}.plain, which asks for the passphrase")
                     }

@@ -99,8 +99,15 @@ pub(super) struct TunnelSummary {
 #[derive(Debug, Serialize)]
 pub(super) struct IdentitySummary {
     pub(super) name: String,
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
+    /// Missing where a directory is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) directory: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) passphrase_file: Option<PathBuf>,
     /// Missing when it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) leaf: Option<LeafSummary>,
@@ -423,10 +430,14 @@ impl RouteSummary {
 
 impl IdentitySummary {
     fn write(&self, text: &mut String) {
-        let mut rows = vec![
-            ("certificate", self.certificate.display().to_string()),
-            ("key", self.key.display().to_string()),
+        let files = [
+            ("certificate", &self.certificate),
+            ("key", &self.key),
+            ("directory", &self.directory),
+            ("passphrase", &self.passphrase_file),
         ];
+        let shown = |(what, path): (_, &Option<PathBuf>)| Some((what, path.as_ref()?.display().to_string()));
+        let mut rows: Vec<_> = files.into_iter().filter_map(shown).collect();
         if let Some(leaf) = &self.leaf {
             rows.push(("subject", leaf.subject.clone()));
             rows.push(("issuer", leaf.issuer.clone()));

@@ -93,7 +93,8 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.pool_idle, 0);
     let mode = route.reverse_proxy().expect("not a tunnel");
     assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    assert_eq!(plan.identities[mode.identity].key, Path::new("/etc/mtls/client.key"));
+    let IdentityFiles::Pair { key, .. } = &plan.identities[mode.identity].files else { panic!() };
+    assert_eq!(key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
     let seconds = Duration::from_secs;
     let through = route.through().expect("a proxy");
@@ -348,7 +349,7 @@ workers: many
 hnp.yaml:2:11: capture.prot: is not a key; did you mean `port`?
 hnp.yaml:2:31: capture.vips4: \"169.254.77.1/24\" has bits set after its prefix; allowed: 169.254.77.0/24
 hnp.yaml:4:25: identities.client.certificate: \"client.crt\" is not an absolute path; allowed: a path that begins with /
-hnp.yaml:5:10: identities.spare.key: is missing; allowed: the path of a PEM file
+hnp.yaml:5:10: identities.spare.key: is missing; allowed: the path of a PEM file, or `directory` instead of both
 hnp.yaml:8:20: routes[0].destinations[0]: \"manager\" has no port; allowed: HOST:PORT, IPv4[/PREFIX]:PORT or [IPv6[/PREFIX]]:PORT, such as manager.example:80
 hnp.yaml:8:29: routes[0].destinations[1]: \"[::ffff:10.0.0.1]\" is an IPv4 address in IPv6's clothes; allowed: 10.0.0.1
 hnp.yaml:8:53: routes[0].destinations[2]: \"169.254.77.5:80\" lies in the VIP range 169.254.77.0/24; allowed: what pods dial
@@ -596,4 +597,26 @@ fn what_is_deployed_agrees_with_the_defaults() {
     assert!(daemonset.contains(&format!("name: bpffs, mountPath: {bpffs},")));
     let doc = include_str!("../../../../docs/startup.md");
     assert!(doc.contains(&format!("{{key: {}, effect: NoSchedule}}", defaults::STARTUP_TAINT)));
+}
+
+#[test]
+fn an_identity_is_two_files_or_a_directory() {
+    let with = |identity: &str| {
+        let text = format!(
+            "identities: {{i: {{{identity}}}}}\nroutes:\n- {{name: a, destinations: ['a.test:80'], upstream: 'https://a.test', \
+             identity: i}}\n"
+        );
+        crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| (*plan.identities[0]).clone())
+    };
+    let identity = with("directory: /d, passphrase_file: /p").unwrap();
+    assert_eq!(identity.files, IdentityFiles::Directory("/d".into()));
+    assert_eq!(identity.passphrase_file.as_deref(), Some(Path::new("/p")));
+    for (written, expected) in [
+        ("directory: /d, key: /k", "identities.i.key: stands beside `directory`, which says where it is"),
+        ("directory: d", "identities.i.directory: \"d\" is not an absolute path"),
+        ("key: /k", "identities.i.certificate: is missing; allowed: the path of a PEM file, or `directory`"),
+    ] {
+        let shown = with(written).unwrap_err().to_string();
+        assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
+    }
 }

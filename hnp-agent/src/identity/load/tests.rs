@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::sign::SingleCertAndKey;
@@ -39,24 +40,24 @@ openssl x509 -req -sha256 -days 9999 -extfile client.cnf -extensions v3_req \
 
 struct Scene {
     dir: TempDir,
+    certificate: PathBuf,
+    key: PathBuf,
     identity: Identity,
 }
 
 impl Scene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity {
-            name: "manager-client".into(),
-            certificate: dir.path().join("client.crt"),
-            key: dir.path().join("client.key"),
-        };
-        Self { dir, identity }
+        let [certificate, key] = ["client.crt", "client.key"].map(|name| dir.path().join(name));
+        let files = IdentityFiles::Pair { certificate: certificate.clone(), key: key.clone() };
+        let identity = Identity { name: "manager-client".into(), files, passphrase_file: None };
+        Self { dir, certificate, key, identity }
     }
 
     fn with(certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
         let scene = Self::new();
-        std::fs::write(&scene.identity.certificate, certificate).unwrap();
-        std::fs::write(&scene.identity.key, key).unwrap();
+        std::fs::write(&scene.certificate, certificate).unwrap();
+        std::fs::write(&scene.key, key).unwrap();
         scene.chmod(0o600);
         scene
     }
@@ -71,7 +72,7 @@ impl Scene {
 
     fn chmod(&self, mode: u32) {
         use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(&self.identity.key, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::set_permissions(&self.key, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
     fn load(&self) -> Result<Loaded, IdentityError> {
@@ -94,18 +95,18 @@ fn the_vendors_recipe_makes_version_1_which_loads_with_one_warning() {
     assert_eq!(loaded.leaf.subject, "O=Example ORG, CN=Client");
     assert_eq!(loaded.leaf.issuer, "O=Example ORG, CN=CA Cert");
     assert!(loaded.leaf.is_valid_at(SystemTime::now()));
-    let path = scene.identity.certificate.clone();
+    let path = scene.certificate.clone();
     assert_eq!(loaded.warnings, [IdentityWarning::OldVersion { path, version: 1 }]);
     let shown = loaded.warnings[0].to_string();
     assert!(shown.contains("client.crt: is an X.509 version 1 certificate"), "{shown}");
     // The control: the usual way to load it refuses it.
     let refused = rustls::ClientConfig::builder()
         .with_root_certificates(rustls::RootCertStore::empty())
-        .with_client_auth_cert(loaded.certified_key.cert.clone(), key_der(&scene.identity.key));
+        .with_client_auth_cert(loaded.certified_key.cert.clone(), key_der(&scene.key));
     assert!(refused.is_err());
     let serial = Command::new("openssl")
         .args(["x509", "-noout", "-serial", "-in"])
-        .arg(&scene.identity.certificate)
+        .arg(&scene.certificate)
         .output()
         .unwrap();
     let serial = String::from_utf8(serial.stdout).unwrap().trim().to_lowercase();
@@ -234,7 +235,7 @@ fn openssl_text_before_the_certificate_is_ignored() {
     let scene = Scene::new();
     scene.run(VENDOR_RECIPE);
     scene.run("openssl x509 -in client.crt -text -out with-text.crt; mv with-text.crt client.crt");
-    assert!(std::fs::read_to_string(&scene.identity.certificate).unwrap().starts_with("Certificate:"));
+    assert!(std::fs::read_to_string(&scene.certificate).unwrap().starts_with("Certificate:"));
     assert_eq!(scene.load().unwrap().leaf.version, 1);
 }
 
@@ -296,7 +297,12 @@ fn mistakes_are_named_with_file_block_and_what_was_expected() {
             "/client.key: the DSA PRIVATE KEY in line 1 cannot be used; expected RSA (2048 to 8192 bits), EC \
              (P-256, P-384, P-521) or Ed25519",
         ),
-        ("an old encrypted key", &certificate, old_encrypted, "/client.key: the key in line 1 is encrypted;"),
+        (
+            "an old encrypted key",
+            &certificate,
+            old_encrypted,
+            "/client.key: the key in line 1 is encrypted in the traditional way (Proc-Type: 4,ENCRYPTED)",
+        ),
     ] {
         let shown = Scene::with(certificate, key).error();
         assert!(shown.starts_with(expected), "{what}: {shown}");
@@ -316,7 +322,7 @@ fn keys_that_openssl_makes_and_nobody_can_use_are_named() {
         ),
         (
             "openssl genrsa -traditional -aes128 -passout pass:x -out client.key 2048",
-            "/client.key: the key in line 1 is encrypted;",
+            "/client.key: the key in line 1 is encrypted in the traditional way",
         ),
         ("openssl genrsa -out client.key 1024", "/client.key: the PRIVATE KEY in line 1 cannot be used;"),
         (
@@ -336,7 +342,7 @@ fn keys_that_openssl_makes_and_nobody_can_use_are_named() {
 fn unreadable_files_are_named() {
     let scene = Scene::new();
     assert!(scene.error().starts_with("/client.crt: cannot be read: No such file"), "{}", scene.error());
-    std::fs::create_dir(&scene.identity.certificate).unwrap();
+    std::fs::create_dir(&scene.certificate).unwrap();
     let shown = scene.error();
     assert_eq!(shown, "/client.crt: cannot be read: it is not a regular file");
 }
@@ -355,5 +361,140 @@ fn dates_and_odd_modes_are_warnings() {
     assert!(matches!(warnings(VALID, 0o644)[..], [IdentityWarning::KeyForAll { mode: 0o644, .. }]));
     for quiet in [0o600, 0o400, 0o440, 0o620, 0o640] {
         assert_eq!(warnings(VALID, quiet), [], "{quiet:o}");
+    }
+}
+
+const PASSPHRASE: &str = "correct horse";
+
+impl Scene {
+    /// The scene's key behind [`PASSPHRASE`], as a command of OpenSSL's writes it.
+    fn encrypted(how: &str) -> Self {
+        let (certificate, key) = Ca::new("CA").issue("client", VALID);
+        let mut scene = Self::with(certificate, key);
+        scene.run(&format!(
+            "mv client.key plain.key; openssl {how} -in plain.key -passout 'pass:{PASSPHRASE}' -out client.key"
+        ));
+        scene.says(&format!("{PASSPHRASE}\n"));
+        scene
+    }
+
+    /// What the passphrase file holds.
+    fn says(&mut self, content: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.dir.path().join("passphrase");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        self.identity.passphrase_file = Some(path);
+    }
+}
+
+#[test]
+fn keys_that_openssl_encrypts_are_opened_with_the_passphrase_of_a_file_and_no_other() {
+    for how in [
+        "pkey -aes256",
+        "pkey -aes-128-cbc",
+        "pkcs8 -topk8",
+        "pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA512 -iter 100000",
+        "pkcs8 -topk8 -v2 aes-192-cbc",
+        "pkcs8 -topk8 -scrypt",
+    ] {
+        let mut scene = Scene::encrypted(how);
+        assert!(std::fs::read_to_string(&scene.key).unwrap().starts_with("-----BEGIN ENCRYPTED PRIVATE KEY"));
+        let loaded = scene.load().unwrap_or_else(|error| panic!("{how}: {error}"));
+        assert_eq!((loaded.leaf.subject.as_str(), &loaded.warnings[..]), ("CN=client", &[][..]), "{how}");
+        for wrong in ["correct horse \n", "Correct horse", "x"] {
+            scene.says(wrong);
+            let shown = scene.error();
+            assert!(
+                shown.starts_with(
+                    "/client.key: the passphrase in /passphrase does not open the key in line 1;"
+                ),
+                "{how}: {shown}"
+            );
+            assert!(!shown.contains("orse"), "{shown}");
+        }
+        scene.identity.passphrase_file = None;
+        assert!(scene.error().contains("passphrase_file"), "{how}: {}", scene.error());
+    }
+}
+
+#[test]
+fn passphrases_that_cannot_be_and_ways_that_are_not_read_are_named() {
+    let mut scene = Scene::encrypted("pkcs8 -topk8");
+    scene.says("\n");
+    assert_eq!(scene.error(), "/passphrase: is empty; expected the key's passphrase on one line");
+    std::fs::remove_file(scene.dir.path().join("passphrase")).unwrap();
+    assert!(scene.error().starts_with("/passphrase: cannot be read: No such file"), "{}", scene.error());
+    for how in [
+        "pkcs8 -topk8 -v1 PBE-SHA1-3DES",
+        "pkcs8 -topk8 -v2 des3",
+        "pkcs8 -topk8 -v2 aes-256-cbc -iter 20000000",
+    ] {
+        let shown = Scene::encrypted(how).error();
+        assert!(
+            shown.starts_with("/client.key: the key in line 1 is encrypted in a way that is not read: ")
+                && shown.contains("openssl pkcs8 -topk8 -v2 aes-256-cbc"),
+            "{how}: {shown}"
+        );
+    }
+    let (certificate, key) = Ca::new("CA").issue("client", VALID);
+    let mut scene = Scene::with(certificate, key);
+    scene.says("not needed");
+    let warnings = scene.load().unwrap().warnings;
+    assert!(matches!(warnings[..], [IdentityWarning::NeedlessPassphrase { .. }]), "{warnings:?}");
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = scene.dir.path().join("passphrase");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o604)).unwrap();
+    let shown = scene.load().unwrap().warnings[0].to_string();
+    assert!(
+        shown.contains("mode 0604 lets every user on this node read or change the key's passphrase"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn directories_are_known_by_the_names_that_others_give() {
+    let ca = Ca::new("CA");
+    let (certificate, key) = ca.issue("client", VALID);
+    let directory = |files: &[(&str, &str)]| {
+        let mut scene = Scene::new();
+        let dir = scene.dir.path().join("d");
+        std::fs::create_dir(&dir).unwrap();
+        for (name, content) in files {
+            std::fs::write(dir.join(name), content).unwrap();
+        }
+        scene.identity.files = IdentityFiles::Directory(dir);
+        scene
+    };
+    let chained = format!("{certificate}{}", ca.pem());
+    let (other, _) = ca.issue("other", VALID);
+    for (files, length) in [
+        (&[("tls.crt", &*certificate), ("tls.key", &*key), ("ca.crt", "")][..], 1),
+        (
+            &[("fullchain.pem", &*chained), ("cert.pem", &*other), ("chain.pem", ""), ("privkey.pem", &*key)],
+            2,
+        ),
+        (&[("cert.pem", &*certificate), ("privkey.pem", &*key)], 1),
+        // A certificate alone is no second identity.
+        (&[("cert.pem", &*certificate), ("tls.crt", &*certificate), ("tls.key", &*key)], 1),
+    ] {
+        let loaded = directory(files).load().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(loaded.certified_key.cert.len(), length);
+    }
+    for (files, expected) in [
+        (
+            &[("client.crt", &*certificate), ("client.key", &*key)][..],
+            "/d: holds no identity: looked for tls.key with tls.crt (a Kubernetes TLS secret, cert-manager), or privkey.pem \
+             with fullchain.pem or cert.pem (certbot, Vault Agent); name the files",
+        ),
+        (
+            &[("tls.crt", &*certificate), ("tls.key", &*key), ("privkey.pem", &*key)],
+            "/d: holds tls.key and privkey.pem, and either might be meant;",
+        ),
+        (&[("tls.key", &*key)], "/d/tls.crt: cannot be read: No such file"),
+        (&[("privkey.pem", &*key)], "/d/fullchain.pem: cannot be read: No such file"),
+    ] {
+        let shown = directory(files).error();
+        assert!(shown.starts_with(expected), "{shown}");
     }
 }
