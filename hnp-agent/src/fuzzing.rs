@@ -44,7 +44,7 @@ fn certificates(bytes: &[u8]) {
 
 /// A file of private keys, in PEM.
 fn keys(bytes: &[u8]) {
-    match identity::load::private_keys(Path::new("fuzz.key"), bytes) {
+    match identity::load::private_keys(Path::new("fuzz.key"), bytes, None) {
         Ok(keys) => assert!(!keys.is_empty()),
         Err(error) => {
             let words = error.to_string();

@@ -13,6 +13,7 @@ pub mod confidential;
 pub mod config;
 pub mod crypto;
 pub mod diagnosis;
+pub mod expiry;
 pub mod files;
 pub mod finding;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -17,6 +17,7 @@ mod drain;
 mod end_to_end;
 mod enforcement;
 mod evasion;
+mod expiry;
 mod foreign_programs;
 mod gateway;
 mod grpc;

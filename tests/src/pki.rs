@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -36,6 +37,7 @@ pub struct Spec {
     rsa: bool,
     /// In these years, from the first day of one to the first of the other.
     years: Option<(i32, i32)>,
+    dates: Option<(SystemTime, SystemTime)>,
 }
 
 /// A certificate with its chain and key.
@@ -58,6 +60,7 @@ impl Spec {
             usage: ExtendedKeyUsagePurpose::ServerAuth,
             rsa: false,
             years: None,
+            dates: None,
         }
     }
 
@@ -95,6 +98,15 @@ impl Spec {
     #[must_use]
     pub fn not_yet_valid(mut self) -> Self {
         self.years = Some((2080, 2090));
+        self
+    }
+}
+
+impl Spec {
+    /// Valid from one moment to another, in whole seconds.
+    #[must_use]
+    pub fn valid(mut self, from: SystemTime, to: SystemTime) -> Self {
+        self.dates = Some((from, to));
         self
     }
 }
@@ -140,6 +152,9 @@ impl Ca {
         params.extended_key_usages = vec![spec.usage.clone()];
         if let Some((first, last)) = spec.years {
             (params.not_before, params.not_after) = (date_time_ymd(first, 1, 1), date_time_ymd(last, 1, 1));
+        }
+        if let Some((from, to)) = spec.dates {
+            (params.not_before, params.not_after) = (from.into(), to.into());
         }
         let serial = fresh_serial();
         params.serial_number = Some(SerialNumber::from_slice(&serial));

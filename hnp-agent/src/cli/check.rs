@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::config::plan::{CaptureMode, Identity, IdentityFiles, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
+use crate::expiry::Expiry;
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
 use summary::{
@@ -177,6 +179,10 @@ impl Report {
                 let warnings = loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning));
                 self.warnings.extend(warnings);
                 let leaf = loaded.leaf;
+                // An end that is past was said.
+                if leaf.is_valid_at(SystemTime::now()) {
+                    self.age(&key, Expiry::of_leaf(&loaded.certificate, leaf.lifetime()));
+                }
                 let shown = loaded.certified_key.cert.first().cloned();
                 let leaf = LeafSummary {
                     subject: leaf.subject,
@@ -215,6 +221,12 @@ impl Report {
             Ok(loaded) => {
                 self.warnings
                     .extend(loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning)));
+                if trust.roots != Roots::System {
+                    let origin = trust.roots.to_string();
+                    for root in &loaded.dates {
+                        self.age(&key, Expiry::of_root(&root.subject, &origin, root.lifetime));
+                    }
+                }
                 Some(loaded.roots)
             }
             Err(error) => {
@@ -222,11 +234,14 @@ impl Report {
                 None
             }
         };
-        let source = match &trust.roots {
-            Roots::File(path) => path.display().to_string(),
-            Roots::System => "the system's store".into(),
-        };
-        TrustSummary { name: trust.name.to_string(), source, roots }
+        TrustSummary { name: trust.name.to_string(), source: trust.roots.to_string(), roots }
+    }
+
+    /// Warns where most of a certificate's lifetime is over.
+    fn age(&mut self, key: &str, mut expiry: Expiry) {
+        if let Some((_, words)) = expiry.look(SystemTime::now()).filter(|(stage, _)| stage.is_warning()) {
+            self.warnings.push(Finding::elsewhere(key.to_owned(), words));
+        }
     }
 
     fn upstream_proxy(&mut self, proxy: &UpstreamProxy) -> UpstreamProxySummary {

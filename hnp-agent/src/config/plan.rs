@@ -396,6 +396,16 @@ pub enum Roots {
     System,
 }
 
+impl std::fmt::Display for Roots {
+    /// As people call it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::System => f.write_str("the system's store"),
+        }
+    }
+}
+
 /// A route's deadlines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timeouts {

@@ -153,10 +153,7 @@ impl Look<'_> {
                     ours.first().map_or("nobody", |(_, name)| name)
                 ),
             };
-            let files = own.map(|own| (own.identity.certificate.display(), own.identity.key.display()));
-            let next = files.map_or_else(String::new, |(certificate, key)| {
-                format!("hnp-agent certs verify {certificate} --key {key} --usage client --ca UPSTREAM-CA-FOR-CLIENTS.crt")
-            });
+            let next = own.and_then(|own| own.verify()).unwrap_or_default();
             let detail = format!("refused ({refusal}): {cause}");
             return Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(next);
         }

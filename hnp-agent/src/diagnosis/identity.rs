@@ -9,7 +9,7 @@ use serde_json::json;
 use super::Look;
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::{self, Role, by_itself};
-use crate::config::plan::Identity;
+use crate::config::plan::{Identity, IdentityFiles};
 use crate::finding::{Finding, State};
 use crate::identity::load::{self, IdentityError, Loaded};
 use crate::telemetry::rfc3339;
@@ -36,8 +36,25 @@ impl Own {
 
     /// The command that shows its files.
     pub(super) fn inspect(&self) -> String {
-        let Identity { certificate, key, .. } = &*self.identity;
-        format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
+        match &self.identity.files {
+            IdentityFiles::Pair { certificate, key } => {
+                format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
+            }
+            IdentityFiles::Directory(dir) => format!("hnp-agent certs inspect {}/*", dir.display()),
+        }
+    }
+
+    /// The command that judges its certificate as the upstream does.
+    pub(super) fn verify(&self) -> Option<String> {
+        let certificate = &self.loaded.as_ref().ok()?.certificate;
+        let key = match &self.identity.files {
+            IdentityFiles::Pair { key, .. } => format!(" --key {}", key.display()),
+            IdentityFiles::Directory(_) => String::new(),
+        };
+        let certificate = certificate.display();
+        Some(format!(
+            "hnp-agent certs verify {certificate}{key} --usage client --ca UPSTREAM-CA-FOR-CLIENTS.crt"
+        ))
     }
 }
 
@@ -71,7 +88,7 @@ impl Look<'_> {
                     rfc3339(self.now),
                     loaded.leaf.subject
                 );
-                let renew = format!("date -u; hnp-agent certs renew {}", own.identity.certificate.display());
+                let renew = format!("date -u; hnp-agent certs renew {}", loaded.certificate.display());
                 Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(renew)
             }
         };

@@ -32,6 +32,8 @@ pub struct Loaded {
     pub certified_key: Arc<CertifiedKey>,
     /// What the leaf says.
     pub leaf: LeafInfo,
+    /// The file that the leaf is in.
+    pub certificate: PathBuf,
     /// What is allowed and should be known.
     pub warnings: Vec<IdentityWarning>,
 }
@@ -151,10 +153,10 @@ impl<'a> Files<'a> {
         let leaf = leaf_info(&cert_path, &chain[0])?;
         warnings.extend(dates_warning(&cert_path, &leaf, now));
         if leaf.version < 3 {
-            warnings.push(IdentityWarning::OldVersion { path: cert_path, version: leaf.version });
+            warnings.push(IdentityWarning::OldVersion { path: cert_path.clone(), version: leaf.version });
         }
         let certified_key = Arc::new(CertifiedKey::new(chain, Arc::clone(&key.signing)));
-        Ok(Loaded { certified_key, leaf, warnings })
+        Ok(Loaded { certified_key, leaf, certificate: cert_path, warnings })
     }
 }
 

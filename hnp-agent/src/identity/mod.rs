@@ -18,13 +18,14 @@ use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::{Identity, IdentityFiles};
+use crate::expiry::Expiry;
 use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::{Pending, Readiness};
-use load::{Files, IdentityError, Loaded};
+use load::{Files, IdentityError, IdentityWarning, Loaded};
 use snapshot::{IdentitySnapshot, SharedIdentity};
 
 /// One identity's files and what became of them.
@@ -38,6 +39,8 @@ pub struct Source {
     pending: Option<Pending>,
     /// The last generation of the source this one took over from.
     before: u64,
+    /// What was said of the age of what is presented.
+    expiry: Option<Expiry>,
 }
 
 impl Source {
@@ -67,6 +70,7 @@ impl Source {
             reload: Reload::new(),
             fingerprints: Fingerprints::default(),
             before,
+            expiry: None,
         };
         source.look(Instant::now());
         source
@@ -88,7 +92,23 @@ impl Source {
             IdentityFiles::Directory(directory) => layout::all(directory),
         };
         files.extend(self.identity.passphrase_file.clone());
-        watch::follow(&files, watch::POLL, cancel, |now| self.look(now)).await;
+        watch::follow(&files, watch::POLL, cancel, |now| {
+            let again = self.look(now);
+            self.remind(SystemTime::now());
+            again
+        })
+        .await;
+    }
+
+    /// Says how far the lifetime of what is presented is over, once for each stage of it.
+    fn remind(&mut self, now: SystemTime) {
+        let Some((stage, words)) = self.expiry.as_mut().and_then(|expiry| expiry.look(now)) else { return };
+        let (identity, generation) = (&self.identity.name, self.generation());
+        if stage.is_warning() {
+            tracing::warn!(%identity, generation, "{words}");
+        } else {
+            tracing::info!(%identity, generation, "{words}");
+        }
     }
 
     /// One look at the files; when to look again, if sooner than usual.
@@ -139,7 +159,13 @@ impl Source {
             certificates = loaded.certified_key.cert.len(),
             "identity loaded"
         );
-        let Loaded { certified_key, leaf, warnings: _ } = loaded;
+        let Loaded { certified_key, leaf, certificate, warnings } = loaded;
+        let mut expiry = Expiry::of_leaf(&certificate, leaf.lifetime());
+        if warnings.iter().any(|warning| matches!(warning, IdentityWarning::Expired { .. })) {
+            // That is said already.
+            let _ = expiry.look(SystemTime::now());
+        }
+        self.expiry = Some(expiry);
         self.shared.store(Some(Arc::new(IdentitySnapshot { name, generation, certified_key, leaf })));
         self.status.good();
         self.pending = None;
@@ -204,7 +230,7 @@ pub fn metrics(
 }
 
 /// Seconds since 1970, negative before it.
-fn seconds(at: SystemTime) -> f64 {
+pub(crate) fn seconds(at: SystemTime) -> f64 {
     match at.duration_since(UNIX_EPOCH) {
         Ok(after) => after.as_secs_f64(),
         Err(before) => -before.duration().as_secs_f64(),

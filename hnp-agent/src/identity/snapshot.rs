@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
 
+use crate::expiry::Lifetime;
+
 /// One validated generation of an identity. Never half-loaded.
 #[derive(Debug)]
 pub struct IdentitySnapshot {
@@ -33,6 +35,13 @@ pub struct LeafInfo {
     pub not_after: SystemTime,
     /// X.509 version: 1, 2 or 3.
     pub version: u8,
+}
+
+impl LeafInfo {
+    /// Its dates.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime { not_before: self.not_before, not_after: self.not_after }
+    }
 }
 
 /// The current generation; `None` until the first one was loaded.

@@ -200,8 +200,14 @@ impl World {
         let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
             .build()
             .unwrap();
-        let trust =
-            TrustSnapshot { name: "t".into(), generation: 1, verifier, anchors: ca.roots(), roots: 1 };
+        let trust = TrustSnapshot {
+            name: "t".into(),
+            generation: 1,
+            verifier,
+            anchors: ca.roots(),
+            roots: 1,
+            dates: Vec::new(),
+        };
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
         let telemetry = Telemetry::new(&plan);

@@ -45,7 +45,14 @@ fn trust(ca: &Ca) -> Arc<TrustSnapshot> {
         crate::crypto::provider(),
     );
     let verifier = verifier.build().unwrap();
-    Arc::new(TrustSnapshot { name: "t".into(), generation: 1, verifier, anchors, roots: 1 })
+    Arc::new(TrustSnapshot {
+        name: "t".into(),
+        generation: 1,
+        verifier,
+        anchors,
+        roots: 1,
+        dates: Vec::new(),
+    })
 }
 
 struct World {

@@ -9,6 +9,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::SectionKind;
 
+use super::snapshot::RootDates;
 use crate::config::plan::{Roots, Trust};
 use crate::files::pem::{self, PemError};
 use crate::files::reload::{Fingerprint, LoadError};
@@ -23,6 +24,8 @@ pub struct Loaded {
     pub anchors: Arc<RootCertStore>,
     /// How many roots it holds. Never zero.
     pub roots: usize,
+    /// Those that expire first.
+    pub dates: Vec<RootDates>,
     /// Certificates that could not be used as roots, in words.
     pub warnings: Vec<String>,
 }
@@ -116,10 +119,12 @@ impl Source {
 
     pub(super) fn load(self) -> Result<Loaded, TrustError> {
         let mut store = RootCertStore::empty();
+        let mut dates = Vec::new();
         let warnings = match self {
-            Self::File(path, bytes) => from_file(&mut store, path, bytes)?,
+            Self::File(path, bytes) => from_file(&mut store, &mut dates, path, bytes)?,
             Self::System(certificates, mut why) => {
                 // Systems carry a few roots that webpki does not take; nobody asked for them by name.
+                dates.extend(certificates.iter().filter_map(|der| RootDates::of(der)));
                 let (_, ignored) = store.add_parsable_certificates(certificates);
                 tracing::debug!(ignored, "roots of the system's store that cannot be used");
                 if store.is_empty() {
@@ -133,12 +138,13 @@ impl Source {
         let provider = crate::crypto::provider();
         let anchors = Arc::new(store);
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider).build()?;
-        Ok(Loaded { verifier, anchors, roots, warnings })
+        Ok(Loaded { verifier, anchors, roots, dates: RootDates::first_to_end(dates), warnings })
     }
 }
 
 fn from_file(
     store: &mut RootCertStore,
+    dates: &mut Vec<RootDates>,
     path: PathBuf,
     bytes: std::io::Result<Vec<u8>>,
 ) -> Result<Vec<String>, TrustError> {
@@ -157,8 +163,10 @@ fn from_file(
         let bad = |what: String| format!("{}: the certificate in line {} {what}", path.display(), block.line);
         match block.decode() {
             Ok(Some((SectionKind::Certificate, der))) => {
-                if let Err(error) = store.add(CertificateDer::from(der)) {
-                    why.push(bad(format!("cannot be a root: {error}")));
+                let of_this = RootDates::of(&der);
+                match store.add(CertificateDer::from(der)) {
+                    Ok(()) => dates.extend(of_this),
+                    Err(error) => why.push(bad(format!("cannot be a root: {error}"))),
                 }
             }
             Ok(_) => {}

@@ -9,21 +9,23 @@ pub mod snapshot;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::{Roots, Trust};
+use crate::expiry::{Expiry, Lifetime};
 use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
+use crate::identity::seconds;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::{Pending, Readiness};
 use load::Loaded;
 pub use reason::{reason_of, reason_of_io, tls_reason};
-use snapshot::{SharedTrust, TrustSnapshot};
+use snapshot::{RootDates, SharedTrust, TrustSnapshot};
 
 /// How often the system's store is compared: it changes with package upgrades, and reading it means
 /// parsing some 140 certificates.
@@ -40,6 +42,8 @@ pub struct Source {
     pending: Option<Pending>,
     /// The last generation of the source this one took over from.
     before: u64,
+    /// What was said of the age of the roots in use.
+    expiry: Vec<Expiry>,
 }
 
 impl Source {
@@ -65,6 +69,7 @@ impl Source {
             reload: Reload::new(),
             fingerprints: Fingerprints::default(),
             before,
+            expiry: Vec::new(),
         };
         source.look(Instant::now());
         source
@@ -85,7 +90,28 @@ impl Source {
             Roots::File(path) => (vec![path.clone()], watch::POLL),
             Roots::System => (Vec::new(), SYSTEM_POLL),
         };
-        watch::follow(&files, poll, cancel, |now| self.look(now)).await;
+        watch::follow(&files, poll, cancel, |now| {
+            let again = self.look(now);
+            self.remind(SystemTime::now());
+            again
+        })
+        .await;
+    }
+
+    /// Says how far the lifetime of roots is over, once for each stage of it. Nobody asked for those of the system's store
+    /// by name, and whoever maintains it takes out what has ended.
+    fn remind(&mut self, now: SystemTime) {
+        if self.trust.roots == Roots::System {
+            return;
+        }
+        let (trust, generation) = (&self.trust.name, self.generation());
+        for (stage, words) in self.expiry.iter_mut().filter_map(|expiry| expiry.look(now)) {
+            if stage.is_warning() {
+                tracing::warn!(%trust, generation, "{words}");
+            } else {
+                tracing::info!(%trust, generation, "{words}");
+            }
+        }
     }
 
     /// One look at the roots; when to look again, if sooner than usual.
@@ -121,12 +147,16 @@ impl Source {
     fn publish(&mut self, loaded: Loaded) {
         let generation = self.generation() + 1;
         let name = Arc::clone(&self.trust.name);
-        let Loaded { verifier, anchors, roots, warnings } = loaded;
+        let Loaded { verifier, anchors, roots, dates, warnings } = loaded;
         for warning in &warnings {
             tracing::warn!(trust = %name, "{warning}");
         }
         tracing::info!(trust = %name, generation, roots, "trust loaded");
-        self.shared.store(Some(Arc::new(TrustSnapshot { name, generation, verifier, anchors, roots })));
+        let origin = self.trust.roots.to_string();
+        let expiry = |root: &RootDates| Expiry::of_root(&root.subject, &origin, root.lifetime);
+        self.expiry = dates.iter().map(expiry).collect();
+        let snapshot = TrustSnapshot { name, generation, verifier, anchors, roots, dates };
+        self.shared.store(Some(Arc::new(snapshot)));
         self.status.good();
         self.pending = None;
     }
@@ -152,6 +182,21 @@ pub fn metrics(all: AllPublished<TrustSnapshot>) -> impl Fn(&mut Exposition<'_, 
         };
         out.family(&names::TRUST_GENERATION, each(generation));
         out.family(&names::TRUST_ROOTS, each(roots));
+        let snapshots: Vec<_> = all.iter().map(|one| one.shared.load_full()).collect();
+        let watched: Vec<_> = all
+            .iter()
+            .zip(&snapshots)
+            .flat_map(|(one, snapshot)| snapshot.iter().map(move |snapshot| (&*one.name, snapshot)))
+            .flat_map(|(trust, snapshot)| snapshot.dates.iter().map(move |root| (trust, root)))
+            .map(|(trust, root)| {
+                ([("trust", trust), ("root", &*root.subject), ("serial", &*root.serial)], root.lifetime)
+            })
+            .collect();
+        let dates = |read: fn(&Lifetime) -> SystemTime| {
+            watched.iter().map(move |(labels, lifetime)| (&labels[..], seconds(read(lifetime))))
+        };
+        out.family(&names::TRUST_ROOT_NOT_BEFORE, dates(|lifetime| lifetime.not_before));
+        out.family(&names::TRUST_ROOT_NOT_AFTER, dates(|lifetime| lifetime.not_after));
         out.family(&names::TRUST_RELOAD_FAILURES, each(|_, status| status.failures()));
         out.family(&names::TRUST_RELOAD_FAILING, each(|_, status| status.is_failing().into()));
     }
