@@ -171,6 +171,10 @@ reasons! {
     UpstreamCertificateBad = 83, "upstream_certificate_bad", Upstream, 502, "The message has the verifier's words.";
     /// The upstream refused our client certificate, or wants one and got none it accepts.
     ClientCertificateRefused = 84, "client_certificate_refused", Local, 502, "Is the identity's CA known to the manager, and is the certificate still valid?";
+    /// The upstream's certificate, or one above it, was revoked by its CA.
+    UpstreamCertificateRevoked = 85, "upstream_certificate_revoked", Upstream, 502, "Give the manager another certificate; the CA does not stand by this one any more.";
+    /// Whether the upstream's certificate was revoked cannot be told: no revocation list of its issuer, an expired one, or one with another's signature.
+    UpstreamRevocationUnknown = 86, "upstream_revocation_unknown", Upstream, 502, "Renew the lists under the trust's `crls`, one of each CA in the chain; the message says what is missing. `crl_unknown` and `crl_expired` can allow it.";
 
     /// The identity this route presents could not be loaded, so nothing was sent.
     IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for the file and the mistake in it.";
@@ -208,6 +212,10 @@ reasons! {
     PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`.";
     /// The pod's certificate cannot be verified.
     PodCertificateBad = 106, "pod_certificate_bad", Client, 0, "The message says what is wrong with it: its encoding, its usage, or how it is signed.";
+    /// The pod's certificate, or one above it, was revoked by its CA.
+    PodCertificateRevoked = 107, "pod_certificate_revoked", Client, 0, "Give the workload another certificate, if it is to have one.";
+    /// Whether the pod's certificate was revoked cannot be told: no revocation list of its issuer, an expired one, or one with another's signature.
+    PodRevocationUnknown = 108, "pod_revocation_unknown", Client, 0, "Renew the lists under `crls` of the trust that pods are verified with, one of each CA in the chain; the message says what is missing. `crl_unknown` and `crl_expired` can allow it.";
 }
 
 impl Reason {

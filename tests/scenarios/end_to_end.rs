@@ -224,6 +224,37 @@ fn sessions_are_resumed_and_end_with_the_roots_they_were_made_under() {
 }
 
 #[test]
+fn a_pod_that_is_revoked_is_refused_and_so_is_its_session() {
+    let scene = Scene::for_test();
+    let pods = Ca::new("hnp listed pods");
+    let [leaf, other] = [0, 1].map(|_| pods.issue(&Spec::client("runner").named()));
+    let crl = scene.path("listed.crl");
+    let good_for = Duration::from_secs(10 * 86_400);
+    fs::write(&crl, pods.crl(&[], good_for)).expect("the world's directory is ours");
+    let keys = format!("roots: {}, crls: {}", pods.write(scene.dir(), "listed").display(), crl.display());
+    let case = Case::with_roots(scene, Mode::Strict, "client_trust: listed", |config| {
+        config.trust_with("listed", &keys)
+    });
+    leaf.write(case.scene.dir(), "pod");
+    let session = case.scene.path("session");
+    let resume = ["-sess_in".to_owned(), session.display().to_string()];
+    assert!(case.s_client(&["-sess_out".to_owned(), session.display().to_string()]).contains("HTTP/1.1 200"));
+    let again = case.s_client(&resume);
+    assert!(again.contains("HTTP/1.1 200") && again.contains("Reused"), "{again}");
+    fs::write(&crl, pods.crl(&[&leaf.serial], good_for)).expect("the world's directory is ours");
+    eventually(Duration::from_secs(20), "the session gets nobody in", || {
+        !case.s_client(&resume).contains("HTTP/1.1 200")
+    });
+    case.agent.access_line_with("pod_certificate_revoked");
+    let served = case.manager.request_count();
+    assert!(!case.curl(&case.pod, Some(&case.client), &[]).status.success());
+    assert_eq!(case.manager.request_count(), served);
+    // The control: another of the same CA, of the same name.
+    let other = other.write(case.scene.dir(), "other");
+    assert!(case.curl(&case.pod, Some(&other), &[]).status.success());
+}
+
+#[test]
 fn a_renewed_serving_certificate_is_shown_to_the_next_pod() {
     let case = Case::new(Mode::Strict, "client_trust: pods");
     let shown = || {

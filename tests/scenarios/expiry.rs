@@ -52,6 +52,9 @@ fn an_identity_is_spoken_of_at_each_stage_of_its_lifetime_and_its_end_is_the_rea
         );
     }
     assert!(!agent.log().contains("young.crt:") && !agent.log().contains("the root "), "{}", agent.log());
+    // What is open stays open; a manager that has restarted looks at the certificate again.
+    drop(manager);
+    let manager = scene.strict_manager();
     eventually(SOON, "the manager refuses it", || !ask().failures.is_empty());
     let line = agent.access_line_with("client_certificate_refused");
     assert!(line["detail"].as_str().is_some_and(|detail| detail.contains("CertificateExpired")), "{line}");

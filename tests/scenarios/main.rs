@@ -43,6 +43,7 @@ mod privileges;
 mod raw_sockets;
 mod reload;
 mod restart;
+mod revocation;
 mod rotation;
 mod startup_taint;
 mod tunnel;

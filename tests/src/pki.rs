@@ -4,11 +4,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -161,6 +162,33 @@ impl Ca {
         let leaf = params.signed_by(&key, &self.issuer).expect("parameters are valid");
         let chain_pem = std::iter::once(&leaf).chain(&self.above).map(Certificate::pem).collect();
         Leaf { chain_pem, key_pem: key.serialize_pem(), serial: hex(&serial) }
+    }
+
+    /// A revocation list of serials in hexadecimal (PEM): made a day ago, good for as long as is said, which may be over.
+    ///
+    /// # Panics
+    /// When a serial is not hexadecimal.
+    pub fn crl(&self, serials: &[&str], good_for: Duration) -> String {
+        let made = SystemTime::now() - Duration::from_secs(86_400);
+        let byte = |pair: &str| u8::from_str_radix(pair, 16).expect("hexadecimal");
+        let bytes = |serial: &&str| {
+            (0..serial.len()).step_by(2).map(|at| byte(&serial[at..at + 2])).collect::<Vec<_>>()
+        };
+        let revoked = |serial: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&bytes(serial)),
+            revocation_time: made.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: made.into(),
+            next_update: (made + good_for).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).and_then(|list| list.pem()).expect("parameters are valid")
     }
 
     /// A server's certificate for names and addresses.

@@ -227,14 +227,20 @@ impl Report {
                         self.age(&key, Expiry::of_root(&root.subject, &origin, root.lifetime));
                     }
                 }
-                Some(loaded.roots)
+                Some((loaded.roots, loaded.lists.count()))
             }
             Err(error) => {
                 self.mistakes.push(Finding::elsewhere(key, error));
                 None
             }
         };
-        TrustSummary { name: trust.name.to_string(), source: trust.roots.to_string(), roots }
+        TrustSummary {
+            name: trust.name.to_string(),
+            source: trust.roots.to_string(),
+            crls: trust.revocation.crls.clone(),
+            lists: roots.map(|(_, lists)| lists).filter(|_| trust.revocation.crls.is_some()),
+            roots: roots.map(|(roots, _)| roots),
+        }
     }
 
     /// Warns where most of a certificate's lifetime is over.

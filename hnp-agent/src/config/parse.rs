@@ -13,8 +13,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, CaptureMode, Identity, IdentityFiles, Kubernetes, Limits, Log, Plan, Resolver, Roots,
-    Trust,
+    Admin, Capture, CaptureMode, Identity, IdentityFiles, Kubernetes, Limits, Log, OnDoubt, Plan, Resolver,
+    Revocation, Roots, Trust,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
@@ -55,7 +55,7 @@ const CAPTURE: &[&str] = &[
     "destroy_older_flows",
 ];
 const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
-const TRUST: &[&str] = &["roots"];
+const TRUST: &[&str] = &["roots", "crls", "crl_unknown", "crl_expired"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
@@ -274,7 +274,19 @@ fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
             }),
         };
         let roots = r.required(&section, "roots", "the path of a PEM file, or system", roots);
-        all.push(Arc::clone(&name), section.mark, Trust { name, roots: roots.unwrap_or(Roots::System) });
+        let roots = roots.unwrap_or(Roots::System);
+        let revocation = Revocation {
+            crls: r.optional(&section, "crls", values::path),
+            unknown: r.or(&section, "crl_unknown", OnDoubt::Refuse, values::on_doubt),
+            expired: r.or(&section, "crl_expired", OnDoubt::Refuse, values::on_doubt),
+        };
+        for key in ["crl_unknown", "crl_expired"] {
+            if section.get(key).is_some() && section.get("crls").is_none() {
+                let what = "means nothing without `crls`; allowed: both, or none";
+                r.mistake(section.mark_of(key), section.key(key), what);
+            }
+        }
+        all.push(Arc::clone(&name), section.mark, Trust { name, roots, revocation });
     }
     all
 }
@@ -313,7 +325,11 @@ fn reference<T>(
 /// The trust for routes that name none: the system's roots, one for all of them.
 fn system_trust(trusts: &mut Named<Trust>, mark: Mark) -> usize {
     trusts.find(SYSTEM).unwrap_or_else(|| {
-        trusts.push(SYSTEM.into(), mark, Trust { name: SYSTEM.into(), roots: Roots::System });
+        trusts.push(
+            SYSTEM.into(),
+            mark,
+            Trust { name: SYSTEM.into(), roots: Roots::System, revocation: Revocation::default() },
+        );
         trusts.find(SYSTEM).expect("it was just added")
     })
 }

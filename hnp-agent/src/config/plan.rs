@@ -385,12 +385,35 @@ pub struct Trust {
     pub name: Arc<str>,
     /// Where the roots come from.
     pub roots: Roots,
+    /// What is known of certificates that were revoked.
+    pub revocation: Revocation,
+}
+
+/// Where a trust's revocation lists (CRLs) come from, and what holds where they say nothing.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Revocation {
+    /// A file of lists or a directory of such, PEM or DER; `None`: revocation is not looked at.
+    pub crls: Option<PathBuf>,
+    /// Of certificates whose issuer has no list there.
+    pub unknown: OnDoubt,
+    /// Of certificates whose issuer's list should have been renewed.
+    pub expired: OnDoubt,
+}
+
+/// What becomes of a certificate of which it cannot be told whether it was revoked.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnDoubt {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is taken for not revoked.
+    Allow,
 }
 
 /// Where trusted roots come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Roots {
-    /// One PEM file with one or more CA certificates.
+    /// One PEM file with one or more CA certificates, or a directory of such.
     File(PathBuf),
     /// The system's store.
     System,

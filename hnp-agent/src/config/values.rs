@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{
-    Authority, CaptureMode, Enforcement, Guard, LogFormat, Protocol, RawSockets, Unreadable, UpstreamProtocol,
+    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, Unreadable,
+    UpstreamProtocol,
 };
 
 /// What is wrong with a value, and what would be right.
@@ -116,6 +117,15 @@ pub(super) fn port(text: &str) -> Value<u16> {
     match plain_number::<u16>(text) {
         Some(port @ 1..) => Ok(port),
         Some(0) | None => Err(Wrong::not(text, "a port", "1 to 65535")),
+    }
+}
+
+/// What becomes of certificates of which it cannot be told whether they were revoked.
+pub(super) fn on_doubt(text: &str) -> Result<OnDoubt, Wrong> {
+    match text {
+        "refuse" => Ok(OnDoubt::Refuse),
+        "allow" => Ok(OnDoubt::Allow),
+        _ => Err(Wrong::new(format!("{text:?} is no such decision"), "refuse or allow")),
     }
 }
 

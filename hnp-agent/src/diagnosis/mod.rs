@@ -213,9 +213,9 @@ impl<'a> Look<'a> {
 
 fn load_trust(trust: &Trust) -> Result<Arc<TrustSnapshot>, String> {
     let loaded = crate::trust::load::load(trust).map_err(|error| error.to_string())?;
-    let crate::trust::load::Loaded { verifier, anchors, roots, dates, .. } = loaded;
+    let crate::trust::load::Loaded { verifier, anchors, roots, dates, lists, .. } = loaded;
     let name = Arc::clone(&trust.name);
-    Ok(Arc::new(TrustSnapshot { name, generation: 1, verifier, anchors, roots, dates }))
+    Ok(Arc::new(TrustSnapshot { name, generation: 1, verifier, anchors, roots, dates, lists }))
 }
 
 fn skipped(area: &'static str, what: impl Into<String>, why: &str) -> Finding {

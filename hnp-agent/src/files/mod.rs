@@ -13,7 +13,7 @@ pub(crate) mod testpki;
 pub mod watch;
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -35,6 +35,37 @@ pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
+}
+
+/// The most files of a directory that are read; `/etc/ssl/certs` has some 300.
+const MAX_FILES: usize = 4096;
+
+/// A file of a directory, or the file itself, and what reading it gave.
+pub type ReadFile = (PathBuf, std::io::Result<Vec<u8>>);
+
+/// Reads a file, or all files of a directory in the order of their names: not what is below it, and nothing whose
+/// name begins with a dot (Kubernetes keeps its versions there). Symbolic links are followed.
+///
+/// # Errors
+/// The directory's.
+pub fn read_all(path: &Path) -> std::io::Result<Vec<ReadFile>> {
+    if !path.is_dir() {
+        return Ok(vec![(path.to_owned(), read(path))]);
+    }
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    if paths.len() > MAX_FILES {
+        let what = format!("it holds {} files, more than {MAX_FILES}", paths.len());
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what));
+    }
+    paths.sort();
+    Ok(paths.into_iter().map(|path| (read(&path), path)).map(|(bytes, path)| (path, bytes)).collect())
 }
 
 /// Reads a small file with a secret in it: the bytes are overwritten when they are dropped, and no copy is left

@@ -1,8 +1,8 @@
 //! Certificates for unit tests, made by rcgen.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    SigningKey as _, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, SigningKey as _, date_time_ymd,
 };
 
 /// A CA of its own.
@@ -29,6 +29,29 @@ impl Ca {
     /// A signature as on a certificate.
     pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.0.key().sign(message).unwrap()
+    }
+
+    /// A revocation list of these certificates (PEM), good between the first days of two years.
+    pub(crate) fn crl(&self, revoked: &[&str], years: (i32, i32)) -> String {
+        let of = |pem: &&str| {
+            let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+            let serial = block.parse_x509().unwrap().raw_serial().to_vec();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: date_time_ymd(years.0, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(years.0, 1, 1),
+            next_update: date_time_ymd(years.1, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(of).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().pem().unwrap()
     }
 
     /// Certificate and key in PEM.

@@ -207,6 +207,7 @@ impl World {
             anchors: ca.roots(),
             roots: 1,
             dates: Vec::new(),
+            lists: Arc::default(),
         };
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];

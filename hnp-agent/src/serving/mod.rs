@@ -122,7 +122,7 @@ pub fn client_verifier(
     anchors: Arc<RootCertStore>,
     names: Vec<ClientName>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    Ok(Arc::new(PodVerifier::of(anchors, names)?))
+    Ok(Arc::new(PodVerifier::of(anchors, Arc::default(), names)?))
 }
 
 impl Terms {
@@ -136,7 +136,8 @@ impl Terms {
         let provider = crate::crypto::provider();
         let verifier = match (&trust, &mode.client_auth) {
             (Some(trust), ClientAuth::Required { names, .. }) => {
-                Some(Arc::new(PodVerifier::of(Arc::clone(&trust.anchors), names.clone())?))
+                let (anchors, lists) = (Arc::clone(&trust.anchors), Arc::clone(&trust.lists));
+                Some(Arc::new(PodVerifier::of(anchors, lists, names.clone())?))
             }
             _ => None,
         };

@@ -8,6 +8,8 @@ pub fn of(error: &Error) -> (Reason, String) {
     let reason = match error {
         Error::NoCertificatesPresented => Reason::PodCertificateMissing,
         Error::InvalidCertificate(error) => of_certificate(error),
+        // A list that is there and is not its issuer's.
+        Error::InvalidCertRevocationList(_) => Reason::PodRevocationUnknown,
         _ => Reason::PodTlsFailed,
     };
     let detail = match error {
@@ -36,6 +38,10 @@ fn of_certificate(error: &CertificateError) -> Reason {
         }
         // A signature that does not fit is a CA of the same name with another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => Reason::PodCertificateUnknownCa,
+        CertificateError::Revoked => Reason::PodCertificateRevoked,
+        CertificateError::UnknownRevocationStatus
+        | CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => Reason::PodRevocationUnknown,
         // Not our own enum, and it grows.
         _ => Reason::PodCertificateBad,
     }

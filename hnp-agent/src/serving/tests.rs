@@ -52,6 +52,7 @@ fn trust(ca: &Ca) -> Arc<TrustSnapshot> {
         anchors,
         roots: 1,
         dates: Vec::new(),
+        lists: Arc::default(),
     })
 }
 
@@ -268,6 +269,37 @@ fn a_resumed_session_is_judged_again() {
     let later = UnixTime::since_unix_epoch(std::time::Duration::from_secs(121 * 31_557_600));
     let error = terms.readmits_at(&again, later).unwrap_err();
     assert_eq!(reason::of(&error).0, Reason::PodCertificateExpired);
+}
+
+/// The same terms with these lists of the pods' CA, and what they make of a certificate.
+fn admits_with(world: &World, lists: &str, pair: &Pair) -> Result<(), Reason> {
+    let dir = tempfile::tempdir().unwrap();
+    let [roots, crls] = ["ca.crt", "ca.crl"].map(|name| dir.path().join(name));
+    std::fs::write(&roots, world.pods.pem()).unwrap();
+    std::fs::write(&crls, lists).unwrap();
+    let revocation = crate::config::plan::Revocation { crls: Some(crls), ..Default::default() };
+    let roots = crate::config::plan::Roots::File(roots);
+    let trust = crate::config::plan::Trust { name: "t".into(), roots, revocation };
+    let loaded = crate::trust::load::load(&trust).unwrap();
+    let verifier = PodVerifier::of(loaded.anchors, loaded.lists, Vec::new()).unwrap();
+    let leaf = CertificateDer::from_pem_slice(pair.0.as_bytes()).unwrap();
+    verifier.verify_client_cert(&leaf, &[], UnixTime::now()).map(drop).map_err(|error| reason::of(&error).0)
+}
+
+#[test]
+fn revoked_pods_are_refused_of_version_3_and_of_version_1() {
+    let world = World::new();
+    let [good, revoked] = [0, 1].map(|_| world.pods.issue("pod.test", VALID));
+    let current = world.pods.crl(&[&revoked.0], VALID);
+    let twin = Ca::new("pods").crl(&[], VALID);
+    for form in [|pair: &Pair, _: &Ca| pair.clone(), version1] {
+        let [good, revoked] = [&good, &revoked].map(|pair| form(pair, &world.pods));
+        assert_eq!(admits_with(&world, &current, &good), Ok(()));
+        assert_eq!(admits_with(&world, &current, &revoked), Err(Reason::PodCertificateRevoked));
+        for doubtful in [&world.pods.crl(&[], (2001, 2002)), &Ca::new("others").crl(&[], VALID), &twin] {
+            assert_eq!(admits_with(&world, doubtful, &good), Err(Reason::PodRevocationUnknown));
+        }
+    }
 }
 
 #[test]

@@ -15,12 +15,14 @@ use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 use super::certificate::ClientCertificate;
 use super::version1::Version1;
 use crate::config::end_to_end::ClientName;
+use crate::trust::revocation::Lists;
 
 /// Verifies pods' certificates on one route's terms.
 #[derive(Debug)]
 pub(super) struct PodVerifier {
     inner: Arc<dyn ClientCertVerifier>,
     anchors: Arc<RootCertStore>,
+    lists: Arc<Lists>,
     algorithms: WebPkiSupportedAlgorithms,
     /// Empty: whoever the anchors vouch for.
     names: Vec<ClientName>,
@@ -29,12 +31,16 @@ pub(super) struct PodVerifier {
 impl PodVerifier {
     /// # Errors
     /// There is no root.
-    pub(super) fn of(anchors: Arc<RootCertStore>, names: Vec<ClientName>) -> Result<Self, String> {
+    pub(super) fn of(
+        anchors: Arc<RootCertStore>,
+        lists: Arc<Lists>,
+        names: Vec<ClientName>,
+    ) -> Result<Self, String> {
         let provider = crate::crypto::provider();
         let algorithms = provider.signature_verification_algorithms;
-        let inner = WebPkiClientVerifier::builder_with_provider(Arc::clone(&anchors), provider).build();
-        let inner = inner.map_err(|error| error.to_string())?;
-        Ok(Self { inner, anchors, algorithms, names })
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(&anchors), provider);
+        let inner = lists.for_clients(builder).build().map_err(|error| error.to_string())?;
+        Ok(Self { inner, anchors, lists, algorithms, names })
     }
 
     pub(super) fn names(&self) -> &[ClientName] {
@@ -66,7 +72,7 @@ impl ClientCertVerifier for PodVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         match Version1::of(leaf)? {
-            Some(old) => old.verify(&self.anchors, self.algorithms, now)?,
+            Some(old) => old.verify(&self.anchors, &self.lists, self.algorithms, now)?,
             None => {
                 self.inner.verify_client_cert(leaf, above, now)?;
             }

@@ -6,10 +6,14 @@
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, RootCertStore};
+use rustls::{
+    CertRevocationListError, CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, RootCertStore,
+};
 use rustls_pki_types::{AlgorithmIdentifier, CertificateDer, UnixTime};
 use x509_parser::asn1_rs::{Any, FromDer as _};
 use x509_parser::prelude::{X509Certificate, X509Version};
+
+use crate::trust::revocation::Lists;
 
 /// A certificate of version 1, parsed.
 pub(super) struct Version1<'c> {
@@ -54,10 +58,11 @@ impl<'c> Version1<'c> {
         self.certificate.public_key().raw
     }
 
-    /// Chain, dates and signature, up to one of the roots.
+    /// Chain, dates, signature and revocation, up to one of the roots.
     pub(super) fn verify(
         &self,
         anchors: &RootCertStore,
+        lists: &Lists,
         algorithms: WebPkiSupportedAlgorithms,
         now: UnixTime,
     ) -> Result<(), Error> {
@@ -77,30 +82,26 @@ impl<'c> Version1<'c> {
         for root in roots.filter(|root| root.subject.as_ref() == issuer) {
             seen = true;
             let key = Key::of_content(&root.subject_public_key_info)?;
-            let fits = |one: AlgorithmIdentifier, wanted: &[u8]| one.as_ref() == wanted;
-            let mut fitting = algorithms.all.iter().filter(|one| {
-                fits(one.public_key_alg_id(), key.algorithm)
-                    && fits(one.signature_alg_id(), signature.algorithm)
-            });
-            if fitting.any(|one| one.verify_signature(key.bits, signature.signed, signature.bits).is_ok()) {
-                return Ok(());
+            if signature.is_by(&key, algorithms) {
+                let serial = self.certificate.raw_serial();
+                return lists.check(self.certificate.issuer().as_raw(), serial, now, |list| {
+                    if Signature::of(list)?.is_by(&key, algorithms) {
+                        Ok(())
+                    } else {
+                        Err(CertRevocationListError::BadSignature.into())
+                    }
+                });
             }
         }
         Err(if seen { CertificateError::BadSignature } else { CertificateError::UnknownIssuer }.into())
     }
 
     fn signature(&self) -> Result<Signature<'c>, Error> {
-        let bad = |_| Error::from(CertificateError::BadEncoding);
         // The signed part names the algorithm too; an attacker may change the one that is not signed.
         if self.certificate.signature_algorithm != self.certificate.tbs_certificate.signature {
             return Err(CertificateError::BadEncoding.into());
         }
-        let all = content(self.der)?;
-        let (after_signed, _) = Any::from_der(all).map_err(bad)?;
-        let (rest, algorithm) = Any::from_der(after_signed).map_err(bad)?;
-        let (_, bits) = Any::from_der(rest).map_err(bad)?;
-        let signed = &all[..all.len() - after_signed.len()];
-        Ok(Signature { signed, algorithm: algorithm.data, bits: whole_bytes(bits.data)? })
+        Signature::of(self.der)
     }
 
     /// The handshake's signature in TLS 1.2, where several algorithms may stand behind a scheme.
@@ -119,6 +120,27 @@ impl<'c> Version1<'c> {
         } else {
             Err(CertificateError::BadSignature.into())
         }
+    }
+}
+
+impl<'c> Signature<'c> {
+    /// Of a certificate or a revocation list: both are what was signed, the algorithm, and a string of bits.
+    fn of(der: &'c [u8]) -> Result<Self, Error> {
+        let bad = |_| Error::from(CertificateError::BadEncoding);
+        let all = content(der)?;
+        let (after_signed, _) = Any::from_der(all).map_err(bad)?;
+        let (rest, algorithm) = Any::from_der(after_signed).map_err(bad)?;
+        let (_, bits) = Any::from_der(rest).map_err(bad)?;
+        let signed = &all[..all.len() - after_signed.len()];
+        Ok(Self { signed, algorithm: algorithm.data, bits: whole_bytes(bits.data)? })
+    }
+
+    fn is_by(&self, key: &Key<'_>, algorithms: WebPkiSupportedAlgorithms) -> bool {
+        let fits = |one: AlgorithmIdentifier, wanted: &[u8]| one.as_ref() == wanted;
+        let mut fitting = algorithms.all.iter().filter(|one| {
+            fits(one.public_key_alg_id(), key.algorithm) && fits(one.signature_alg_id(), self.algorithm)
+        });
+        fitting.any(|one| one.verify_signature(key.bits, self.signed, self.bits).is_ok())
     }
 }
 

@@ -67,6 +67,7 @@ metrics! {
     TRUST_ROOTS = "hnp_trust_roots", Gauge, "Roots of the trust in use";
     TRUST_ROOT_NOT_BEFORE = "hnp_trust_root_not_before_seconds", Gauge, "First moment a root is valid, in seconds since 1970, for the eight roots of a trust that end first";
     TRUST_ROOT_NOT_AFTER = "hnp_trust_root_not_after_seconds", Gauge, "Last moment a root is valid, in seconds since 1970, for the eight roots of a trust that end first";
+    TRUST_CRL_NEXT_UPDATE = "hnp_trust_crl_next_update_seconds", Gauge, "When the first revocation list of a trust is to be renewed, in seconds since 1970; missing where it has none";
     TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots that were refused";
     TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
     TAKE_OVER_PAUSE = "hnp_take_over_pause_seconds", Gauge, "How long no connection was accepted while this agent took over from the one before; 0 when it did not";

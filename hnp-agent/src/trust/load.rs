@@ -1,5 +1,6 @@
-//! From a PEM file or the system's store to a verifier.
+//! From PEM files, a directory of them or the system's store to a verifier.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +10,10 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::SectionKind;
 
+use super::revocation::Lists;
 use super::snapshot::RootDates;
 use crate::config::plan::{Roots, Trust};
+use crate::files::ReadFile;
 use crate::files::pem::{self, PemError};
 use crate::files::reload::{Fingerprint, LoadError};
 use crate::files::watch::Fingerprints;
@@ -26,7 +29,9 @@ pub struct Loaded {
     pub roots: usize,
     /// Those that expire first.
     pub dates: Vec<RootDates>,
-    /// Certificates that could not be used as roots, in words.
+    /// What is known of revoked certificates.
+    pub lists: Arc<Lists>,
+    /// Certificates that could not be used as roots, and lists that are late, in words.
     pub warnings: Vec<String>,
 }
 
@@ -65,6 +70,21 @@ pub enum TrustError {
         /// One line each.
         why: Vec<String>,
     },
+    /// There is no revocation list where some were asked for.
+    #[error("{}: holds no revocation list; expected files with X509 CRL blocks or DER, or take `crls` out of the trust",
+            path.display())]
+    NoList {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A revocation list cannot be used.
+    #[error("{place}: is no revocation list that can be used: {why}")]
+    BadList {
+        /// The file, and the line in it.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
     /// The system's store is empty or cannot be read.
     #[error("the system's store has no roots ({}); install the ca-certificates package, or name a file under `trusts`",
             if why.is_empty() { "it is empty".to_owned() } else { why.join("; ") })]
@@ -88,41 +108,58 @@ impl LoadError for TrustError {
 /// # Errors
 /// When there is not one usable root; names the file and the certificates in it.
 pub fn load(trust: &Trust) -> Result<Loaded, TrustError> {
-    Source::read(&trust.roots).load()
+    Source::read(trust).load(trust)
 }
 
-/// The certificates of a trust, as they were at one look.
+/// All that a trust is made of, as it was at one look.
 #[derive(Debug)]
-pub(super) enum Source {
-    File(PathBuf, std::io::Result<Vec<u8>>),
+pub(super) struct Source {
+    roots: Certificates,
+    /// `None` where revocation is not looked at.
+    lists: Option<std::io::Result<Vec<ReadFile>>>,
+}
+
+#[derive(Debug)]
+enum Certificates {
+    /// Of a file, or of a directory's.
+    Files(PathBuf, std::io::Result<Vec<ReadFile>>),
     System(Vec<CertificateDer<'static>>, Vec<String>),
 }
 
 impl Source {
-    pub(super) fn read(roots: &Roots) -> Self {
-        match roots {
-            Roots::File(path) => Self::File(path.clone(), crate::files::read(path)),
+    pub(super) fn read(trust: &Trust) -> Self {
+        let roots = match &trust.roots {
+            Roots::File(path) => Certificates::Files(path.clone(), crate::files::read_all(path)),
             Roots::System => {
                 let found = rustls_native_certs::load_native_certs();
-                Self::System(found.certs, found.errors.iter().map(ToString::to_string).collect())
+                Certificates::System(found.certs, found.errors.iter().map(ToString::to_string).collect())
             }
-        }
+        };
+        Self { roots, lists: trust.revocation.crls.as_deref().map(crate::files::read_all) }
     }
 
     pub(super) fn fingerprint(&self, fingerprints: &Fingerprints) -> Fingerprint {
-        match self {
-            Self::File(_, Ok(bytes)) => fingerprints.of([Ok(bytes.as_slice())]),
-            Self::File(_, Err(error)) => fingerprints.of([Err(error.kind())]),
-            Self::System(certificates, _) => fingerprints.of(certificates.iter().map(|der| Ok(der.as_ref()))),
+        let mut pieces = Vec::new();
+        match &self.roots {
+            Certificates::Files(_, files) => pieces_of(files, &mut pieces),
+            Certificates::System(certificates, _) => {
+                pieces.extend(certificates.iter().map(|der| Ok(der.as_ref())));
+            }
         }
+        // What is a root must not be taken for a list.
+        pieces.push(Ok(&[]));
+        if let Some(files) = &self.lists {
+            pieces_of(files, &mut pieces);
+        }
+        fingerprints.of(pieces)
     }
 
-    pub(super) fn load(self) -> Result<Loaded, TrustError> {
+    pub(super) fn load(self, trust: &Trust) -> Result<Loaded, TrustError> {
         let mut store = RootCertStore::empty();
         let mut dates = Vec::new();
-        let warnings = match self {
-            Self::File(path, bytes) => from_file(&mut store, &mut dates, path, bytes)?,
-            Self::System(certificates, mut why) => {
+        let mut warnings = match self.roots {
+            Certificates::Files(path, files) => from_files(&mut store, &mut dates, path, files)?,
+            Certificates::System(certificates, mut why) => {
                 // Systems carry a few roots that webpki does not take; nobody asked for them by name.
                 dates.extend(certificates.iter().filter_map(|der| RootDates::of(der)));
                 let (_, ignored) = store.add_parsable_certificates(certificates);
@@ -135,47 +172,88 @@ impl Source {
             }
         };
         let roots = store.len();
-        let provider = crate::crypto::provider();
         let anchors = Arc::new(store);
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider).build()?;
-        Ok(Loaded { verifier, anchors, roots, dates: RootDates::first_to_end(dates), warnings })
+        let (lists, late) = Lists::of(&trust.revocation, self.lists, &anchors)?;
+        warnings.extend(late);
+        let provider = crate::crypto::provider();
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider);
+        let verifier = lists.for_servers(builder).build()?;
+        let (lists, dates) = (Arc::new(lists), RootDates::first_to_end(dates));
+        Ok(Loaded { verifier, anchors, roots, dates, lists, warnings })
     }
 }
 
-fn from_file(
+fn pieces_of<'a>(
+    files: &'a std::io::Result<Vec<ReadFile>>,
+    pieces: &mut Vec<Result<&'a [u8], std::io::ErrorKind>>,
+) {
+    match files {
+        Ok(files) => {
+            pieces.extend(files.iter().map(|(_, bytes)| bytes.as_deref().map_err(std::io::Error::kind)));
+        }
+        Err(error) => pieces.push(Err(error.kind())),
+    }
+}
+
+/// Adds the roots of one file, or of all files of a directory: there, what is no certificate is none of our business,
+/// and one that is there twice (under its hash as well) counts once.
+fn from_files(
     store: &mut RootCertStore,
     dates: &mut Vec<RootDates>,
     path: PathBuf,
-    bytes: std::io::Result<Vec<u8>>,
+    files: std::io::Result<Vec<ReadFile>>,
 ) -> Result<Vec<String>, TrustError> {
-    let bytes = match bytes {
-        Ok(bytes) => bytes,
-        Err(source) => return Err(TrustError::Unreadable { path, source }),
+    let unreadable = |path, source| TrustError::Unreadable { path, source };
+    let files = match files {
+        Ok(files) => files,
+        Err(source) => return Err(unreadable(path, source)),
     };
-    let blocks = match pem::blocks(&bytes) {
-        Ok(blocks) => blocks,
-        Err(source) => return Err(TrustError::Pem { path, source }),
-    };
+    let one = matches!(&files[..], [(file, _)] if *file == path);
+    let mut seen = HashSet::new();
     let mut why = Vec::new();
-    let mut seen = false;
-    for block in blocks.iter().filter(|block| block.label == "CERTIFICATE") {
-        seen = true;
-        let bad = |what: String| format!("{}: the certificate in line {} {what}", path.display(), block.line);
-        match block.decode() {
-            Ok(Some((SectionKind::Certificate, der))) => {
-                let of_this = RootDates::of(&der);
-                match store.add(CertificateDer::from(der)) {
-                    Ok(()) => dates.extend(of_this),
-                    Err(error) => why.push(bad(format!("cannot be a root: {error}"))),
-                }
+    let mut found = "found no file with one".to_owned();
+    for (file, bytes) in files {
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(source) if one => return Err(unreadable(file, source)),
+            Err(error) => {
+                why.push(format!("{}: cannot be read: {error}", file.display()));
+                continue;
             }
-            Ok(_) => {}
-            Err(_) => why.push(bad("is not base64".into())),
+        };
+        let blocks = match pem::blocks(&bytes) {
+            Ok(blocks) => blocks,
+            Err(source) if one => return Err(TrustError::Pem { path: file, source }),
+            Err(error) => {
+                why.push(format!("{}: {error}", file.display()));
+                continue;
+            }
+        };
+        if one {
+            found = pem::found(&blocks);
+        }
+        for block in blocks.iter().filter(|block| block.label == "CERTIFICATE") {
+            let bad =
+                |what: String| format!("{}: the certificate in line {} {what}", file.display(), block.line);
+            match block.decode() {
+                Ok(Some((SectionKind::Certificate, der))) => {
+                    if !seen.insert(der.clone()) {
+                        continue;
+                    }
+                    let of_this = RootDates::of(&der);
+                    match store.add(CertificateDer::from(der)) {
+                        Ok(()) => dates.extend(of_this),
+                        Err(error) => why.push(bad(format!("cannot be a root: {error}"))),
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => why.push(bad("is not base64".into())),
+            }
         }
     }
-    match (seen, store.is_empty()) {
-        (false, _) => Err(TrustError::NoCertificate { found: pem::found(&blocks), path }),
-        (true, true) => Err(TrustError::NoRoot { path, why }),
-        (true, false) => Ok(why),
+    match (seen.is_empty() && why.is_empty(), store.is_empty()) {
+        (true, _) => Err(TrustError::NoCertificate { found, path }),
+        (false, true) => Err(TrustError::NoRoot { path, why }),
+        (false, false) => Ok(why),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod load;
 pub mod reason;
+pub mod revocation;
 pub mod snapshot;
 
 use std::path::PathBuf;
@@ -86,10 +87,15 @@ impl Source {
 
     /// Publishes changes until cancelled.
     pub async fn watch(mut self, cancel: CancellationToken) {
-        let (files, poll): (Vec<PathBuf>, _) = match &self.trust.roots {
-            Roots::File(path) => (vec![path.clone()], watch::POLL),
-            Roots::System => (Vec::new(), SYSTEM_POLL),
+        let named = match &self.trust.roots {
+            Roots::File(path) => Some(path),
+            Roots::System => None,
         };
+        let named: Vec<_> = named.into_iter().chain(&self.trust.revocation.crls).collect();
+        // Of a directory, what lies in it, too: it is watched by its own name.
+        let files: Vec<PathBuf> =
+            named.iter().flat_map(|path| [path.to_path_buf(), path.join("all")]).collect();
+        let poll = if named.is_empty() { SYSTEM_POLL } else { watch::POLL };
         watch::follow(&files, poll, cancel, |now| {
             let again = self.look(now);
             self.remind(SystemTime::now());
@@ -116,9 +122,9 @@ impl Source {
 
     /// One look at the roots; when to look again, if sooner than usual.
     fn look(&mut self, now: Instant) -> Option<Instant> {
-        let source = load::Source::read(&self.trust.roots);
+        let source = load::Source::read(&self.trust);
         let content = source.fingerprint(&self.fingerprints);
-        match self.reload.look(now, content, || source.load()) {
+        match self.reload.look(now, content, || source.load(&self.trust)) {
             Step::Same => {}
             Step::LookAgain(at) => {
                 if let Some(pending) = &self.pending {
@@ -147,15 +153,15 @@ impl Source {
     fn publish(&mut self, loaded: Loaded) {
         let generation = self.generation() + 1;
         let name = Arc::clone(&self.trust.name);
-        let Loaded { verifier, anchors, roots, dates, warnings } = loaded;
+        let Loaded { verifier, anchors, roots, dates, lists, warnings } = loaded;
         for warning in &warnings {
             tracing::warn!(trust = %name, "{warning}");
         }
-        tracing::info!(trust = %name, generation, roots, "trust loaded");
+        tracing::info!(trust = %name, generation, roots, crls = lists.count(), "trust loaded");
         let origin = self.trust.roots.to_string();
         let expiry = |root: &RootDates| Expiry::of_root(&root.subject, &origin, root.lifetime);
         self.expiry = dates.iter().map(expiry).collect();
-        let snapshot = TrustSnapshot { name, generation, verifier, anchors, roots, dates };
+        let snapshot = TrustSnapshot { name, generation, verifier, anchors, roots, dates, lists };
         self.shared.store(Some(Arc::new(snapshot)));
         self.status.good();
         self.pending = None;
@@ -197,6 +203,10 @@ pub fn metrics(all: AllPublished<TrustSnapshot>) -> impl Fn(&mut Exposition<'_, 
         };
         out.family(&names::TRUST_ROOT_NOT_BEFORE, dates(|lifetime| lifetime.not_before));
         out.family(&names::TRUST_ROOT_NOT_AFTER, dates(|lifetime| lifetime.not_after));
+        let next = all.iter().zip(&labels).zip(&snapshots).filter_map(|((_, labels), snapshot)| {
+            Some((&labels[..], seconds(snapshot.as_ref()?.lists.next_update()?)))
+        });
+        out.family(&names::TRUST_CRL_NEXT_UPDATE, next);
         out.family(&names::TRUST_RELOAD_FAILURES, each(|_, status| status.failures()));
         out.family(&names::TRUST_RELOAD_FAILING, each(|_, status| status.is_failing().into()));
     }

@@ -11,6 +11,8 @@ use rustls::{AlertDescription, CertificateError, Error};
 pub fn reason_of(error: &Error) -> Reason {
     match error {
         Error::InvalidCertificate(error) => of_certificate(error),
+        // A list that is there and is not its issuer's.
+        Error::InvalidCertRevocationList(_) => Reason::UpstreamRevocationUnknown,
         Error::NoCertificatesPresented => Reason::UpstreamCertificateBad,
         Error::AlertReceived(alert) => of_alert(*alert),
         // Everything else is about the protocol: no common version, cipher or message.
@@ -43,6 +45,10 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             Reason::UpstreamCertificateUnknownCa
         }
+        CertificateError::Revoked => Reason::UpstreamCertificateRevoked,
+        CertificateError::UnknownRevocationStatus
+        | CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => Reason::UpstreamRevocationUnknown,
         // Not our own enum, and it grows: what is new is bad in a way of its own.
         _ => Reason::UpstreamCertificateBad,
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 
+use super::revocation::Lists;
 use crate::expiry::Lifetime;
 use crate::x509;
 
@@ -22,6 +23,8 @@ pub struct TrustSnapshot {
     pub roots: usize,
     /// Those that expire first, the very first one before the others.
     pub dates: Vec<RootDates>,
+    /// What is known of revoked certificates, for whoever verifies clients.
+    pub lists: Arc<Lists>,
 }
 
 /// How many roots of a trust are watched for their end: a system's store has 140, and the first to end matters first.

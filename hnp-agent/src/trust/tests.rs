@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::plan::{OnDoubt, Revocation};
 use crate::files::reload::SETTLE;
 use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
 
@@ -29,7 +30,11 @@ impl RootsFile {
     }
 
     fn trust(&self) -> Arc<Trust> {
-        Arc::new(Trust { name: "t".into(), roots: Roots::File(self.dir.path().join("ca.crt")) })
+        Arc::new(Trust {
+            name: "t".into(),
+            roots: Roots::File(self.dir.path().join("ca.crt")),
+            revocation: Default::default(),
+        })
     }
 
     fn load(&self) -> Result<Loaded, String> {
@@ -180,8 +185,14 @@ fn alerts_and_errors_have_the_reason_of_the_table() {
     ] {
         assert_eq!(reason_of(&rustls::Error::AlertReceived(alert)), Reason::UpstreamTlsFailed, "{alert:?}");
     }
-    for error in [CertificateError::BadEncoding, CertificateError::InvalidPurpose, CertificateError::Revoked]
-    {
+    for (error, reason) in [
+        (CertificateError::Revoked, Reason::UpstreamCertificateRevoked),
+        (CertificateError::UnknownRevocationStatus, Reason::UpstreamRevocationUnknown),
+        (CertificateError::ExpiredRevocationList, Reason::UpstreamRevocationUnknown),
+    ] {
+        assert_eq!(reason_of(&rustls::Error::InvalidCertificate(error)), reason);
+    }
+    for error in [CertificateError::BadEncoding, CertificateError::InvalidPurpose] {
         let error = rustls::Error::InvalidCertificate(error);
         assert_eq!(reason_of(&error), Reason::UpstreamCertificateBad, "{error}");
         let wrapped = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
@@ -256,4 +267,138 @@ fn metrics_of_identities_and_trusts_are_written() {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
     assert!(!text.contains("hnp_identity_not_after_seconds{"), "nothing was loaded");
+}
+
+/// A trust in CA "CA" with revocation lists in a directory.
+struct Listed {
+    roots: RootsFile,
+}
+
+impl Listed {
+    fn of(ca: &Ca, lists: &[(&str, &[u8])]) -> Self {
+        let roots = RootsFile::with(ca.pem());
+        std::fs::create_dir(roots.dir.path().join("crls")).unwrap();
+        for (name, bytes) in lists {
+            std::fs::write(roots.dir.path().join("crls").join(name), bytes).unwrap();
+        }
+        Self { roots }
+    }
+
+    fn load(&self, unknown: OnDoubt, expired: OnDoubt) -> Result<Loaded, String> {
+        let crls = Some(self.roots.dir.path().join("crls"));
+        let trust =
+            Trust { revocation: Revocation { crls, unknown, expired }, ..(*self.roots.trust()).clone() };
+        load::load(&trust)
+            .map_err(|error| error.to_string().replace(self.roots.dir.path().to_str().unwrap(), ""))
+    }
+
+    /// Which reason a server has that is refused.
+    fn refuses(&self, server: &Pair, (unknown, expired): (OnDoubt, OnDoubt)) -> Option<Reason> {
+        let verifier = self.load(unknown, expired).unwrap().verifier;
+        let name = ServerName::try_from("manager.test").unwrap();
+        let now = rustls_pki_types::UnixTime::now();
+        let chain = chain(&server.0);
+        verifier.verify_server_cert(&chain[0], &[], &name, &[], now).err().map(|error| reason_of(&error))
+    }
+}
+
+const CLOSED: (OnDoubt, OnDoubt) = (OnDoubt::Refuse, OnDoubt::Refuse);
+
+#[test]
+fn what_a_list_names_is_refused_and_what_no_list_speaks_of_is_the_trusts_decision() {
+    let ca = Ca::new("CA");
+    let [good, revoked] = [0, 1].map(|_| ca.issue("manager.test", VALID));
+    let (current, stale) = (ca.crl(&[&revoked.0], VALID), ca.crl(&[], (2015, 2016)));
+    // Both are there; the newer one counts, whatever the files are called.
+    for names in [["a", "b"], ["b", "a"]] {
+        let listed = Listed::of(&ca, &[(names[0], current.as_bytes()), (names[1], stale.as_bytes())]);
+        assert_eq!(listed.refuses(&good, CLOSED), None);
+        let either = (OnDoubt::Allow, OnDoubt::Allow);
+        for policy in [CLOSED, either] {
+            assert_eq!(listed.refuses(&revoked, policy), Some(Reason::UpstreamCertificateRevoked));
+        }
+    }
+}
+
+#[test]
+fn unknown_and_late_lists_refuse_unless_allowed() {
+    let ca = Ca::new("CA");
+    let server = ca.issue("manager.test", VALID);
+    let (allow, refuse) = (OnDoubt::Allow, OnDoubt::Refuse);
+    let late = ca.crl(&[], (2001, 2002));
+    let listed = Listed::of(&ca, &[("list", late.as_bytes())]);
+    assert_eq!(listed.refuses(&server, CLOSED), Some(Reason::UpstreamRevocationUnknown));
+    assert_eq!(listed.refuses(&server, (allow, refuse)), Some(Reason::UpstreamRevocationUnknown));
+    assert_eq!(listed.refuses(&server, (refuse, allow)), None);
+    let warnings = listed.load(refuse, refuse).unwrap().warnings;
+    assert!(
+        warnings[0].contains("crls/list:1: the revocation list of CN=CA should have been renewed"),
+        "{warnings:?}"
+    );
+
+    let strangers = Ca::new("other CA").crl(&[], VALID);
+    let listed = Listed::of(&ca, &[("list", strangers.as_bytes())]);
+    assert_eq!(listed.refuses(&server, CLOSED), Some(Reason::UpstreamRevocationUnknown));
+    assert_eq!(listed.refuses(&server, (refuse, allow)), Some(Reason::UpstreamRevocationUnknown));
+    assert_eq!(listed.refuses(&server, (allow, refuse)), None);
+
+    // Of the same name, and not by the same key: nobody may clear a certificate that way, whatever is allowed.
+    let forged = Ca::new("CA").crl(&[], VALID);
+    let listed = Listed::of(&ca, &[("list", forged.as_bytes())]);
+    for policy in [CLOSED, (allow, allow)] {
+        assert_eq!(listed.refuses(&server, policy), Some(Reason::UpstreamRevocationUnknown));
+    }
+}
+
+#[test]
+fn lists_are_read_as_pem_and_as_der_and_bad_ones_are_named() {
+    let ca = Ca::new("CA");
+    let pem = ca.crl(&[], VALID);
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let both =
+        Listed::of(&ca, &[("a.pem", pem.as_bytes()), ("b.der", &block.contents), (".hidden", b"no list")]);
+    assert_eq!(both.load(OnDoubt::Refuse, OnDoubt::Refuse).unwrap().lists.count(), 2);
+    for (files, expected) in [
+        (&[][..], "/crls: holds no revocation list;"),
+        (
+            &[("x", &b"text"[..])],
+            "/crls/x: is no revocation list that can be used: expected an X509 CRL block or DER, found no",
+        ),
+        (&[("x", &b"\x30\x03\x02\x01\x01"[..])], "/crls/x: is no revocation list that can be used: "),
+        (
+            &[("x", ca.pem().as_bytes())],
+            "/crls/x: is no revocation list that can be used: expected an X509 CRL",
+        ),
+        (
+            &[("x", &pem.as_bytes()[..pem.len() - 20])],
+            "/crls/x: the X509 CRL block in line 1 has no END line",
+        ),
+    ] {
+        let error = Listed::of(&ca, files).load(OnDoubt::Refuse, OnDoubt::Refuse).map(|_| ()).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_directory_of_roots_is_read_as_etc_ssl_certs_is() {
+    let (a, b) = (Ca::new("A"), Ca::new("B"));
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let trust = Trust { roots: Roots::File(dir.path().to_owned()), ..(*RootsFile::with("").trust()).clone() };
+    let error = load::load(&trust).unwrap_err().to_string();
+    assert!(error.ends_with("expected at least one CERTIFICATE block, found no file with one"), "{error}");
+    write("a.pem", &a.pem());
+    write("bundle.crt", &format!("{}{}", a.pem(), b.pem()));
+    write("README", "these are roots");
+    write("half.pem", &a.pem()[..100]);
+    write(".hidden", &Ca::new("C").pem());
+    std::os::unix::fs::symlink("a.pem", dir.path().join("0a1b2c3d.0")).unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("gone.pem")).unwrap();
+    std::fs::create_dir(dir.path().join("java")).unwrap();
+    let loaded = load::load(&trust).unwrap();
+    assert_eq!((loaded.roots, loaded.dates.len()), (2, 2), "each once");
+    let mut warned = loaded.warnings.iter();
+    assert!(warned.next().unwrap().contains("gone.pem: cannot be read"), "{:?}", loaded.warnings);
+    assert!(warned.next().unwrap().contains("half.pem: the CERTIFICATE block in line 1 has no END"));
+    assert_eq!(warned.next(), None);
 }

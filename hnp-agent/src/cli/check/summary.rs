@@ -131,6 +131,12 @@ pub(super) struct TrustSummary {
     /// Missing when it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) roots: Option<usize>,
+    /// Missing where revocation is not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) crls: Option<PathBuf>,
+    /// How many revocation lists; missing when they could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lists: Option<usize>,
 }
 
 /// Without credentials, whatever they are.
@@ -455,7 +461,12 @@ impl IdentitySummary {
 impl TrustSummary {
     fn write(&self, text: &mut String) {
         let count = self.roots.map_or("not loaded".into(), |roots| roots.to_string());
-        table(text, format!("trust {}", self.name), &[("from", self.source.clone()), ("roots", count)]);
+        let mut rows = vec![("from", self.source.clone()), ("roots", count)];
+        if let Some(crls) = &self.crls {
+            let count = self.lists.map_or("not loaded".into(), |lists| lists.to_string());
+            rows.push(("revoked", format!("{count} list(s) from {}", crls.display())));
+        }
+        table(text, format!("trust {}", self.name), &rows);
     }
 }
 
