@@ -15,6 +15,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// The longest label; the longest in use has 23 bytes. Labels stand in errors, and nothing as long as a key may.
+const MAX_LABEL: usize = 32;
+
 /// One block: everything from its BEGIN line to its END line.
 #[derive(Clone, Debug)]
 pub struct Block<'a> {
@@ -130,7 +133,7 @@ impl Block<'_> {
 fn marker(line: &[u8], begin: &[u8]) -> Option<String> {
     let label = line.strip_prefix(begin)?.strip_suffix(b"-----")?;
     let good = !label.is_empty()
-        && label.len() <= 64
+        && label.len() <= MAX_LABEL
         && label.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b' ');
     good.then(|| String::from_utf8_lossy(label).into_owned())
 }
