@@ -3,6 +3,7 @@
 //! webpki checks each certificate of a chain below the root, with the first list that fits; so the newest of an issuer
 //! comes first. It takes certificates of version 3 only: for the others, [`Lists::check`] looks at the list itself.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -65,7 +66,7 @@ impl Lists {
         if lists.is_empty() {
             return Err(TrustError::NoList { path: path.clone() });
         }
-        lists.sort_by(|one, other| other.this_update.cmp(&one.this_update));
+        lists.sort_by_key(|list| Reverse(list.this_update));
         Ok((Self { lists, unknown: revocation.unknown, expired: revocation.expired }, warnings))
     }
 
@@ -180,8 +181,11 @@ impl List {
     }
 }
 
-/// The lists of a file, with their lines where it is text.
-fn ders(path: &Path, bytes: Vec<u8>) -> Result<Vec<(Option<usize>, Vec<u8>)>, TrustError> {
+/// A list in DER, and its line where its file is text.
+type Placed = (Option<usize>, Vec<u8>);
+
+/// The lists of a file.
+fn ders(path: &Path, bytes: Vec<u8>) -> Result<Vec<Placed>, TrustError> {
     // DER begins with a sequence, and no text does.
     if bytes.first() == Some(&0x30) {
         return Ok(vec![(None, bytes)]);

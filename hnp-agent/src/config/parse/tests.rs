@@ -620,3 +620,29 @@ fn an_identity_is_two_files_or_a_directory() {
         assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
     }
 }
+
+#[test]
+fn revocation_is_closed_unless_the_trust_says_otherwise() {
+    let with = |trust: &str| {
+        let text = format!(
+            "identities: {{i: {{directory: /d}}}}\ntrusts: {{t: {{roots: /r{trust}}}}}\nroutes:\n- {{name: a, destinations: \
+             ['a.test:80'], upstream: 'https://a.test', identity: i, trust: t}}\n"
+        );
+        crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| plan.trusts[0].revocation.clone())
+    };
+    assert_eq!(with("").unwrap(), Revocation::default());
+    let closed = with(", crls: /c").unwrap();
+    assert_eq!((closed.unknown, closed.expired), (OnDoubt::Refuse, OnDoubt::Refuse));
+    let half = with(", crls: /c, crl_expired: allow").unwrap();
+    assert_eq!((half.unknown, half.expired), (OnDoubt::Refuse, OnDoubt::Allow));
+    for (written, expected) in [
+        (", crl_unknown: allow", "trusts.t.crl_unknown: means nothing without `crls`"),
+        (
+            ", crls: /c, crl_expired: off",
+            "trusts.t.crl_expired: \"off\" is no such decision; allowed: refuse or allow",
+        ),
+    ] {
+        let shown = with(written).unwrap_err().to_string();
+        assert!(shown.contains(expected), "{written}: {shown}");
+    }
+}
