@@ -216,11 +216,11 @@ fn sessions_are_resumed_and_end_with_the_roots_they_were_made_under() {
     case.agent.access_line("the resumed one", |line| line["client_resumed"] == true);
     // Other roots: neither the session nor the certificate gets anybody in.
     fs::write(case.scene.path("pods.crt"), Ca::new("new pods").pem()).expect("the world's directory is ours");
+    // Not the first refusal: between a handshake and its request the roots may change, and then the request is refused.
     eventually(Duration::from_secs(20), "the new roots hold", || {
-        let refused = case.s_client(&resume);
-        !refused.contains("HTTP/1.1 200")
+        !case.s_client(&resume).contains("HTTP/1.1 200")
+            && case.agent.access_lines().iter().any(|line| line["reason"] == "pod_certificate_unknown_ca")
     });
-    case.agent.access_line_with("pod_certificate_unknown_ca");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Certificate revocation lists (CRLs, RFC 5280 section 5): read from files, and given to whoever verifies.
 //!
 //! webpki checks each certificate of a chain below the root, with the first list that fits; so the newest of an issuer
-//! comes first. It takes certificates of version 3 only: for the others, [`Lists::check`] looks at the list itself.
+//! comes first. It takes certificates of version 3 only: for the others, `Lists::check` looks at the list itself.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
