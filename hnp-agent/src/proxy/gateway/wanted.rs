@@ -40,7 +40,8 @@ impl Wanted {
             let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
             let bare = name.strip_suffix('.').unwrap_or(name);
             let byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-            if bare.is_empty() || bare.len() > 253 || !bare.bytes().all(byte) {
+            // An empty label is in no name, and one at the end would be read as another dot of the root.
+            if bare.split('.').any(str::is_empty) || bare.len() > 253 || !bare.bytes().all(byte) {
                 return None;
             }
             let host = match bare.parse::<IpAddr>() {
@@ -288,6 +289,14 @@ mod tests {
         let written = plan(&two, ", route: r1");
         assert_eq!(ask(&written, Some("node:7777")), Verdict::Go(Choice::Serve(1)));
         assert_eq!(ask(&written, Some("a.test")), Verdict::Go(Choice::Serve(0)));
+    }
+
+    #[test]
+    fn a_name_has_no_empty_label() {
+        for text in ["", ".", "..", "a..", ".a", "a..b"] {
+            assert_eq!(Wanted::parse(text.as_bytes(), Some(80)), None, "{text}");
+        }
+        assert!(Wanted::parse(b"a.b.", Some(80)).is_some(), "the control");
     }
 
     proptest! {
