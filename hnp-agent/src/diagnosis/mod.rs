@@ -29,14 +29,14 @@ use hnp_common::Reason;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
-use crate::config::plan::{Host, Mode, Plan, Protocol, Route, RouteIndex, Trust, UpstreamProtocol};
+use crate::config::plan::{Host, Mode, Plan, Route, RouteIndex, Trust};
 use crate::finding::{Finding, State};
 use crate::generation::Generation;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 use crate::trust::snapshot::TrustSnapshot;
-use crate::upstream::{DialError, Io, Offer, Pools, Transport, Upstreams};
+use crate::upstream::{self, DialError, Io, Offer, Pools, Transport, Upstreams};
 
 /// What is to be asked for.
 #[derive(Clone, Debug)]
@@ -136,14 +136,7 @@ impl<'a> Look<'a> {
 
     /// What ALPN offers the upstream.
     fn offer(&self) -> Offer {
-        match self.route().reverse_proxy() {
-            Some(mode) => match (mode.protocol, mode.upstream_protocol) {
-                (Protocol::Opaque, _) => Offer::Nothing,
-                (Protocol::Http, UpstreamProtocol::Auto) => Offer::Http2,
-                (Protocol::Http, UpstreamProtocol::Http1) => Offer::Http1,
-            },
-            None => Offer::Nothing,
-        }
+        self.route().reverse_proxy().map_or(Offer::Nothing, Offer::of)
     }
 
     fn speaks_http(&self) -> bool {
@@ -197,9 +190,7 @@ impl<'a> Look<'a> {
         let connection = match place {
             Place::Direct(addr) => self.upstreams.connect_direct(addr, route.timeouts.connect).await?,
             Place::Through(_) => {
-                let end = Instant::now()
-                    + route.through().map_or(route.timeouts.connect, |way| way.proxy.timeouts.connect);
-                self.upstreams.dial_plain(self.index, end).await?
+                self.upstreams.dial_plain(self.index, Instant::now() + upstream::deadline(route)).await?
             }
         };
         match connection.io {

@@ -25,6 +25,7 @@ pub use h2::{Exchange, Unprocessed, fault_reason};
 pub use pool::{Offer, PoolKey, ProxyKey};
 pub use proxy::{CredentialsFileError, credentials};
 pub use retry::HasLeft;
+pub(crate) use retry::deadline;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use crate::config::plan::{Host, Plan, Protocol, Route, RouteIndex, UpstreamProtocol};
+use crate::config::plan::{Host, Plan, Route, RouteIndex};
 use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
@@ -341,10 +342,9 @@ impl Upstreams {
         let trust =
             trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
         let proxy = self.proxy(plan)?;
-        let offer = match (mode.protocol, mode.upstream_protocol, need) {
-            (Protocol::Opaque, _, _) => Offer::Nothing,
-            (Protocol::Http, UpstreamProtocol::Auto, Need::Any) => Offer::Http2,
-            (Protocol::Http, _, _) => Offer::Http1,
+        let offer = match (Offer::of(mode), need) {
+            (Offer::Http2, Need::Http1 | Need::WebSocket) => Offer::Http1,
+            (offer, _) => offer,
         };
         let keys = &mut self.keys.borrow_mut()[route];
         let known = if offer == Offer::Http2 { &mut keys.any } else { &mut keys.http1 };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::UpstreamConnection;
 use super::warm::REFRESH;
-use crate::config::plan::Host;
+use crate::config::plan::{Host, Protocol, ReverseProxy, UpstreamProtocol};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::trust::snapshot::TrustSnapshot;
@@ -57,6 +57,15 @@ pub enum Offer {
 }
 
 impl Offer {
+    /// A route's, where a request asks for nothing less.
+    pub fn of(mode: &ReverseProxy) -> Self {
+        match (mode.protocol, mode.upstream_protocol) {
+            (Protocol::Opaque, _) => Self::Nothing,
+            (Protocol::Http, UpstreamProtocol::Auto) => Self::Http2,
+            (Protocol::Http, UpstreamProtocol::Http1) => Self::Http1,
+        }
+    }
+
     /// As rustls takes it.
     pub fn protocols(self) -> Vec<Vec<u8>> {
         match self {

@@ -304,7 +304,7 @@ impl Target {
 }
 
 /// How long a route's upstream may take to be connected to: the deadline of whoever is dialled.
-pub(super) fn deadline(route: &Route) -> Duration {
+pub(crate) fn deadline(route: &Route) -> Duration {
     route.through().map_or(route.timeouts.connect, |through| through.proxy.timeouts.connect)
 }
 
