@@ -32,7 +32,6 @@ use tokio::time::Instant;
 use crate::config::plan::{Host, Mode, Plan, Route, RouteIndex, Trust};
 use crate::finding::{Finding, State};
 use crate::generation::Generation;
-use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 use crate::trust::snapshot::TrustSnapshot;
@@ -113,15 +112,9 @@ impl<'a> Look<'a> {
         let trust = route.reverse_proxy().map(|mode| load_trust(mode.trust));
         let identity = route.reverse_proxy().map(|mode| {
             let own = identity::Own::load(&plan.identities[mode.identity]);
-            let snapshot = own.loaded.as_ref().ok().map(|loaded| {
-                Arc::new(IdentitySnapshot {
-                    name: Arc::clone(&own.identity.name),
-                    generation: 1,
-                    certified_key: Arc::clone(&loaded.certified_key),
-                    leaf: loaded.leaf.clone(),
-                })
-            });
-            identities[mode.identity].store(snapshot);
+            let name = &own.identity.name;
+            let snapshot = own.loaded.as_ref().ok().map(|loaded| loaded.snapshot(Arc::clone(name), 1));
+            identities[mode.identity].store(snapshot.map(Arc::new));
             own
         });
         let counters = Telemetry::new(&plan).worker(0).of(&plan);
@@ -204,9 +197,7 @@ impl<'a> Look<'a> {
 
 fn load_trust(trust: &Trust) -> Result<Arc<TrustSnapshot>, String> {
     let loaded = crate::trust::load::load(trust).map_err(|error| error.to_string())?;
-    let crate::trust::load::Loaded { verifier, anchors, roots, dates, lists, .. } = loaded;
-    let name = Arc::clone(&trust.name);
-    Ok(Arc::new(TrustSnapshot { name, generation: 1, verifier, anchors, roots, dates, lists }))
+    Ok(Arc::new(loaded.snapshot(Arc::clone(&trust.name), 1)))
 }
 
 fn skipped(area: &'static str, what: impl Into<String>, why: &str) -> Finding {

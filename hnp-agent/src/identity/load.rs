@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 pub use super::error::{IdentityError, IdentityWarning};
 use super::layout;
 use super::passphrase::{DecryptError, Passphrase};
-use super::snapshot::LeafInfo;
+use super::snapshot::{IdentitySnapshot, LeafInfo};
 use crate::config::plan::{Identity, IdentityFiles};
 use crate::files::pem;
 use crate::files::watch::Fingerprints;
@@ -36,6 +36,14 @@ pub struct Loaded {
     pub certificate: PathBuf,
     /// What is allowed and should be known.
     pub warnings: Vec<IdentityWarning>,
+}
+
+impl Loaded {
+    /// As it is published.
+    pub fn snapshot(&self, name: Arc<str>, generation: u64) -> IdentitySnapshot {
+        let (certified_key, leaf) = (Arc::clone(&self.certified_key), self.leaf.clone());
+        IdentitySnapshot { name, generation, certified_key, leaf }
+    }
 }
 
 /// Reads and checks an identity's files.

@@ -159,14 +159,13 @@ impl Source {
             certificates = loaded.certified_key.cert.len(),
             "identity loaded"
         );
-        let Loaded { certified_key, leaf, certificate, warnings } = loaded;
-        let mut expiry = Expiry::of_leaf(&certificate, leaf.lifetime());
-        if warnings.iter().any(|warning| matches!(warning, IdentityWarning::Expired { .. })) {
+        let mut expiry = Expiry::of_leaf(&loaded.certificate, loaded.leaf.lifetime());
+        if loaded.warnings.iter().any(|warning| matches!(warning, IdentityWarning::Expired { .. })) {
             // That is said already.
             let _ = expiry.look(SystemTime::now());
         }
         self.expiry = Some(expiry);
-        self.shared.store(Some(Arc::new(IdentitySnapshot { name, generation, certified_key, leaf })));
+        self.shared.store(Some(Arc::new(loaded.snapshot(name, generation))));
         self.status.good();
         self.pending = None;
     }

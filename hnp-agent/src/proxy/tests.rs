@@ -12,7 +12,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use hnp_common::Reason;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SerialNumber};
 use rustls::RootCertStore;
-use rustls::client::WebPkiServerVerifier;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -197,18 +196,7 @@ impl World {
              server_name: localhost, enforcement: strict, identity: i, trust: t}}]\n"
         );
         let plan = Arc::new(crate::config::parse(&text, Path::new("test.yaml")).unwrap());
-        let verifier = WebPkiServerVerifier::builder_with_provider(ca.roots(), crate::crypto::provider())
-            .build()
-            .unwrap();
-        let trust = TrustSnapshot {
-            name: "t".into(),
-            generation: 1,
-            verifier,
-            anchors: ca.roots(),
-            roots: 1,
-            dates: Vec::new(),
-            lists: Arc::default(),
-        };
+        let trust = TrustSnapshot::of_roots(ca.roots());
         let identity: SharedIdentity = Arc::new(ArcSwapOption::new(Some(ca.identity(1))));
         let trusts = vec![Arc::new(ArcSwapOption::new(Some(Arc::new(trust))))];
         let telemetry = Telemetry::new(&plan);

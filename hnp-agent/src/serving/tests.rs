@@ -39,21 +39,7 @@ fn roots(ca: &Ca) -> Arc<RootCertStore> {
 }
 
 fn trust(ca: &Ca) -> Arc<TrustSnapshot> {
-    let anchors = roots(ca);
-    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
-        Arc::clone(&anchors),
-        crate::crypto::provider(),
-    );
-    let verifier = verifier.build().unwrap();
-    Arc::new(TrustSnapshot {
-        name: "t".into(),
-        generation: 1,
-        verifier,
-        anchors,
-        roots: 1,
-        dates: Vec::new(),
-        lists: Arc::default(),
-    })
+    Arc::new(TrustSnapshot::of_roots(roots(ca)))
 }
 
 struct World {

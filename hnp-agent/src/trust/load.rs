@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::SectionKind;
 
 use super::revocation::Lists;
-use super::snapshot::RootDates;
+use super::snapshot::{RootDates, TrustSnapshot};
 use crate::config::plan::{Roots, Trust};
 use crate::files::ReadFile;
 use crate::files::pem::{self, PemError};
@@ -100,6 +100,14 @@ pub enum TrustError {
 impl LoadError for TrustError {
     fn may_pass(&self) -> bool {
         false
+    }
+}
+
+impl Loaded {
+    /// As it is published.
+    pub fn snapshot(self, name: Arc<str>, generation: u64) -> TrustSnapshot {
+        let Self { verifier, anchors, roots, dates, lists, warnings: _ } = self;
+        TrustSnapshot { name, generation, verifier, anchors, roots, dates, lists }
     }
 }
 

@@ -153,16 +153,15 @@ impl Source {
     fn publish(&mut self, loaded: Loaded) {
         let generation = self.generation() + 1;
         let name = Arc::clone(&self.trust.name);
-        let Loaded { verifier, anchors, roots, dates, lists, warnings } = loaded;
-        for warning in &warnings {
+        for warning in &loaded.warnings {
             tracing::warn!(trust = %name, "{warning}");
         }
-        tracing::info!(trust = %name, generation, roots, crls = lists.count(), "trust loaded");
+        let (roots, crls) = (loaded.roots, loaded.lists.count());
+        tracing::info!(trust = %name, generation, roots, crls, "trust loaded");
         let origin = self.trust.roots.to_string();
         let expiry = |root: &RootDates| Expiry::of_root(&root.subject, &origin, root.lifetime);
-        self.expiry = dates.iter().map(expiry).collect();
-        let snapshot = TrustSnapshot { name, generation, verifier, anchors, roots, dates, lists };
-        self.shared.store(Some(Arc::new(snapshot)));
+        self.expiry = loaded.dates.iter().map(expiry).collect();
+        self.shared.store(Some(Arc::new(loaded.snapshot(name, generation))));
         self.status.good();
         self.pending = None;
     }

@@ -73,5 +73,24 @@ impl RootDates {
     }
 }
 
+#[cfg(test)]
+impl TrustSnapshot {
+    /// Of these roots alone, without revocation.
+    pub(crate) fn of_roots(anchors: Arc<rustls::RootCertStore>) -> Self {
+        let provider = crate::crypto::provider();
+        let builder =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider);
+        Self {
+            name: "t".into(),
+            generation: 1,
+            verifier: builder.build().unwrap(),
+            roots: anchors.len(),
+            anchors,
+            dates: Vec::new(),
+            lists: Arc::default(),
+        }
+    }
+}
+
 /// The current generation; `None` until the first one was loaded.
 pub type SharedTrust = Arc<arc_swap::ArcSwapOption<TrustSnapshot>>;
