@@ -42,14 +42,6 @@ enum Way {
     Direct,
 }
 
-/// Which protocol a request asks to switch to.
-#[derive(Clone, Copy)]
-enum Switch {
-    No,
-    WebSocket,
-    Other,
-}
-
 /// Forwards one request and writes its record. `kept` is this client's cleartext connection from an
 /// earlier passthrough.
 pub async fn forward(
@@ -100,15 +92,11 @@ pub async fn forward(
     // What goes on to where a captured client was going is none of ours; a client of the gateway spoke to us.
     let verbatim = matches!(way, Way::Direct) && client.asked.is_none();
     let forwarded = client.certificate().map(|certificate| certificate.forwarded.as_str());
-    let switch = match incoming.request.upgrade {
-        true if incoming.request.opens_websocket(&bytes.filled()[..incoming.head_len]) => Switch::WebSocket,
-        true => Switch::Other,
-        false => Switch::No,
-    };
+    let wanted = wanted_of(&incoming, bytes.filled());
     let message = take_message(bytes, &incoming, plan, (way, verbatim), forwarded);
     let mut need = match way {
-        Way::Upstream => need_of(&message, incoming.request.binds_connection, switch),
-        Way::Direct => Need::Http1,
+        Way::Upstream if is_carried_by_http2(&message) => wanted,
+        Way::Upstream | Way::Direct => Need::Http1,
     };
     let mut bound = match way {
         Way::Upstream => take_bound(worker, client, route),
@@ -321,18 +309,23 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, las
     }
 }
 
-/// What the message needs of its connection: `Host` is its first field.
-fn need_of(message: &[u8], binds: bool, switch: Switch) -> Need {
+/// What a request asks of its connection; its head is at the front of `bytes`.
+fn wanted_of(incoming: &Incoming, bytes: &[u8]) -> Need {
+    let request = &incoming.request;
+    match () {
+        () if request.binds_connection => Need::Http1,
+        () if !request.upgrade => Need::Any,
+        () if request.opens_websocket(&bytes[..incoming.head_len]) => Need::WebSocket,
+        () => Need::Http1,
+    }
+}
+
+/// Whether HTTP/2 can carry a message as it is: `Host` is its first field.
+fn is_carried_by_http2(message: &[u8]) -> bool {
     let mut lines = message.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     let target = lines.next().and_then(|line| line.split(|byte| *byte == b' ').nth(1));
     let authority = lines.next().and_then(|line| line.strip_prefix(b"Host: "));
-    let fits = can_carry(target.unwrap_or_default(), authority.unwrap_or_default());
-    match switch {
-        _ if binds || !fits => Need::Http1,
-        Switch::No => Need::Any,
-        Switch::WebSocket => Need::WebSocket,
-        Switch::Other => Need::Http1,
-    }
+    can_carry(target.unwrap_or_default(), authority.unwrap_or_default())
 }
 
 async fn upstream(

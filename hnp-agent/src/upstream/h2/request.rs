@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use h2::ext::Protocol;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Version};
 
@@ -81,7 +81,7 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
 
     let mut headers = HeaderMap::with_capacity(lines.fields.len());
     let (mut authority, mut framing) = (None, Framing::None);
-    let websocket = websocket_key(&lines, &head).map(accept);
+    let mut upgrades = false;
     for field in &lines.fields {
         let name = &head[field.name.clone()];
         let value = head.slice(field.value.clone());
@@ -96,9 +96,8 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
         if name.eq_ignore_ascii_case(b"content-length") {
             framing = Framing::Length(content_length(&value).map_err(|error| error.to_string())?);
         }
-        // RFC 8441 section 5: what the key is for, the stream does.
-        let is_answered_here = websocket.is_some() && name.eq_ignore_ascii_case(b"sec-websocket-key");
-        if stays_on_its_hop(name, &value) || is_answered_here {
+        upgrades |= name.eq_ignore_ascii_case(b"upgrade") && value.eq_ignore_ascii_case(b"websocket");
+        if stays_on_its_hop(name, &value) {
             continue;
         }
         let name = HeaderName::from_bytes(name).map_err(|error| error.to_string())?;
@@ -106,6 +105,10 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
         value.set_sensitive(one_of(name.as_str().as_bytes(), SECRETS));
         headers.append(name, value);
     }
+    // That it opens a WebSocket was judged where the client's bytes were read. What the key is for, the stream does
+    // (RFC 8441 section 5).
+    let key = if upgrades { headers.remove(SEC_WEBSOCKET_KEY) } else { None };
+    let websocket = key.map(|key| accept(key.as_bytes()));
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(Scheme::HTTPS);
     uri.authority = authority;
@@ -121,16 +124,6 @@ pub(super) fn opening(message: &[u8]) -> Result<Opening, Unfit> {
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
     Ok(Opening { request, framing, len, websocket })
-}
-
-/// The key of a request that opens a WebSocket. That it does was judged where the client's bytes were read.
-fn websocket_key<'h>(lines: &Lines, head: &'h [u8]) -> Option<&'h [u8]> {
-    let value = |name: &[u8]| {
-        let field = lines.fields.iter().find(|field| head[field.name.clone()].eq_ignore_ascii_case(name))?;
-        Some(&head[field.value.clone()])
-    };
-    value(b"upgrade").filter(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))?;
-    value(b"sec-websocket-key")
 }
 
 /// What answers a key (RFC 6455 section 4.2.2). SHA-1 protects nothing here.
