@@ -1,4 +1,35 @@
-//! The one clock that the kernel's programs share with the agent.
+//! The clocks: the one on the wall, by which certificates are judged, and the one the kernel's programs share.
+//!
+//! Nobody else asks for the time of day where it decides about a certificate: what the relay believes of one and what
+//! its source believes must be the same moment.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
+
+/// The time of day.
+pub fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The same in rustls' form: whole seconds since 1970.
+pub fn unix_now() -> UnixTime {
+    UnixTime::since_unix_epoch(now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
+}
+
+/// The same for rustls' configurations.
+pub fn for_tls() -> Arc<dyn TimeProvider> {
+    #[derive(Debug)]
+    struct OurClock;
+    impl TimeProvider for OurClock {
+        fn current_time(&self) -> Option<UnixTime> {
+            Some(unix_now())
+        }
+    }
+    Arc::new(OurClock)
+}
 
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` gives the programs. It goes on over restarts of
 /// the agent and begins anew with the kernel.

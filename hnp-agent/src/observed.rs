@@ -90,6 +90,6 @@ impl Table {
 }
 
 fn unix_seconds(age: Duration) -> u64 {
-    let then = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+    let then = crate::clock::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     then.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -99,7 +99,9 @@ impl std::str::FromStr for Lifetime {
 /// Says what is allowed.
 pub fn moment(text: &str) -> Result<SystemTime, String> {
     let found = match text.strip_prefix('+') {
-        Some(later) => later.parse().ok().and_then(|Lifetime(length)| SystemTime::now().checked_add(length)),
+        Some(later) => {
+            later.parse().ok().and_then(|Lifetime(length)| crate::clock::now().checked_add(length))
+        }
         None if text.len() == "2027-01-31".len() => parse_rfc3339(&format!("{text}T00:00:00Z")),
         None => parse_rfc3339(text),
     };

@@ -172,7 +172,7 @@ fn report(as_json: bool, result: Result<Written, CertsError>) -> ExitCode {
         Err(error) => return failed(as_json, &error),
     };
     let Written { issued, files, verb, next } = &written;
-    let facts = issued.chain.first().and_then(|leaf| CertificateFacts::of(leaf, SystemTime::now()).ok());
+    let facts = issued.chain.first().and_then(|leaf| CertificateFacts::of(leaf, crate::clock::now()).ok());
     let mut out = std::io::stdout().lock();
     let printed = if as_json {
         let files: Vec<_> = files

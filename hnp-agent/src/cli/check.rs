@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
@@ -180,7 +179,7 @@ impl Report {
                 self.warnings.extend(warnings);
                 let leaf = loaded.leaf;
                 // An end that is past was said.
-                if leaf.is_valid_at(SystemTime::now()) {
+                if leaf.is_valid_at(crate::clock::now()) {
                     self.age(&key, Expiry::of_leaf(&loaded.certificate, leaf.lifetime()));
                 }
                 let shown = loaded.certified_key.cert.first().cloned();
@@ -245,7 +244,7 @@ impl Report {
 
     /// Warns where most of a certificate's lifetime is over.
     fn age(&mut self, key: &str, mut expiry: Expiry) {
-        if let Some((_, words)) = expiry.look(SystemTime::now()).filter(|(stage, _)| stage.is_warning()) {
+        if let Some((_, words)) = expiry.look(crate::clock::now()).filter(|(stage, _)| stage.is_warning()) {
             self.warnings.push(Finding::elsewhere(key.to_owned(), words));
         }
     }

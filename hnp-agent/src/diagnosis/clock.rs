@@ -1,6 +1,6 @@
 //! Whether this node's clock and the upstream's agree: by the Date of an answer, else by certificates' dates.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hnp_common::Reason;
 use serde_json::json;
@@ -63,7 +63,7 @@ impl Look<'_> {
             finding.area == "certificate" && finding.reason == Some(Reason::UpstreamCertificateExpired)
         });
         let own = self.identity.as_ref().and_then(|own| own.not_valid_at(self.now));
-        let here = rfc3339(SystemTime::now());
+        let here = rfc3339(crate::clock::now());
         match (theirs, own) {
             (Some(_), Some(_)) => {
                 let detail = format!(

@@ -120,7 +120,7 @@ impl<'a> Look<'a> {
         let counters = Telemetry::new(&plan).worker(0).of(&plan);
         let generation = Arc::new(Generation::new(1, Arc::clone(&plan), identities, trusts));
         let upstreams = Upstreams::new(generation, resolver, Rc::new(counters), Rc::new(Pools::default()));
-        Self { plan, index, wanted, upstreams, identity, trust, proxy_trust, now: SystemTime::now() }
+        Self { plan, index, wanted, upstreams, identity, trust, proxy_trust, now: crate::clock::now() }
     }
 
     fn route(&self) -> &Route {

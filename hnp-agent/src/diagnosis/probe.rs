@@ -75,7 +75,7 @@ pub(super) fn config(
 ) -> Result<(Arc<ClientConfig>, Arc<Mutex<Notes>>), Error> {
     let notes = Arc::<Mutex<Notes>>::default();
     let verifier = Arc::new(Noting { judge, notes: Arc::clone(&notes) });
-    let mut config = ClientConfig::builder_with_provider(crate::crypto::provider())
+    let mut config = ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous() // rustls' word for any verifier handed over; this one asks the route's, or refuses
         .with_custom_certificate_verifier(verifier)

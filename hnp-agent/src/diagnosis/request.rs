@@ -208,7 +208,7 @@ async fn exchange(
                 scanned = 0;
                 continue;
             }
-            let (came, took) = (SystemTime::now(), began.elapsed());
+            let (came, took) = (crate::clock::now(), began.elapsed());
             let date = date(&bytes[..len]);
             bytes.drain(..len);
             let status = response.status;

@@ -51,7 +51,7 @@ impl Loaded {
 /// # Errors
 /// Names the file, the block in it, and what was expected.
 pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
-    Files::read(identity).load(SystemTime::now())
+    Files::read(identity).load(crate::clock::now())
 }
 
 /// The bytes of all files, as they were at one look.

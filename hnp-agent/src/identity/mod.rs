@@ -94,7 +94,7 @@ impl Source {
         files.extend(self.identity.passphrase_file.clone());
         watch::follow(&files, watch::POLL, cancel, |now| {
             let again = self.look(now);
-            self.remind(SystemTime::now());
+            self.remind(crate::clock::now());
             again
         })
         .await;
@@ -117,7 +117,7 @@ impl Source {
         let content = files.fingerprint(&self.fingerprints);
         let serving = self.shared.load();
         let step =
-            self.reload.look(now, content, || acceptable(files, serving.as_deref(), SystemTime::now()));
+            self.reload.look(now, content, || acceptable(files, serving.as_deref(), crate::clock::now()));
         match step {
             Step::Same => {}
             Step::LookAgain(at) => {
@@ -162,7 +162,7 @@ impl Source {
         let mut expiry = Expiry::of_leaf(&loaded.certificate, loaded.leaf.lifetime());
         if loaded.warnings.iter().any(|warning| matches!(warning, IdentityWarning::Expired { .. })) {
             // That is said already.
-            let _ = expiry.look(SystemTime::now());
+            let _ = expiry.look(crate::clock::now());
         }
         self.expiry = Some(expiry);
         self.shared.store(Some(Arc::new(loaded.snapshot(name, generation))));
@@ -184,7 +184,7 @@ pub fn usable(
     former: Option<&Published<IdentitySnapshot>>,
 ) -> Result<(), IdentityError> {
     let serving = former.and_then(|former| former.shared.load_full());
-    acceptable(Files::read(identity), serving.as_deref(), SystemTime::now()).map(drop)
+    acceptable(Files::read(identity), serving.as_deref(), crate::clock::now()).map(drop)
 }
 
 /// A pair that cannot be used today must not replace one that can.

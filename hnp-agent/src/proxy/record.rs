@@ -1,7 +1,7 @@
 //! A record in the making: whatever way a connection ends, one access line is written.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ pub struct Recording<'w> {
 impl<'w> Recording<'w> {
     /// Starts the clock. `base` carries what the connection knows already.
     pub fn begin(worker: &'w Worker, base: AccessRecord) -> Self {
-        let record = AccessRecord { started: SystemTime::now(), ..base };
+        let record = AccessRecord { started: crate::clock::now(), ..base };
         Self { worker, since: Instant::now(), record, finished: false }
     }
 

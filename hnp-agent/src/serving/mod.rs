@@ -141,7 +141,7 @@ impl Terms {
             }
             _ => None,
         };
-        let builder = ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_details(provider, crate::clock::for_tls())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(words)?;
         let builder = match &verifier {
@@ -185,7 +185,7 @@ impl Terms {
     /// # Errors
     /// A resumed session's certificate is not good any more, or one was verified that cannot be described.
     pub fn readmits(&self, session: &ServerConnection) -> Result<ClientTls, rustls::Error> {
-        self.readmits_at(session, UnixTime::now())
+        self.readmits_at(session, crate::clock::unix_now())
     }
 
     fn readmits_at(&self, session: &ServerConnection, now: UnixTime) -> Result<ClientTls, rustls::Error> {

@@ -98,7 +98,7 @@ impl Source {
         let poll = if named.is_empty() { SYSTEM_POLL } else { watch::POLL };
         watch::follow(&files, poll, cancel, |now| {
             let again = self.look(now);
-            self.remind(SystemTime::now());
+            self.remind(crate::clock::now());
             again
         })
         .await;

@@ -173,7 +173,7 @@ impl List {
             .with_crls([der.clone()])
             .build()
             .map_err(|error| bad(error.to_string()))?;
-        let late = next_update.and_then(|next| SystemTime::now().duration_since(next).ok());
+        let late = next_update.and_then(|next| crate::clock::now().duration_since(next).ok());
         let warning = late.map(|late| {
             format!("{place}: the revocation list of {issuer} should have been renewed {} ago", span(late))
         });

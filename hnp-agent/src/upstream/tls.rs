@@ -36,11 +36,14 @@ impl TlsConfigs {
         if let Some(config) = self.configs.get(key) {
             return Ok(config.clone());
         }
-        let mut config = ClientConfig::builder_with_provider(crate::crypto::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .dangerous() // rustls' word for any verifier handed over; ours always verifies (crate::trust)
-            .with_custom_certificate_verifier(key.trust.verifier.clone())
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.identity.certified_key.clone())));
+        let mut config =
+            ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+                .dangerous() // rustls' word for any verifier handed over; ours always verifies (crate::trust)
+                .with_custom_certificate_verifier(key.trust.verifier.clone())
+                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+                    key.identity.certified_key.clone(),
+                )));
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         config.alpn_protocols = key.offer.protocols();
         let config = Arc::new(config);
@@ -61,11 +64,12 @@ impl TlsConfigs {
         if let Some(config) = self.proxies.get(key) {
             return Ok(config.clone());
         }
-        let mut config = ClientConfig::builder_with_provider(crate::crypto::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .dangerous() // as above: it always verifies
-            .with_custom_certificate_verifier(trust.verifier.clone())
-            .with_no_client_auth();
+        let mut config =
+            ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+                .dangerous() // as above: it always verifies
+                .with_custom_certificate_verifier(trust.verifier.clone())
+                .with_no_client_auth();
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         // CONNECT over HTTP/2 is another protocol (RFC 9113 section 8.5).
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

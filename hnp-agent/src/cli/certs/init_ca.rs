@@ -1,6 +1,5 @@
 //! `hnp-agent certs init-ca`: the first command of a recipe.
 
-use std::time::SystemTime;
 
 use super::{Making, Written, shown};
 use crate::certs::when::{self, Until};
@@ -22,7 +21,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Written, CertsError> {
     let making = &args.making;
     let until = making.end.until().unwrap_or(Until::For(when::CA));
-    let make = || init_ca(making.subject.clone(), making.key_type, until, SystemTime::now());
+    let make = || init_ca(making.subject.clone(), making.key_type, until, crate::clock::now());
     making.write(&args.out_name, make, |certificate, key| {
         let elsewhere = if (certificate, key) == ("ca.crt".as_ref(), "ca.key".as_ref()) {
             String::new()

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -29,7 +28,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let items = inspect(&args.files, SystemTime::now());
+    let items = inspect(&args.files, crate::clock::now());
     let ok = !items.iter().any(|item| matches!(item.what, What::Broken { .. }));
     let mut out = std::io::stdout().lock();
     let written = if args.json {

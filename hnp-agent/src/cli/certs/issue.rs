@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::Subcommand;
 
@@ -137,7 +136,7 @@ fn make(
         until: making.end.until().unwrap_or(Until::For(lifetime)),
     };
     let issue = || {
-        let now = SystemTime::now();
+        let now = crate::clock::now();
         Authority::load(&ca.ca, &ca.ca_key, now)?.issue(&request, now)
     };
     making.write(name, issue, |certificate, key| next(&shown(certificate), &shown(key), &shown(&ca.ca)))

@@ -1,7 +1,6 @@
 //! `hnp-agent certs renew`: the one command that replaces files by design.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::{CaFiles, CertsError, End, Written, shown};
 use crate::certs::store::{self, Existing};
@@ -42,7 +41,7 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Written, CertsError> {
-    let now = SystemTime::now();
+    let now = crate::clock::now();
     let file = &args.file;
     let key = args.key.clone().unwrap_or_else(|| file.with_extension("key"));
     let read = |path: &Path| {

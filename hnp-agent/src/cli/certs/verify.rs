@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             Usage::Client => Role::Client,
             Usage::Server => Role::Server,
         }),
-        at: args.at.unwrap_or_else(SystemTime::now),
+        at: args.at.unwrap_or_else(crate::clock::now),
     };
     let answer = question.answer();
     let mut out = std::io::stdout().lock();

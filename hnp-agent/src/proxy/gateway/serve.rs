@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt as _;
@@ -163,7 +163,7 @@ fn still_served(worker: &Worker, gateway: &Gateway, client: &Client) -> Result<(
     let (Some(admitted), Some(certificate)) = (&client.admitted, client.certificate()) else {
         return Err((Reason::CallerRefused, outside(addr)));
     };
-    if certificate.has_expired(SystemTime::now()) {
+    if certificate.has_expired(crate::clock::now()) {
         return Err((Reason::PodCertificateExpired, format!("the certificate of {}", certificate.subject)));
     }
     let terms = gateway.tls.as_ref().and_then(|tls| worker.generation.gateway_terms(tls).ok());

@@ -1,6 +1,6 @@
 //! One request on its way: which route, which connection, and what to say when it fails.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hnp_common::Reason;
 
@@ -193,7 +193,7 @@ fn admit(worker: &Worker, client: &Client, route: RouteIndex) -> Result<(), (Rea
         return Err((Reason::HostRefused, detail));
     }
     match &admitted.tls.certificate {
-        Some(certificate) if certificate.has_expired(SystemTime::now()) => {
+        Some(certificate) if certificate.has_expired(crate::clock::now()) => {
             Err((Reason::PodCertificateExpired, format!("the certificate of {}", certificate.subject)))
         }
         Some(_) | None => Ok(()),
