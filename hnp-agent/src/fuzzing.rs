@@ -36,7 +36,7 @@ const HEAD_LIMIT: usize = 64 * 1024;
 
 /// A file of certificates, in PEM.
 fn certificates(bytes: &[u8]) {
-    match identity::load::certificates(Path::new("fuzz.crt"), bytes) {
+    match identity::files::load::certificates(Path::new("fuzz.crt"), bytes) {
         Ok(chain) => chain.iter().for_each(|certificate| der(certificate)),
         Err(error) => names_its_file(&error.to_string(), "fuzz.crt"),
     }
@@ -44,7 +44,7 @@ fn certificates(bytes: &[u8]) {
 
 /// A file of private keys, in PEM.
 fn keys(bytes: &[u8]) {
-    match identity::load::private_keys(Path::new("fuzz.key"), bytes, None) {
+    match identity::files::load::private_keys(Path::new("fuzz.key"), bytes, None) {
         Ok(keys) => assert!(!keys.is_empty()),
         Err(error) => {
             let words = error.to_string();

@@ -11,7 +11,7 @@ use x509_parser::prelude::{ParsedExtension, X509Certificate, X509Error, X509Vers
 
 use super::issue::Signer;
 use super::{CertsError, Subject};
-use crate::identity::load::{IdentityError, certificates, private_keys};
+use crate::identity::files::load::{IdentityError, certificates, private_keys};
 use crate::telemetry::rfc3339;
 use crate::x509;
 

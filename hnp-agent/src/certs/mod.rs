@@ -26,7 +26,7 @@ pub use issue::{Issued, Purpose, Request, init_ca};
 pub use renew::{Renewal, renew};
 pub use subject::Subject;
 
-use crate::identity::load::IdentityError;
+use crate::identity::files::load::IdentityError;
 
 /// Why a certificate was not made, renewed or written.
 #[derive(Debug, thiserror::Error)]

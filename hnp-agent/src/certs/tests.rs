@@ -15,7 +15,7 @@ use super::verify::{Answer, Question, Role, State};
 use super::when::{self, Until};
 use super::*;
 use crate::config::plan::Roots;
-use crate::identity::load::certificates;
+use crate::identity::files::load::certificates;
 use crate::x509;
 
 /// A folder with a CA in it.

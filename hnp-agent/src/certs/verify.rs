@@ -20,7 +20,7 @@ use super::judge::Wanted;
 use super::names::Name;
 use crate::config::end_to_end::ClientName;
 use crate::config::plan::{NamePattern, Roots, Trust};
-use crate::identity::load::{IdentityError, certificates};
+use crate::identity::files::load::{IdentityError, certificates};
 use crate::{trust, x509};
 use checks::{own_name, usage, version};
 

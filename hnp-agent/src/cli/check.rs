@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
-use crate::config::plan::{CaptureMode, Identity, IdentityFiles, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, IdentityPlace, IdentitySource, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::expiry::Expiry;
@@ -173,7 +173,7 @@ impl Report {
     /// Loads an identity; with its certificate, where that can be shown.
     fn identity(&mut self, identity: &Identity) -> (IdentitySummary, Option<CertificateDer<'static>>) {
         let key = format!("identities.{}", identity.name);
-        let (leaf, shown) = match identity::load::load(identity) {
+        let (leaf, shown) = match identity::load(identity) {
             Ok(loaded) => {
                 let warnings = loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning));
                 self.warnings.extend(warnings);
@@ -199,16 +199,17 @@ impl Report {
                 (None, None)
             }
         };
-        let (certificate, key_file, directory) = match &identity.files {
-            IdentityFiles::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
-            IdentityFiles::Directory(directory) => (None, None, Some(directory.clone())),
+        let IdentitySource::Files(files) = &identity.source;
+        let (certificate, key_file, directory) = match &files.place {
+            IdentityPlace::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
+            IdentityPlace::Directory(directory) => (None, None, Some(directory.clone())),
         };
         let summary = IdentitySummary {
             name: identity.name.to_string(),
             certificate,
             key: key_file,
             directory,
-            passphrase_file: identity.passphrase_file.clone(),
+            passphrase_file: files.passphrase_file.clone(),
             leaf,
         };
         (summary, shown)

@@ -257,7 +257,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::plan::CaptureMode;
+    use crate::config::plan::{CaptureMode, IdentityPlace, IdentitySource};
 
     const CERT: [(&str, &str); 2] = [("CLIENT_CERT_PATH", "/m/c.crt"), ("CLIENT_KEY_PATH", "/m/c.key")];
 
@@ -281,9 +281,10 @@ mod tests {
     }
 
     fn pair(plan: &Plan) -> (&Path, &Path) {
-        match &plan.identities[0].files {
-            crate::config::plan::IdentityFiles::Pair { certificate, key } => (certificate, key),
-            crate::config::plan::IdentityFiles::Directory(_) => panic!("variables name files"),
+        let IdentitySource::Files(files) = &plan.identities[0].source;
+        match &files.place {
+            IdentityPlace::Pair { certificate, key } => (certificate, key),
+            IdentityPlace::Directory(_) => panic!("variables name files"),
         }
     }
 

@@ -13,8 +13,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, CaptureMode, Identity, IdentityFiles, Kubernetes, Limits, Log, OnDoubt, Plan, Resolver,
-    Revocation, Roots, Trust,
+    Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Kubernetes, Limits,
+    Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
@@ -235,26 +235,27 @@ impl<T> Named<T> {
 fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
-        let files = match r.optional(&section, "directory", values::path) {
+        let place = match r.optional(&section, "directory", values::path) {
             Some(directory) => {
                 for other in ["certificate", "key"].into_iter().filter(|key| section.get(key).is_some()) {
                     let what = "stands beside `directory`, which says where it is; allowed: one of the two";
                     r.mistake(section.mark_of(other), section.key(other), what);
                 }
-                IdentityFiles::Directory(directory)
+                IdentityPlace::Directory(directory)
             }
             // A mistake of its own.
-            None if section.get("directory").is_some() => IdentityFiles::Directory(PathBuf::new()),
+            None if section.get("directory").is_some() => IdentityPlace::Directory(PathBuf::new()),
             None => {
                 let mut path = |key| {
                     let allowed = "the path of a PEM file, or `directory` instead of both";
                     r.required(&section, key, allowed, values::path).unwrap_or_default()
                 };
-                IdentityFiles::Pair { certificate: path("certificate"), key: path("key") }
+                IdentityPlace::Pair { certificate: path("certificate"), key: path("key") }
             }
         };
         let passphrase_file = r.optional(&section, "passphrase_file", values::path);
-        let identity = Identity { name: Arc::clone(&name), files, passphrase_file };
+        let source = IdentitySource::Files(IdentityFiles { place, passphrase_file });
+        let identity = Identity { name: Arc::clone(&name), source };
         all.push(name, section.mark, identity);
     }
     all

@@ -358,15 +358,29 @@ pub struct PossibleEnforcement {
 pub struct Identity {
     /// The name routes refer to.
     pub name: Arc<str>,
+    /// Where they come from.
+    pub source: IdentitySource,
+}
+
+/// Where an identity comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum IdentitySource {
+    /// From files, which whoever renews the certificate replaces.
+    Files(IdentityFiles),
+}
+
+/// A certificate chain and its private key in files.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IdentityFiles {
     /// Where they lie.
-    pub files: IdentityFiles,
+    pub place: IdentityPlace,
     /// The file with the key's passphrase; `None` where the key has none.
     pub passphrase_file: Option<PathBuf>,
 }
 
-/// Where a certificate chain and its private key lie.
+/// Where the files of an identity lie.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum IdentityFiles {
+pub enum IdentityPlace {
     /// In files that are named.
     Pair {
         /// PEM file with the certificate chain, leaf first.

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::Look;
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::{self, Role, by_itself};
-use crate::config::plan::{Identity, IdentityFiles};
+use crate::config::plan::{Identity, IdentityPlace, IdentitySource};
 use crate::finding::{Finding, State};
-use crate::identity::load::{self, IdentityError, Loaded};
+use crate::identity::files::load::{IdentityError, Loaded};
 use crate::telemetry::rfc3339;
 
 /// The identity that the route presents.
@@ -22,7 +22,7 @@ pub(super) struct Own {
 
 impl Own {
     pub(super) fn load(identity: &Arc<Identity>) -> Self {
-        Self { identity: Arc::clone(identity), loaded: load::load(identity) }
+        Self { identity: Arc::clone(identity), loaded: crate::identity::load(identity) }
     }
 
     /// Why it is not valid at a moment, if it is not.
@@ -36,20 +36,22 @@ impl Own {
 
     /// The command that shows its files.
     pub(super) fn inspect(&self) -> String {
-        match &self.identity.files {
-            IdentityFiles::Pair { certificate, key } => {
+        let IdentitySource::Files(files) = &self.identity.source;
+        match &files.place {
+            IdentityPlace::Pair { certificate, key } => {
                 format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
             }
-            IdentityFiles::Directory(dir) => format!("hnp-agent certs inspect {}/*", dir.display()),
+            IdentityPlace::Directory(dir) => format!("hnp-agent certs inspect {}/*", dir.display()),
         }
     }
 
     /// The command that judges its certificate as the upstream does.
     pub(super) fn verify(&self) -> Option<String> {
         let certificate = &self.loaded.as_ref().ok()?.certificate;
-        let key = match &self.identity.files {
-            IdentityFiles::Pair { key, .. } => format!(" --key {}", key.display()),
-            IdentityFiles::Directory(_) => String::new(),
+        let IdentitySource::Files(files) = &self.identity.source;
+        let key = match &files.place {
+            IdentityPlace::Pair { key, .. } => format!(" --key {}", key.display()),
+            IdentityPlace::Directory(_) => String::new(),
         };
         let certificate = certificate.display();
         Some(format!(

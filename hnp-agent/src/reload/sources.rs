@@ -85,10 +85,7 @@ impl Sources {
             &plan.identities,
             |one| &one.name,
             |one, former, cancel| {
-                let source = match former {
-                    Some(former) => identity::Source::open_after(one, former, readiness),
-                    None => identity::Source::open(one, readiness),
-                };
+                let source = identity::Source::open(&one, former, readiness);
                 let published = source.published();
                 tasks.spawn(source.watch(cancel));
                 published
@@ -99,10 +96,7 @@ impl Sources {
             &plan.trusts,
             |one| &one.name,
             |one, former, cancel| {
-                let source = match former {
-                    Some(former) => trust::Source::open_after(one, former, readiness),
-                    None => trust::Source::open(one, readiness),
-                };
+                let source = trust::Source::open(one, former, readiness);
                 let published = source.published();
                 tasks.spawn(source.watch(cancel));
                 published

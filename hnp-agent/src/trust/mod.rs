@@ -50,26 +50,19 @@ pub struct Source {
 impl Source {
     /// Takes the first look. With good roots the trust is published when this returns; without,
     /// readiness stays down until [`Self::watch`] has seen good ones.
-    pub fn open(trust: Arc<Trust>, readiness: &Readiness) -> Self {
-        Self::start(trust, readiness, Arc::default(), 0)
-    }
-
-    /// The same for a trust whose definition has changed: generations and failures are counted on.
-    pub fn open_after(trust: Arc<Trust>, former: &Published<TrustSnapshot>, readiness: &Readiness) -> Self {
-        let generation = former.shared.load().as_ref().map_or(0, |snapshot| snapshot.generation);
-        Self::start(trust, readiness, Arc::clone(&former.status), generation)
-    }
-
-    fn start(trust: Arc<Trust>, readiness: &Readiness, status: Arc<ReloadStatus>, before: u64) -> Self {
+    /// `former` is what an earlier definition under this name has published: its generations and failures are counted
+    /// on.
+    pub fn open(trust: Arc<Trust>, former: Option<&Published<TrustSnapshot>>, readiness: &Readiness) -> Self {
+        let before = former.and_then(|former| former.shared.load().as_ref().map(|one| one.generation));
         let name = format!("trust {}", trust.name);
         let mut source = Self {
             pending: Some(readiness.pending(name, "not loaded yet")),
             trust,
             shared: Arc::new(ArcSwapOption::empty()),
-            status,
+            status: former.map_or_else(Arc::default, |former| Arc::clone(&former.status)),
             reload: Reload::new(),
             fingerprints: Fingerprints::default(),
-            before,
+            before: before.unwrap_or(0),
             expiry: Vec::new(),
         };
         source.look(Instant::now());

@@ -225,7 +225,7 @@ fn all_roots_of_a_file_are_taken_and_bad_ones_are_named() {
 fn broken_roots_keep_the_old_ones() {
     let roots = RootsFile::with(Ca::new("first").pem());
     let readiness = Readiness::new();
-    let mut source = Source::open(roots.trust(), &readiness);
+    let mut source = Source::open(roots.trust(), None, &readiness);
     assert!(readiness.is_ready());
     let (shared, now) = (source.published().shared, Instant::now());
     std::fs::write(roots.dir.path().join("ca.crt"), "nothing").unwrap();
@@ -253,8 +253,8 @@ fn metrics_of_identities_and_trusts_are_written() {
     .unwrap();
     let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(std::io::sink()));
     let roots = RootsFile::with(Ca::new("first").pem());
-    telemetry.register(metrics(all(Source::open(roots.trust(), &Readiness::new()).published())));
-    let missing = crate::identity::Source::open(Arc::clone(&plan.identities[0]), &Readiness::new());
+    telemetry.register(metrics(all(Source::open(roots.trust(), None, &Readiness::new()).published())));
+    let missing = crate::identity::Source::open(&plan.identities[0], None, &Readiness::new());
     telemetry.register(crate::identity::metrics(all(missing.published())));
     let text = telemetry.metrics_text();
     for line in [

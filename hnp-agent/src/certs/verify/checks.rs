@@ -14,7 +14,7 @@ use crate::certs::facts::{CertificateFacts, address, purposes};
 use crate::certs::judge::{Role, Wanted, judge};
 use crate::certs::names::Name;
 use crate::config::plan::Roots;
-use crate::identity::load::{IdentityError, certificates, private_keys};
+use crate::identity::files::load::{IdentityError, certificates, private_keys};
 use crate::telemetry::rfc3339;
 use crate::{serving, trust, x509};
 

@@ -1,6 +1,5 @@
 //! `hnp-agent certs init-ca`: the first command of a recipe.
 
-
 use super::{Making, Written, shown};
 use crate::certs::when::{self, Until};
 use crate::certs::{CertsError, init_ca};

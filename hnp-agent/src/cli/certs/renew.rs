@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{CaFiles, CertsError, End, Written, shown};
 use crate::certs::store::{self, Existing};
 use crate::certs::{Authority, Renewal, renew};
-use crate::identity::load::{IdentityError, certificates};
+use crate::identity::files::load::{IdentityError, certificates};
 
 /// Arguments of `renew`.
 #[derive(Debug, clap::Args)]

@@ -93,7 +93,8 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.pool_idle, 0);
     let mode = route.reverse_proxy().expect("not a tunnel");
     assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    let IdentityFiles::Pair { key, .. } = &plan.identities[mode.identity].files else { panic!() };
+    let IdentitySource::Files(files) = &plan.identities[mode.identity].source;
+    let IdentityPlace::Pair { key, .. } = &files.place else { panic!() };
     assert_eq!(key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
     let seconds = Duration::from_secs;
@@ -606,11 +607,14 @@ fn an_identity_is_two_files_or_a_directory() {
             "identities: {{i: {{{identity}}}}}\nroutes:\n- {{name: a, destinations: ['a.test:80'], upstream: 'https://a.test', \
              identity: i}}\n"
         );
-        crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| (*plan.identities[0]).clone())
+        crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| {
+            let IdentitySource::Files(files) = &plan.identities[0].source;
+            files.clone()
+        })
     };
-    let identity = with("directory: /d, passphrase_file: /p").unwrap();
-    assert_eq!(identity.files, IdentityFiles::Directory("/d".into()));
-    assert_eq!(identity.passphrase_file.as_deref(), Some(Path::new("/p")));
+    let files = with("directory: /d, passphrase_file: /p").unwrap();
+    assert_eq!(files.place, IdentityPlace::Directory("/d".into()));
+    assert_eq!(files.passphrase_file.as_deref(), Some(Path::new("/p")));
     for (written, expected) in [
         ("directory: /d, key: /k", "identities.i.key: stands beside `directory`, which says where it is"),
         ("directory: d", "identities.i.directory: \"d\" is not an absolute path"),

@@ -16,11 +16,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
+use super::super::snapshot::{IdentitySnapshot, LeafInfo};
 pub use super::error::{IdentityError, IdentityWarning};
 use super::layout;
 use super::passphrase::{DecryptError, Passphrase};
-use super::snapshot::{IdentitySnapshot, LeafInfo};
-use crate::config::plan::{Identity, IdentityFiles};
+use crate::config::plan::{IdentityFiles, IdentityPlace};
 use crate::files::pem;
 use crate::files::watch::Fingerprints;
 use crate::x509::{self, parse};
@@ -50,8 +50,8 @@ impl Loaded {
 ///
 /// # Errors
 /// Names the file, the block in it, and what was expected.
-pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
-    Files::read(identity).load(crate::clock::now())
+pub fn load(files: &IdentityFiles) -> Result<Loaded, IdentityError> {
+    Files::read(files).load(crate::clock::now())
 }
 
 /// The bytes of all files, as they were at one look.
@@ -98,11 +98,11 @@ impl<B> Bytes<B> {
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn read(identity: &'a Identity) -> Self {
-        let passphrase_file = identity.passphrase_file.as_deref();
-        let places = match &identity.files {
-            IdentityFiles::Pair { certificate, key } => Ok((certificate.clone(), key.clone())),
-            IdentityFiles::Directory(directory) => layout::find(directory),
+    pub(super) fn read(files: &'a IdentityFiles) -> Self {
+        let passphrase_file = files.passphrase_file.as_deref();
+        let places = match &files.place {
+            IdentityPlace::Pair { certificate, key } => Ok((certificate.clone(), key.clone())),
+            IdentityPlace::Directory(directory) => layout::find(directory),
         };
         let found = places.map(|(certificate, key)| Found {
             certificate: Bytes::read(certificate, crate::files::read),

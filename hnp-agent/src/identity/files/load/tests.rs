@@ -42,16 +42,16 @@ struct Scene {
     dir: TempDir,
     certificate: PathBuf,
     key: PathBuf,
-    identity: Identity,
+    files: IdentityFiles,
 }
 
 impl Scene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let [certificate, key] = ["client.crt", "client.key"].map(|name| dir.path().join(name));
-        let files = IdentityFiles::Pair { certificate: certificate.clone(), key: key.clone() };
-        let identity = Identity { name: "manager-client".into(), files, passphrase_file: None };
-        Self { dir, certificate, key, identity }
+        let place = IdentityPlace::Pair { certificate: certificate.clone(), key: key.clone() };
+        let files = IdentityFiles { place, passphrase_file: None };
+        Self { dir, certificate, key, files }
     }
 
     fn with(certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
@@ -76,7 +76,7 @@ impl Scene {
     }
 
     fn load(&self) -> Result<Loaded, IdentityError> {
-        load(&self.identity)
+        load(&self.files)
     }
 
     /// The error's words, with the scene's directory cut out of them.
@@ -387,7 +387,7 @@ impl Scene {
         let path = self.dir.path().join("passphrase");
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        self.identity.passphrase_file = Some(path);
+        self.files.passphrase_file = Some(path);
     }
 }
 
@@ -416,7 +416,7 @@ fn keys_that_openssl_encrypts_are_opened_with_the_passphrase_of_a_file_and_no_ot
             );
             assert!(!shown.contains("orse"), "{shown}");
         }
-        scene.identity.passphrase_file = None;
+        scene.files.passphrase_file = None;
         assert!(scene.error().contains("passphrase_file"), "{how}: {}", scene.error());
     }
 }
@@ -466,7 +466,7 @@ fn directories_are_known_by_the_names_that_others_give() {
         for (name, content) in files {
             std::fs::write(dir.join(name), content).unwrap();
         }
-        scene.identity.files = IdentityFiles::Directory(dir);
+        scene.files.place = IdentityPlace::Directory(dir);
         scene
     };
     let chained = format!("{certificate}{}", ca.pem());

@@ -9,6 +9,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::files::reload::SETTLE;
 use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
+use crate::identity::snapshot::SharedIdentity;
+use crate::telemetry::readiness::Readiness;
 
 struct Scene {
     dir: TempDir,
@@ -25,7 +27,7 @@ impl Scene {
         let ca = Ca::new("CA");
         write(dir.path(), &ca.issue("first", VALID));
         let readiness = Readiness::new();
-        let source = Source::open(identity(dir.path()), &readiness);
+        let source = open(dir.path(), &readiness);
         let scene = Self { dir, ca, source, readiness, start: Instant::now() };
         assert_eq!(scene.serves(), served(1, "first"));
         scene
@@ -51,9 +53,13 @@ fn served(generation: u64, name: &str) -> Option<(u64, String)> {
     Some((generation, name.to_owned()))
 }
 
-fn identity(dir: &Path) -> Arc<Identity> {
-    let files = IdentityFiles::Pair { certificate: dir.join("tls.crt"), key: dir.join("tls.key") };
-    Arc::new(Identity { name: "c".into(), files, passphrase_file: None })
+fn open(dir: &Path, readiness: &Readiness) -> Source {
+    Source::open(files(dir), Publisher::new("c".into(), None, readiness))
+}
+
+fn files(dir: &Path) -> IdentityFiles {
+    let place = IdentityPlace::Pair { certificate: dir.join("tls.crt"), key: dir.join("tls.key") };
+    IdentityFiles { place, passphrase_file: None }
 }
 
 fn write(dir: &Path, (certificate, key): &(String, String)) {
@@ -123,7 +129,7 @@ fn an_expired_pair_is_presented_at_start_and_replaced_by_any() {
     let ca = Ca::new("CA");
     write(dir.path(), &ca.issue("old", EXPIRED));
     let readiness = Readiness::new();
-    let mut source = Source::open(identity(dir.path()), &readiness);
+    let mut source = open(dir.path(), &readiness);
     assert_eq!(serves(&source.published().shared), served(1, "old"));
     assert!(readiness.is_ready());
     write(dir.path(), &ca.issue("older", EXPIRED));
@@ -135,7 +141,7 @@ fn an_expired_pair_is_presented_at_start_and_replaced_by_any() {
 fn a_source_without_files_holds_readiness_down_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let readiness = Readiness::new();
-    let mut source = Source::open(identity(dir.path()), &readiness);
+    let mut source = open(dir.path(), &readiness);
     assert!(!readiness.is_ready());
     source.look(Instant::now() + SETTLE);
     let (name, why) = readiness.conditions().remove(0);
@@ -179,7 +185,7 @@ async fn renames_and_the_kubernetes_symlink_swap_are_followed_within_two_seconds
     for file in ["tls.crt", "tls.key"] {
         std::os::unix::fs::symlink(format!("..data/{file}"), root.join(file)).unwrap();
     }
-    let source = Source::open(identity(root), &Readiness::new());
+    let source = open(root, &Readiness::new());
     let (shared, status, cancel) =
         (source.published().shared, source.published().status, CancellationToken::new());
     let mut watching = tokio::task::JoinSet::new();
@@ -217,7 +223,7 @@ async fn a_change_behind_a_link_that_inotify_does_not_see_is_polled() {
     for file in ["tls.crt", "tls.key"] {
         std::os::unix::fs::symlink(elsewhere.path().join(file), dir.path().join(file)).unwrap();
     }
-    let source = Source::open(identity(dir.path()), &Readiness::new());
+    let source = open(dir.path(), &Readiness::new());
     let (shared, cancel) = (source.published().shared, CancellationToken::new());
     let mut watching = tokio::task::JoinSet::new();
     watching.spawn(source.watch(cancel.clone()));
