@@ -4,26 +4,33 @@
 //! elsewhere when it comes in pieces, a key's bytes in an error. Built with the feature `fuzzing` and in unit
 //! tests, which run what is committed of the corpus.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use rustls_pki_types::CertificateDer;
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
+use crate::config::plan::{OnDoubt, Revocation};
 use crate::proxy::hello::HelloReader;
 use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::request::Request;
 use crate::proxy::http1::response::{Asked, Response};
 use crate::serving::certificate::ClientCertificate;
+use crate::trust::revocation::Lists;
 use crate::{config, identity, serving, x509};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("certificates", certificates),
     ("keys", keys),
     ("der", der),
+    ("crls", crls),
     ("request", request),
     ("response", response),
     ("body", body),
@@ -66,6 +73,30 @@ fn der(bytes: &[u8]) {
         assert!(client.forwarded.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{:?}", client.forwarded);
     }
     let _ = serving::is_for(&CertificateDer::from(bytes), "a.test");
+}
+
+/// A file of revocation lists, in PEM or DER, and the question whether a certificate is on one.
+fn crls(bytes: &[u8]) {
+    static ANCHORS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+        let mut store = RootCertStore::empty();
+        let root = include_bytes!("../../tests/fuzz/corpus/der/ec.der");
+        store.add(CertificateDer::from(&root[..])).expect("a certificate of ours");
+        Arc::new(store)
+    });
+    let path = PathBuf::from("fuzz.crl");
+    let revocation =
+        Revocation { crls: Some(path.clone()), unknown: OnDoubt::Refuse, ..Revocation::default() };
+    match Lists::of(&revocation, Some(Ok(vec![(path, Ok(bytes.to_vec()))])), &ANCHORS) {
+        Ok((lists, _)) => {
+            assert!(lists.count() > 0, "a trust without the lists that were asked for");
+            let _ = lists.next_update();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(2_000_000_000));
+            let issuer =
+                CertificateRevocationList::from_der(bytes).map(|(_, list)| list.issuer().as_raw().to_vec());
+            let _ = lists.check(&issuer.unwrap_or_default(), b"\x0a", now, |_| Ok(()));
+        }
+        Err(error) => names_its_file(&error.to_string(), "fuzz.crl"),
+    }
 }
 
 /// A client's head, and what is made of it for an upstream.

@@ -44,7 +44,7 @@ impl Lists {
     ///
     /// # Errors
     /// A file cannot be read or holds something else, or there is no list at all: what was asked for is not there.
-    pub(super) fn of(
+    pub(crate) fn of(
         revocation: &Revocation,
         files: Option<std::io::Result<Vec<ReadFile>>>,
         anchors: &Arc<RootCertStore>,
