@@ -1,7 +1,11 @@
 //! The clocks: the one on the wall, by which certificates are judged, and the one the kernel's programs share.
 //!
 //! Nobody else asks for the time of day where it decides about a certificate: what the relay believes of one and what
-//! its source believes must be the same moment.
+//! its source believes must be the same moment. So it is also the one place where tests can put another clock (feature
+//! `other-clock`): what takes a day is then seen in a minute.
+
+#[cfg(feature = "other-clock")]
+mod other;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,9 +14,13 @@ use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
 
 /// The time of day.
+#[cfg(not(feature = "other-clock"))]
 pub fn now() -> SystemTime {
     SystemTime::now()
 }
+
+#[cfg(feature = "other-clock")]
+pub use other::now;
 
 /// The same in rustls' form: whole seconds since 1970.
 pub fn unix_now() -> UnixTime {

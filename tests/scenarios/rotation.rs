@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use hnp_tests::agent::{Agent, Config, Route};
@@ -44,16 +44,13 @@ fn by_the_symlink_swap_of_a_kubernetes_secret_under_load() {
     let volume = scene.path("secret");
     fs::create_dir(&volume).expect("the world's directory is ours");
     let first = scene.clients.client();
-    mount_secret(&volume, "..2026_01_01", &first);
-    for file in ["tls.crt", "tls.key"] {
-        symlink(Path::new("..data").join(file), volume.join(file)).expect("the world's directory is ours");
-    }
+    first.mount(&volume, "..2026_01_01");
     let rotated = Rotated::start_with(scene, &format!("directory: {}", volume.display()));
     rotated.assert_presented_now(&first);
     let load = rotated.load();
     for version in ["..2026_01_02", "..2026_01_03"] {
         let next = rotated.scene.clients.client();
-        mount_secret(&volume, version, &next);
+        next.mount(&volume, version);
         rotated.assert_presented(&next);
     }
     rotated.assert_no_failure(load);
@@ -227,19 +224,6 @@ impl Rotated {
         eprintln!("{} requests, the slowest {:.1} ms", report.ok, report.slowest_ms);
         report.assert_all_ok((RATE as f64 * SECONDS) as u64);
         assert!(self.manager.requests().iter().all(|request| !request.client_serial().is_empty()));
-    }
-}
-
-/// What the kubelet does with a secret: a directory per version, and one rename of a symbolic link.
-fn mount_secret(volume: &Path, version: &str, leaf: &Leaf) {
-    let dir = volume.join(version);
-    fs::create_dir(&dir).expect("the world's directory is ours");
-    leaf.write(&dir, "tls");
-    let previous: Option<PathBuf> = fs::read_link(volume.join("..data")).ok();
-    symlink(version, volume.join("..data_tmp")).expect("the world's directory is ours");
-    fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("the world's directory is ours");
-    if let Some(previous) = previous {
-        fs::remove_dir_all(volume.join(previous)).expect("the world's directory is ours");
     }
 }
 

@@ -214,7 +214,7 @@ struct Shape(usize);
 impl Shape {
     fn of(build: Build) -> Self {
         match build {
-            Build::Ordinary => Self(24),
+            Build::Ordinary | Build::OtherClock => Self(24),
             Build::OtherShape => Self(32),
         }
     }

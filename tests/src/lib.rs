@@ -12,6 +12,7 @@ pub mod aloud;
 pub mod api_server;
 pub mod cgroup;
 pub mod client;
+pub mod clock;
 pub mod corporate;
 pub mod delay;
 pub mod dns;

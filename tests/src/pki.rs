@@ -2,7 +2,7 @@
 //! intermediate, RSA and EC; and the vendor's own recipe, run by openssl as it stands in the manual.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -251,6 +251,30 @@ impl Leaf {
         files
     }
 
+    /// Writes `tls.crt` and `tls.key` as the kubelet does with a secret: a directory for each version below `volume`, and
+    /// one rename of a symbolic link. The version is a name that begins with two dots.
+    ///
+    /// # Panics
+    /// When they cannot be written, or the version is there already.
+    pub fn mount(&self, volume: &Path, version: &str) {
+        let dir = volume.join(version);
+        fs::create_dir(&dir).expect("the world's directory is ours");
+        self.write(&dir, "tls");
+        let previous = fs::read_link(volume.join("..data")).ok();
+        symlink(version, volume.join("..data_tmp")).expect("the world's directory is ours");
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("the world's directory is ours");
+        match previous {
+            Some(previous) => {
+                fs::remove_dir_all(volume.join(previous)).expect("the world's directory is ours");
+            }
+            None => {
+                for file in ["tls.crt", "tls.key"] {
+                    symlink(Path::new("..data").join(file), volume.join(file)).expect("our own directory");
+                }
+            }
+        }
+    }
+
     /// The chain as rustls takes it.
     ///
     /// # Panics
@@ -329,6 +353,10 @@ pub struct Facts {
     pub serial: String,
     /// X.509 version: 1 or 3.
     pub version: u32,
+    /// The first moment it is valid.
+    pub not_before: SystemTime,
+    /// The last moment.
+    pub not_after: SystemTime,
 }
 
 /// Reads a certificate's facts.
@@ -337,7 +365,13 @@ pub struct Facts {
 /// When it is none.
 pub fn facts(der: &CertificateDer<'_>) -> Facts {
     let (_, parsed) = x509_parser::parse_x509_certificate(der).expect("a DER certificate");
+    let moment = |date: x509_parser::time::ASN1Time| {
+        let seconds = u64::try_from(date.timestamp()).expect("after 1970");
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    };
     Facts {
+        not_before: moment(parsed.validity().not_before),
+        not_after: moment(parsed.validity().not_after),
         subject: parsed.subject().to_string(),
         serial: hex(parsed.raw_serial().strip_prefix(&[0]).unwrap_or(parsed.raw_serial())),
         version: parsed.version().0 + 1,

@@ -19,14 +19,19 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
     Ok(workspace.debug_bin("hnp-agent"))
 }
 
-/// Builds the agent a second time, with maps of another shape, for scenarios that upgrade from one build to the
-/// other; it lies beside the first one. To be called after [`agent`], which builds the BPF programs of both.
+/// Builds the agent twice more, for scenarios: with maps of another shape, which upgrades go to and from, and with a clock
+/// that can be set. They lie beside the first one. To be called after [`agent`], which builds the BPF programs of all.
 ///
 /// # Errors
-/// When the build fails.
-pub(crate) fn agent_of_another_shape(workspace: &Workspace) -> Result<()> {
-    step("building the agent with maps of another shape");
-    build(workspace, &["--features", "hnp-agent/other-shape", "--bin", "hnp-agent-other-shape"])
+/// When a build fails.
+pub(crate) fn other_agents(workspace: &Workspace) -> Result<()> {
+    for (kind, what) in [("other-shape", "maps of another shape"), ("other-clock", "a clock that can be set")]
+    {
+        step(&format!("building the agent with {what}"));
+        let (feature, bin) = (format!("hnp-agent/{kind}"), format!("hnp-agent-{kind}"));
+        build(workspace, &["--features", &feature, "--bin", &bin])?;
+    }
+    Ok(())
 }
 
 /// Builds the agent as it ships and the bench beside it, both optimised: for figures that are compared with those

@@ -75,7 +75,7 @@ fn unit(workspace: &Workspace) -> Result<()> {
 
 fn host(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let agent = binaries::agent(workspace)?;
-    binaries::agent_of_another_shape(workspace)?;
+    binaries::other_agents(workspace)?;
     step("scenarios on this machine's kernel");
     let env: [(&str, &Path); 1] = [("HNP_AGENT_BIN", &agent)];
     for executable in binaries::tests_of(workspace, "hnp-tests")? {

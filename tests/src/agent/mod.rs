@@ -493,30 +493,34 @@ fn files_below(kind: &str, dir: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Which agent: what upgrades and rollbacks go between.
+/// Which agent: what ships, and builds for scenarios alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Build {
     /// What ships.
     Ordinary,
-    /// The same source with maps of another shape.
+    /// The same source with maps of another shape: what upgrades and rollbacks go between.
     OtherShape,
+    /// The same source by a clock that the environment names: see [`crate::clock`].
+    OtherClock,
 }
 
 impl Build {
-    /// Where its binary lies: both lie in one place.
+    /// Where its binary lies: all lie in one place.
     ///
     /// # Panics
     /// When it is not there.
     pub fn binary(self) -> PathBuf {
-        match self {
-            Self::Ordinary => binary(),
-            Self::OtherShape => {
-                let path = binary().with_file_name("hnp-agent-other-shape");
-                let build = "cargo build -p hnp-agent -p hnp-tests --features hnp-agent/other-shape --bin";
-                assert!(path.is_file(), "{} is missing; run: {build} hnp-agent-other-shape", path.display());
-                path
-            }
-        }
+        let kind = match self {
+            Self::Ordinary => return binary(),
+            Self::OtherShape => "other-shape",
+            Self::OtherClock => "other-clock",
+        };
+        let path = binary().with_file_name(format!("hnp-agent-{kind}"));
+        let build = format!(
+            "cargo build -p hnp-agent -p hnp-tests --features hnp-agent/{kind} --bin hnp-agent-{kind}"
+        );
+        assert!(path.is_file(), "{} is missing; run: {build}", path.display());
+        path
     }
 }
 

@@ -10,16 +10,18 @@ mod behaviour;
 mod fault;
 mod http2;
 mod record;
+mod shown;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -29,8 +31,10 @@ pub use self::behaviour::NOT_THE_PATTERN;
 pub use self::fault::ALL as FAULTS;
 pub use self::http2::Http2;
 pub use self::record::{Connection, Request, TlsFacts};
+pub use self::shown::Shown;
 
 use self::record::Records;
+use crate::clock::FastClock;
 use crate::netns::Netns;
 use crate::pki::{Ca, Leaf};
 use crate::topology::World;
@@ -66,6 +70,7 @@ pub struct Setup {
     service: Service,
     tls: Option<Arc<rustls::ServerConfig>>,
     http2: Option<Http2>,
+    clock: Option<FastClock>,
 }
 
 impl Setup {
@@ -78,6 +83,7 @@ impl Setup {
             service: Service::Http,
             tls: None,
             http2: None,
+            clock: None,
         }
     }
 
@@ -95,19 +101,30 @@ impl Setup {
     /// When certificate and key do not belong together.
     #[must_use]
     pub fn tls(mut self, mode: Mode, server: &Leaf, clients: &Ca) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add(clients.der()).expect("our own CA");
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
-        let verifier = match mode {
-            Mode::Strict => verifier,
-            Mode::Loose | Mode::Plaintext => verifier.allow_unauthenticated(),
-        };
         let config = rustls::ServerConfig::builder()
-            .with_client_cert_verifier(verifier.build().expect("there is a root"))
+            .with_client_cert_verifier(verifier_of(clients, mode))
             .with_single_cert(server.chain(), server.key())
             .expect("certificate and key belong together");
         self.mode = mode;
         self.tls = Some(Arc::new(config));
+        self
+    }
+
+    /// Strict, by another clock, which judges clients' certificates and dates what is recorded; shows what it is given.
+    ///
+    /// # Panics
+    /// Never: all protocol versions are there.
+    #[must_use]
+    pub fn tls_by(mut self, clock: FastClock, server: &Arc<Shown>, clients: &Ca) -> Self {
+        let provider = Arc::clone(rustls::ServerConfig::builder().crypto_provider());
+        let config = rustls::ServerConfig::builder_with_details(provider, clock.for_tls())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has what they need")
+            .with_client_cert_verifier(verifier_of(clients, Mode::Strict))
+            .with_cert_resolver(Arc::clone(server) as _);
+        self.mode = Mode::Strict;
+        self.tls = Some(Arc::new(config));
+        self.clock = Some(clock);
         self
     }
 
@@ -123,6 +140,17 @@ impl Setup {
             .expect("certificate and key belong together");
         self.mode = Mode::Loose;
         self.tls = Some(Arc::new(config));
+        self
+    }
+
+    /// Resumes no session: each handshake shows certificates.
+    ///
+    /// # Panics
+    /// Without TLS, of which it is a part here.
+    #[must_use]
+    pub fn resuming_none(mut self) -> Self {
+        let tls = self.tls.as_mut().and_then(Arc::get_mut).expect("`tls` comes first");
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
         self
     }
 
@@ -144,6 +172,17 @@ impl Setup {
         self.service = service;
         self
     }
+}
+
+fn verifier_of(clients: &Ca, mode: Mode) -> Arc<dyn ClientCertVerifier> {
+    let mut roots = RootCertStore::empty();
+    roots.add(clients.der()).expect("our own CA");
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
+    let verifier = match mode {
+        Mode::Strict => verifier,
+        Mode::Loose | Mode::Plaintext => verifier.allow_unauthenticated(),
+    };
+    verifier.build().expect("there is a root")
 }
 
 /// A manager that runs. Dropping it closes its ports and connections.
@@ -330,7 +369,8 @@ async fn converse(
     let io: Box<dyn Stream> = match &setup.tls {
         Some(config) if is_tls => {
             let tls = TlsAcceptor::from(Arc::clone(config)).accept(stream).await?;
-            records.handshaken(connection, TlsFacts::of(tls.get_ref().1));
+            let at = setup.clock.map_or_else(SystemTime::now, FastClock::now);
+            records.handshaken(connection, TlsFacts::of(tls.get_ref().1, at));
             if let (Some(settings), Some(b"h2")) = (setup.http2, tls.get_ref().1.alpn_protocol()) {
                 return http2::serve(Box::new(tls), connection, &setup.name, settings, received, records)
                     .await;

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
-use rustls::ServerConnection;
+use rustls::{HandshakeKind, ServerConnection};
 
 use super::{Counter, lock};
 use crate::pki;
@@ -34,18 +35,24 @@ pub struct TlsFacts {
     pub key_exchange: String,
     /// The name that SNI announced.
     pub server_name: Option<String>,
-    /// The client's certificate.
+    /// The client's certificate; of a session that was resumed, the one it was opened with.
     pub client: Option<pki::Facts>,
+    /// The session was resumed.
+    pub resumed: bool,
+    /// When, by the manager's clock.
+    pub at: SystemTime,
 }
 
 impl TlsFacts {
-    pub(super) fn of(connection: &ServerConnection) -> Self {
+    pub(super) fn of(connection: &ServerConnection, at: SystemTime) -> Self {
         let name = |group: &dyn rustls::crypto::SupportedKxGroup| format!("{:?}", group.name());
         Self {
             version: connection.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default(),
             key_exchange: connection.negotiated_key_exchange_group().map(name).unwrap_or_default(),
             server_name: connection.server_name().map(str::to_owned),
             client: connection.peer_certificates().and_then(<[_]>::first).map(pki::facts),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            at,
         }
     }
 }

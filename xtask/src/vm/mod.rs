@@ -54,7 +54,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
         .collect::<Result<Vec<_>>>()?;
 
     let agent = binaries::agent(workspace)?;
-    binaries::agent_of_another_shape(workspace)?;
+    binaries::other_agents(workspace)?;
     let executable = binaries::tests_of(workspace, "hnp-tests")?
         .into_iter()
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("scenarios-")))
@@ -79,7 +79,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
     if bad.is_empty() { Ok(()) } else { bail!("the scenarios do not hold on {} of the kernels", bad.len()) }
 }
 
-/// Both builds of the agent and the test kit's programs: cargo puts them in one place.
+/// All builds of the agent and the test kit's programs: cargo puts them in one place.
 fn programs_beside(agent: &Path) -> Result<Vec<PathBuf>> {
     let dir = agent.parent().context("the agent lies in a folder")?;
     let mut programs = Vec::new();
