@@ -1,9 +1,11 @@
-//! A certificate that grows old is spoken of before it ends, once for each stage, and the next one is counted anew.
+//! A certificate that grows old is spoken of before it ends, once for each stage, and the next one is counted anew. Once it
+//! is over it is shown and refused: no session of the time before is resumed instead.
 
 use std::time::{Duration, SystemTime};
 
 use hnp_tests::agent::Agent;
 use hnp_tests::client::{self, Job, Target};
+use hnp_tests::manager::Connection;
 use hnp_tests::pki::{CLIENT_NAME, Spec};
 use hnp_tests::poll::eventually;
 use hnp_tests::scene::{IDENTITY, Scene, TRUST};
@@ -24,13 +26,18 @@ fn an_identity_is_spoken_of_at_each_stage_of_its_lifetime() {
     old.write(scene.dir(), "client");
     // The control: an identity that has years left, and a trust that does.
     let young = scene.clients.client().write(scene.dir(), "young");
-    let config = scene.config().identity("young", &young).route(scene.route());
+    let config = scene.config().identity("young", &young).route(scene.route().set("pool_idle", "0"));
     let agent = Agent::start(&scene, &config);
     let ask = || {
         let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
         client::run(&pod, &Job::Short { targets: vec![target], total: 1, concurrency: 1 })
     };
-    ask().assert_all_ok(1);
+    // More than there are workers, of which each has its sessions.
+    for _ in 0..4 {
+        ask().assert_all_ok(1);
+    }
+    let resumed = |one: &Connection| one.tls.as_ref().is_some_and(|tls| tls.resumed);
+    assert!(manager.connections().iter().any(resumed), "the control: sessions are resumed while it is valid");
     let stages = [
         ("INFO", "half of its lifetime is over"),
         ("WARN", "three quarters of its lifetime are over"),
@@ -52,6 +59,10 @@ fn an_identity_is_spoken_of_at_each_stage_of_its_lifetime() {
         );
     }
     assert!(!agent.log().contains("young.crt:") && !agent.log().contains("the root "), "{}", agent.log());
+    let refused = || ask().failures.iter().any(|one| one.contains("client_certificate_refused"));
+    // To the second: dates have no parts of one.
+    eventually(SOON, "what has expired is refused", refused);
+    assert!((0..4).all(|_| refused()), "no session of the time before lets it in");
     // `check` says it too, and what it says of the other is nothing.
     let checked = Agent::check(&scene.agent_place(), &config);
     assert!(checked.stderr.contains("client.crt: has expired"), "{checked}");

@@ -156,6 +156,7 @@ impl Upstreams {
                 return Err(failed(Reason::UpstreamTlsTimeout, detail));
             }
         };
+        self.shared.configs.borrow_mut().opened(key, tls.get_ref().1);
         let info = ConnectionInfo {
             way: Arc::new(WayRecord::of(plan)),
             addr,

@@ -44,7 +44,9 @@ impl Upstreams {
             Some(trust) => {
                 let config = self.shared.configs.borrow_mut().proxy_config(through, trust);
                 let config = config.map_err(|error| at.failed(Reason::Internal, error.to_string()))?;
-                Transport::TlsTunnel(Box::new(at.handshake(TlsConnector::from(config), tcp).await?))
+                let tls = at.handshake(TlsConnector::from(config), tcp).await?;
+                self.shared.configs.borrow_mut().opened_to_proxy(through, tls.get_ref().1);
+                Transport::TlsTunnel(Box::new(tls))
             }
         };
         Ok((at.open(transport, &request).await?, addr))
