@@ -3,6 +3,7 @@
 //! The agent, the kernel programs, the managers and the clients are all real. Needs root, because
 //! worlds are made of network namespaces and cgroups: `cargo xtask test --tier host`.
 
+mod a_day;
 mod bad_requests;
 mod bad_responses;
 mod bound_connections;
