@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::telemetry::rfc3339;
 use crate::x509::span;
 
 /// The dates between which a certificate is valid.
@@ -48,6 +49,14 @@ impl Stage {
 }
 
 impl Lifetime {
+    /// Why a moment is outside of it, if it is.
+    pub fn not_valid_at(&self, now: SystemTime) -> Option<String> {
+        if now < self.not_before {
+            return Some(format!("it becomes valid only at {}", rfc3339(self.not_before)));
+        }
+        (now > self.not_after).then(|| format!("it has expired at {}", rfc3339(self.not_after)))
+    }
+
     /// What is over at `now`; `None` before half of it.
     pub fn stage(&self, now: SystemTime) -> Option<Stage> {
         if now > self.not_after {

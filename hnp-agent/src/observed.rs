@@ -67,6 +67,15 @@ impl Table {
                 connects: seen.count,
                 last,
             };
+            // Once for each pod: some pods of a route are let off, and whoever wonders why looks here first.
+            tracing::info!(
+                pod = row.pod,
+                namespace = row.namespace,
+                pod_uid = row.pod_uid,
+                destination = row.destination,
+                routes = row.routes.join(", "),
+                "a pod dials a destination that is only observed for it: it goes direct and presents no certificate"
+            );
             rows.insert(key, row);
         }
         while rows.len() > ROWS {

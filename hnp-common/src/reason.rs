@@ -162,7 +162,7 @@ reasons! {
     ProxyClosed = 78, "proxy_closed", Upstream, 502, "The proxy restarted, or wants TLS on that port (`https://`).";
 
     /// The upstream's certificate has expired, or is not valid yet.
-    UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock.";
+    UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock; the message has both clocks, as far as the upstream's is known.";
     /// The upstream's certificate is for another name.
     UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host with the names in its certificate.";
     /// The upstream's certificate was not issued by a CA this route trusts.
@@ -170,7 +170,7 @@ reasons! {
     /// The upstream's certificate cannot be used for another reason.
     UpstreamCertificateBad = 83, "upstream_certificate_bad", Upstream, 502, "The message has the verifier's words.";
     /// The upstream refused our client certificate, or wants one and got none it accepts.
-    ClientCertificateRefused = 84, "client_certificate_refused", Local, 502, "Is the identity's CA known to the manager, and is the certificate still valid?";
+    ClientCertificateRefused = 84, "client_certificate_refused", Local, 502, "Is the identity's CA known to the manager, and is the certificate still valid, by the manager's clock too? The message has both clocks, as far as the manager's is known.";
     /// The upstream's certificate, or one above it, was revoked by its CA.
     UpstreamCertificateRevoked = 85, "upstream_certificate_revoked", Upstream, 502, "Give the manager another certificate; the CA does not stand by this one any more.";
     /// Whether the upstream's certificate was revoked cannot be told: no revocation list of its issuer, an expired one, or one with another's signature.

@@ -16,6 +16,7 @@ use super::probe::{self, Shown};
 use super::request::{self, Answer, Asking};
 use super::{Look, Place, skipped};
 use crate::finding::{Finding, State};
+use crate::telemetry::rfc3339;
 use crate::trust;
 use crate::upstream::Offer;
 use crate::x509;
@@ -147,6 +148,11 @@ impl Look<'_> {
                     names(wanted),
                     ours.first().map_or("nobody", |(_, name)| name)
                 ),
+                (None, _) if says_expired(&refusal) => format!(
+                    "it says that ours is not valid at this time, and by this node's clock ({}) it is: one of the two \
+                     clocks is wrong",
+                    rfc3339(self.now)
+                ),
                 (None, _) => format!(
                     "whether it knows the CA {} is the first thing to ask; a clock that is wrong there, a revocation, or \
                      a name that it does not serve are the next",
@@ -167,6 +173,12 @@ impl Look<'_> {
             ),
         }
     }
+}
+
+/// Whether a refusal is the alert certificate_expired (45), in rustls' words: for a certificate that is over, and at most
+/// servers for one that is not valid yet.
+pub(super) fn says_expired(refusal: &str) -> bool {
+    refusal.contains("CertificateExpired")
 }
 
 /// What was asked for.

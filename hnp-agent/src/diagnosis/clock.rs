@@ -1,20 +1,15 @@
 //! Whether this node's clock and the upstream's agree: by the Date of an answer, else by certificates' dates.
 
-use std::time::Duration;
-
 use hnp_common::Reason;
 use serde_json::json;
 
-use super::client_auth::Without;
+use super::client_auth::{Without, says_expired};
 use super::request::{Answer, Asking};
 use super::{Look, skipped};
 use crate::finding::{Finding, State};
+use crate::skew::{Clocks, TOLERANCE};
 use crate::telemetry::rfc3339;
 use crate::x509::span;
-
-/// A Date is a second late and an answer some time on its way; certificates that live for minutes are made with
-/// allowances of this size.
-const TOLERANCE: Duration = Duration::from_secs(60);
 
 /// An answer that says what time it is.
 pub(super) fn dated<'a>(answers: &'a [Asking], without: &'a Without) -> Option<&'a Answer> {
@@ -30,20 +25,13 @@ impl Look<'_> {
             findings.push(self.by_certificates(findings));
             return;
         };
-        let (apart, word) = match theirs.duration_since(answer.came) {
-            Ok(ahead) => (ahead, "behind"),
-            Err(error) => (error.duration(), "ahead of"),
-        };
-        let facts =
-            json!({"here": rfc3339(answer.came), "there": rfc3339(theirs), "apart_seconds": apart.as_secs()});
+        let clocks = Clocks { here: answer.came, there: theirs };
+        let facts = json!({
+            "here": rfc3339(clocks.here), "there": rfc3339(theirs), "apart_seconds": clocks.apart().as_secs()
+        });
         let not_valid = self.identity.as_ref().and_then(|own| own.not_valid_at(theirs));
-        let detail = format!(
-            "this node's clock is {} {word} the upstream's ({} here, {} there)",
-            span(apart),
-            rfc3339(answer.came),
-            rfc3339(theirs)
-        );
-        let finding = if apart <= TOLERANCE + answer.took {
+        let detail = clocks.words();
+        let finding = if clocks.apart() <= TOLERANCE + answer.took {
             Finding::new(area, what, State::Good, format!("agree within {}", span(TOLERANCE)))
         } else if let Some(why) = not_valid {
             let detail = format!("{detail}; by its clock our certificate is not valid: {why}");
@@ -62,6 +50,10 @@ impl Look<'_> {
         let theirs = findings.iter().find(|finding| {
             finding.area == "certificate" && finding.reason == Some(Reason::UpstreamCertificateExpired)
         });
+        let refused = |finding: &&Finding| {
+            finding.reason == Some(Reason::ClientCertificateRefused) && says_expired(&finding.detail)
+        };
+        let refused = findings.iter().filter(|finding| finding.area == "client-auth").find(refused);
         let own = self.identity.as_ref().and_then(|own| own.not_valid_at(self.now));
         let here = rfc3339(crate::clock::now());
         match (theirs, own) {
@@ -77,6 +69,13 @@ impl Look<'_> {
                 let detail = format!(
                     "says {here}; our own certificate is valid then and the upstream's is not: compare the clock before \
                      anything is renewed"
+                );
+                Finding::new(area, what, State::Degraded, detail).next(NEXT)
+            }
+            (None, None) if refused.is_some() => {
+                let detail = format!(
+                    "says {here}; our own certificate is valid then, and the upstream says that it is not valid at this \
+                     time: compare the clocks before anything is renewed"
                 );
                 Finding::new(area, what, State::Degraded, detail).next(NEXT)
             }

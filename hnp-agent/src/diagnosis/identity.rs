@@ -27,11 +27,7 @@ impl Own {
 
     /// Why it is not valid at a moment, if it is not.
     pub(super) fn not_valid_at(&self, now: SystemTime) -> Option<String> {
-        let leaf = &self.loaded.as_ref().ok()?.leaf;
-        if now < leaf.not_before {
-            return Some(format!("it becomes valid only at {}", rfc3339(leaf.not_before)));
-        }
-        (now > leaf.not_after).then(|| format!("it has expired at {}", rfc3339(leaf.not_after)))
+        self.loaded.as_ref().ok()?.leaf.lifetime().not_valid_at(now)
     }
 
     /// The command that shows its files.

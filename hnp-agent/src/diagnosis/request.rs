@@ -13,9 +13,9 @@ use crate::config::humane;
 use crate::config::plan::{Authority, Target};
 use crate::finding::{Finding, State};
 use crate::proxy::http1::exchange::{PAGE, is_about_certificate, unanswered};
-use crate::proxy::http1::head::{Lines, find_end};
+use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::{Asked, Response};
-use crate::telemetry::parse_rfc3339;
+use crate::skew;
 use crate::upstream::Need;
 
 /// How long an opaque upstream is listened to: it may have nothing to say before it is spoken to, and a refusal comes at once.
@@ -209,7 +209,7 @@ async fn exchange(
                 continue;
             }
             let (came, took) = (crate::clock::now(), began.elapsed());
-            let date = date(&bytes[..len]);
+            let date = skew::date(&bytes[..len]);
             bytes.drain(..len);
             let status = response.status;
             // Whatever ends the page early: what has come of it is looked at.
@@ -231,47 +231,5 @@ async fn exchange(
             Ok(_) => {}
             Err(error) => return Err(failed(error)),
         }
-    }
-}
-
-/// The Date of an answer (RFC 9110 section 5.6.7, the form that servers must write).
-fn date(head: &[u8]) -> Option<SystemTime> {
-    let lines = Lines::cut(head).ok()?;
-    let field = lines.fields.iter().find(|field| head[field.name.clone()].eq_ignore_ascii_case(b"date"))?;
-    fixdate(std::str::from_utf8(&head[field.value.clone()]).ok()?)
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn fixdate(text: &str) -> Option<SystemTime> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split(' ').skip(1);
-    let (day, month, year, time, zone) =
-        (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
-    let month = MONTHS.iter().position(|known| *known == month)? + 1;
-    let good = zone == "GMT" && words.next().is_none();
-    if good { parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}Z")) } else { None }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-
-    #[test]
-    fn dates_of_answers_are_read() {
-        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(fixdate("Sun, 06 Nov 1994 08:49:37 GMT"), at(784_111_777));
-        for wrong in [
-            "Sunday, 06-Nov-94 08:49:37 GMT",
-            "Sun Nov  6 08:49:37 1994",
-            "Sun, 06 Nov 1994 08:49:37 CET",
-            "",
-        ] {
-            assert_eq!(fixdate(wrong), None, "{wrong}");
-        }
-        assert_eq!(date(b"HTTP/1.1 200 OK\r\ndAte: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"), at(784_111_777));
-        assert_eq!(date(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"), None);
     }
 }

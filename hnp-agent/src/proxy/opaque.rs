@@ -37,5 +37,6 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
     .await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
-    recording.finish(relayed.reason, relayed.detail);
+    let detail = relayed.detail.map(|detail| worker.upstreams.with_dates(route, relayed.reason, detail));
+    recording.finish(relayed.reason, detail);
 }

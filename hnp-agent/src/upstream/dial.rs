@@ -102,7 +102,8 @@ impl Upstreams {
         making.share(tls, info, terms).await.map_err(|error| {
             let tls = trust::tls_reason(&error);
             let detail = format!("beginning HTTP/2: {error}");
-            DialError::new(tls.unwrap_or(Reason::UpstreamClosed), detail, Some(addr)).may_pass(tls.is_none())
+            let failed = DialError::new(tls.unwrap_or(Reason::UpstreamClosed), detail, Some(addr));
+            self.explained(route, failed.may_pass(tls.is_none()))
         })
     }
 
@@ -113,7 +114,7 @@ impl Upstreams {
         key: &Rc<PoolKey>,
         end: Instant,
     ) -> Result<(Box<TlsStream<Transport>>, ConnectionInfo), DialError> {
-        let done = self.dial(route, key, end).await;
+        let done = self.dial(route, key, end).await.map_err(|error| self.explained(route, error));
         self.count(route, &done);
         if let Ok((_, info)) = &done {
             self.stats.upstream_handshake(route, info.resumed);

@@ -8,6 +8,7 @@
 //! one request at a time and are lent (`pool`); those of HTTP/2 are shared (`h2`).
 
 mod connection;
+mod dates;
 mod dial;
 mod eyeballs;
 mod h2;
@@ -41,6 +42,7 @@ use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
 use crate::telemetry::stats::WorkerStats;
+use dates::Dates;
 use h2::Links;
 use pool::Pool;
 use retry::Outages;
@@ -77,6 +79,7 @@ pub struct Upstreams {
     shared: Rc<Pools>,
     /// By route: the key that is current. Requests find it without building one.
     keys: RefCell<Vec<Keys>>,
+    dates: Dates,
 }
 
 /// A route's current keys, by what is offered.
@@ -118,8 +121,9 @@ impl Upstreams {
         stats: Rc<WorkerStats>,
         shared: Rc<Pools>,
     ) -> Self {
-        let keys = RefCell::new(vec![Keys::default(); generation.plan.routes.len()]);
-        Self { generation, resolver, stats, shared, keys }
+        let routes = generation.plan.routes.len();
+        let (keys, dates) = (RefCell::new(vec![Keys::default(); routes]), Dates::new(routes));
+        Self { generation, resolver, stats, shared, keys, dates }
     }
 
     /// The resolver in use.

@@ -8,18 +8,18 @@ mod steps;
 use std::fs;
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, CAPABILITIES, Config, Route};
+use hnp_tests::agent::{Agent, Build, CAPABILITIES, Config, Route};
 use hnp_tests::client::{self, RawCase};
 use hnp_tests::poll::eventually;
-use hnp_tests::process::Finished;
+use hnp_tests::process::{Cmd, Finished};
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
 use serde_json::Value;
 
 /// What the agent says of a pod's request, in its answer, its log and its metric, and what doctor says beside it:
-/// the same reason.
+/// the same reason. `cause`: words for it that the answer and the log have, too.
 #[track_caller]
-fn row(scene: &Scene, config: &Config, reason: &str, status: u16) -> Found {
+fn row(scene: &Scene, config: &Config, (reason, status): (&str, u16), cause: &str) -> Found {
     let pod = scene.pod();
     let ask = || {
         let case = RawCase { quiet_ms: 20_000, ..RawCase::new(get("/hello")) };
@@ -35,15 +35,22 @@ fn row(scene: &Scene, config: &Config, reason: &str, status: u16) -> Found {
         Agent::start(scene, config)
     };
     let (answered, text) = ask();
-    assert!(answered == Some(status) && text.contains(reason), "{text}");
-    let line = agent.access_line_with(reason);
-    assert_eq!((&line["route"], &line["status"]), (&"manager".into(), &status.into()), "{line}");
-    assert!(agent.metrics().sum("hnp_requests", &[("reason", reason), ("route", "manager")]) >= 1.0);
+    assert!(answered == Some(status) && text.contains(reason) && text.contains(cause), "{cause}: {text}");
+    assert_told(&agent, (reason, status), cause);
     let found = doctor(scene, config, &[]);
     assert_eq!(found.exit(), 1, "{found:?}");
     assert!(found.bad().iter().any(|(_, bad)| bad == reason), "{reason}: {found:?}");
     agent.stop(Duration::from_secs(20));
     found
+}
+
+/// The agent's log and metric name a reason and its cause.
+#[track_caller]
+fn assert_told(agent: &Agent, (reason, status): (&str, u16), cause: &str) {
+    let line = agent.access_line_with(reason);
+    assert_eq!((&line["route"], &line["status"]), (&"manager".into(), &status.into()), "{line}");
+    assert!(line["detail"].as_str().is_some_and(|detail| detail.contains(cause)), "{cause}: {line}");
+    assert!(agent.metrics().sum("hnp_requests", &[("reason", reason), ("route", "manager")]) >= 1.0);
 }
 
 /// What was found.
@@ -91,17 +98,24 @@ impl Found {
 
 #[track_caller]
 fn doctor(scene: &Scene, config: &Config, more: &[&str]) -> Found {
+    doctor_of(Build::Ordinary, scene, config, more)
+}
+
+/// The same by a build's doctor, in the configuration's environment.
+#[track_caller]
+fn doctor_of(build: Build, scene: &Scene, config: &Config, more: &[&str]) -> Found {
     let arguments = [&["--route", "manager", "--json"], more].concat();
-    let finished = run(scene, config, &arguments);
+    let finished = run(build, scene, config, &arguments);
     let json = serde_json::from_str(&finished.text()).unwrap_or_else(|error| panic!("{error}: {finished}"));
     Found { json, code: finished.status.code() }
 }
 
-fn run(scene: &Scene, config: &Config, arguments: &[&str]) -> Finished {
+fn run(build: Build, scene: &Scene, config: &Config, arguments: &[&str]) -> Finished {
     let path = scene.path("doctor.yaml");
     fs::write(&path, config.to_yaml()).expect("the world's directory is ours");
-    let file = path.to_string_lossy();
-    Agent::tool(scene, &[&["doctor", "--config", &*file], arguments].concat())
+    let command = scene.agent_place().command(build.binary()).args(["doctor", "--config"]).arg(&path);
+    let set = |command: Cmd, (key, value): &(&'static str, String)| command.env(key, value);
+    config.env.iter().fold(command.args(arguments), set).run()
 }
 
 fn plain(scene: &Scene) -> Config {

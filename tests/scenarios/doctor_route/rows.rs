@@ -1,11 +1,12 @@
 //! The rows of the table: a strict manager, a CA that is not trusted, names, dates and clocks, pods that are let off.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hnp_tests::agent::{Agent, Route};
+use hnp_tests::agent::{Agent, Build, Route};
 use hnp_tests::client::{self, RawCase};
-use hnp_tests::manager::{Manager, Mode, Setup};
+use hnp_tests::clock::FastClock;
+use hnp_tests::manager::{Manager, Mode, Setup, Shown};
 use hnp_tests::nginx::Nginx;
 use hnp_tests::openssl_peer::{OpensslPeer, Version};
 use hnp_tests::pki::{Ca, Leaf, Spec};
@@ -15,7 +16,7 @@ use hnp_tests::tools;
 use hnp_tests::topology::{BLACK_HOLE4, MANAGER_NAME, MANAGER4, OTHER4, Pod};
 use serde_json::Value;
 
-use super::{Found, doctor, get, plain, row, with_upstream};
+use super::{Found, assert_told, doctor, doctor_of, get, plain, row, with_upstream};
 
 #[test]
 fn refused_in_strict_because_there_is_no_certificate() {
@@ -24,7 +25,12 @@ fn refused_in_strict_because_there_is_no_certificate() {
     let healthy = doctor(&scene, &plain(&scene), &[]);
     assert_eq!(healthy.state("identity", IDENTITY), "ok", "the control");
     fs::write(&scene.client.key, "nothing\n").expect("our own file");
-    let found = row(&scene, &plain(&scene), "identity_unavailable", 503);
+    let found = row(
+        &scene,
+        &plain(&scene),
+        ("identity_unavailable", 503),
+        "identity `manager-client` could not be loaded",
+    );
     let identity = found.one("identity", IDENTITY);
     assert_eq!((&identity["state"], &identity["reason"]), (&"bad".into(), &"identity_unavailable".into()));
     assert!(identity["detail"].as_str().is_some_and(|detail| detail.contains("client.key")), "{identity}");
@@ -42,7 +48,7 @@ fn our_certificate_is_not_signed_by_a_ca_that_the_manager_trusts() {
     let others = Ca::new("another clients' CA");
     let path = others.write(scene.dir(), "others");
     let late = OpensslPeer::start(&scene, 80, Version::Tls13, &scene.server, &others);
-    let found = row(&scene, &plain(&scene), "client_certificate_refused", 502);
+    let found = row(&scene, &plain(&scene), ("client_certificate_refused", 502), "UnknownCA");
     // Python's ssl does not say whose certificates it would take.
     refused_by_the_manager(&found, &["CN=hnp test clients"]);
     let seen = late.connections();
@@ -68,7 +74,7 @@ fn refused_by_the_manager(found: &Found, names: &[&str]) {
 
 #[test]
 fn the_managers_certificate_is_not_signed_by_a_trusted_ca() {
-    let found = certificate("upstream_certificate_unknown_ca", |scene| {
+    let found = certificate("upstream_certificate_unknown_ca", "UnknownIssuer", |scene| {
         let leaf = Ca::new("somebody else").server(&[MANAGER_NAME]);
         assert_ne!(leaf.serial, scene.server.serial);
         leaf
@@ -106,7 +112,7 @@ fn an_intermediate_is_missing() {
 
 #[test]
 fn the_identity_does_not_match() {
-    let found = certificate("upstream_certificate_name", |scene| {
+    let found = certificate("upstream_certificate_name", "other.hnp.test", |scene| {
         scene.servers.server(&["other.hnp.test", "third.hnp.test"])
     });
     let certificate = found.one("certificate", &MANAGER4.to_string());
@@ -120,7 +126,7 @@ fn the_identity_does_not_match() {
 
 #[test]
 fn the_managers_certificate_has_expired() {
-    let found = certificate("upstream_certificate_expired", |scene| {
+    let found = certificate("upstream_certificate_expired", "expired", |scene| {
         scene.servers.issue(&Spec::server(&[MANAGER_NAME]).expired())
     });
     let certificate = found.one("certificate", &MANAGER4.to_string());
@@ -153,7 +159,12 @@ fn our_certificate_has_expired() {
     let _manager = scene.strict_manager();
     assert_eq!(doctor(&scene, &plain(&scene), &[]).bad(), Vec::new(), "the control");
     scene.clients.issue(&Spec::client("old").expired()).write(scene.dir(), "client");
-    let found = row(&scene, &plain(&scene), "client_certificate_refused", 502);
+    let found = row(
+        &scene,
+        &plain(&scene),
+        ("client_certificate_refused", 502),
+        "our certificate is not valid: it has expired at 2021-01-01",
+    );
     for (area, what) in [("identity", IDENTITY), ("client-auth", "our certificate")] {
         let one = found.one(area, what);
         assert_eq!((&one["state"], &one["reason"]), (&"bad".into(), &"client_certificate_refused".into()));
@@ -169,7 +180,7 @@ fn our_certificate_is_not_for_clients() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
     scene.clients.issue(&Spec::server(&["client.hnp.test"])).write(scene.dir(), "client");
-    let found = row(&scene, &plain(&scene), "client_certificate_refused", 502);
+    let found = row(&scene, &plain(&scene), ("client_certificate_refused", 502), "received fatal alert");
     let bad = |one: &&Value| one["area"] == "identity" && one["state"] == "bad";
     let identity = found.findings().iter().find(bad).expect("a finding");
     let detail = identity["detail"].as_str().unwrap_or_default();
@@ -207,6 +218,68 @@ fn clocks_that_differ_are_told_by_the_date_of_an_answer() {
     assert_eq!(found.exit(), 1);
 }
 
+/// A node whose clock is wrong: certificates that are valid are refused, by the agent and by the manager.
+#[test]
+fn a_clock_that_is_wrong_is_named_beside_the_reason() {
+    let scene = Scene::for_test();
+    let now = SystemTime::now();
+    let (hour, years) = (Duration::from_secs(3600), Duration::from_secs(10 * 365 * 86_400));
+    // Half an hour more, so that spans in whole hours do not depend on seconds.
+    let ahead = FastClock::at(now + 3 * hour + hour / 2, 1);
+    let shown = Shown::new(&scene.server);
+    let setup = Setup::new("manager", 80).tls_by(FastClock::at(now, 1), &shown, &scene.clients);
+    let manager = Manager::start(&scene, setup.resuming_none());
+    let mut config = scene.config().route(scene.route().set("pool_idle", "0"));
+    // Each remembers by itself what time it was elsewhere.
+    config.workers = 1;
+    config.env.push(ahead.env());
+    let mut agent = Agent::spawn_build(Build::OtherClock, scene.agent_place(), &config, false);
+    agent.wait_until_ready();
+    let pod = scene.pod();
+    let date = tools::run(scene.dir(), "date", &["-u", "+%a,+%d+%b+%Y+%H:%M:%S+GMT"]);
+    let path = format!("/dated?date={}", date.trim());
+    let ask = || {
+        let case = RawCase { quiet_ms: 20_000, ..RawCase::new(get(&path)) };
+        let answer = client::raw(&pod, (MANAGER4, 80), vec![case]).remove(0);
+        (answer.status(), answer.text())
+    };
+    // The control: what is valid by both clocks.
+    assert_eq!(ask().0, Some(200));
+    let apart = "this node's clock is 3 h ahead of the upstream's";
+    let healthy = doctor_of(Build::OtherClock, &scene, &config, &["--path", &path]);
+    assert!(healthy.detail("clock", "this node's and").contains(apart), "{healthy:?}");
+
+    shown.replace(&scene.servers.issue(&Spec::server(&[MANAGER_NAME]).valid(now - hour, now + hour)));
+    let (status, text) = ask();
+    assert!(
+        status == Some(502) && text.contains("upstream_certificate_expired") && text.contains(apart),
+        "{text}"
+    );
+    assert_told(&agent, ("upstream_certificate_expired", 502), apart);
+    let found = doctor_of(Build::OtherClock, &scene, &config, &[]);
+    assert!(found.bad().iter().any(|(_, bad)| bad == "upstream_certificate_expired"), "{found:?}");
+    assert!(found.detail("clock", "this node's").contains("compare the clock"), "{found:?}");
+
+    shown.replace(&scene.server);
+    let ours = scene.clients.issue(&Spec::client("valid here").valid(now + 3 * hour, now + years));
+    ours.write(scene.dir(), "client");
+    eventually(Duration::from_secs(20), "the manager refuses ours", || {
+        ask().1.contains("client_certificate_refused")
+    });
+    let theirs = "by its clock our certificate is not valid: it becomes valid only at";
+    let text = ask().1;
+    assert!(text.contains(apart) && text.contains(theirs), "{text}");
+    assert_told(&agent, ("client_certificate_refused", 502), theirs);
+    let found = doctor_of(Build::OtherClock, &scene, &config, &[]);
+    assert!(found.bad().iter().any(|(_, bad)| bad == "client_certificate_refused"), "{found:?}");
+    assert!(
+        found.detail("client-auth", "our certificate").contains("one of the two clocks is wrong"),
+        "{found:?}"
+    );
+    assert!(found.detail("clock", "this node's").contains("compare the clocks"), "{found:?}");
+    assert!(manager.connections().iter().any(|one| one.error.is_some()), "it is the manager that refuses it");
+}
+
 #[test]
 fn one_pod_works_and_another_does_not() {
     let scene = Scene::for_test();
@@ -229,13 +302,24 @@ fn one_pod_works_and_another_does_not() {
 
     let route = scene.route().set("overrides", "[{namespaces: [legacy], enforcement: observe}]");
     let config = capture(route);
-    let _agent = Agent::start(&scene, &config);
+    let agent = Agent::start(&scene, &config);
     let ask = |pod: &Pod| {
         let case = RawCase { quiet_ms: 20_000, ..RawCase::new(get("/hello")) };
         client::raw(pod, (MANAGER4, 80), vec![case]).remove(0).status()
     };
     eventually(Duration::from_secs(20), "the kernel knows who is let off", || ask(&other) == Some(400));
     assert_eq!(ask(&carried), Some(200));
+    // Such a pod never reaches the agent, which says so all the same; its refusal is the manager's.
+    let line = agent.log_line("only observed for it");
+    for part in ["legacy", &other.uid, "198.18.0.9:80", "presents no certificate"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert!(
+        !agent.log().lines().any(|line| line.contains("only observed for it") && line.contains(&carried.uid))
+    );
+    assert!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "observed")]) >= 1.0);
+    let listed = Agent::tool(&scene, &["observed"]).ok();
+    assert!(listed.contains("legacy") && !listed.contains("production"), "{listed}");
     let found = doctor(&scene, &config, &[]);
     let pods = found.one("pods", "not all of them");
     assert_eq!(pods["state"], "degraded");
@@ -275,7 +359,7 @@ fn one_address_of_several_is_the_bad_one() {
 /// A manager whose certificate must not be accepted gets nothing, neither a request nor our certificate; doctor and
 /// the access line have the same reason; its twin with the right one is in order.
 #[track_caller]
-fn certificate(reason: &str, issue: impl Fn(&Scene) -> Leaf) -> Found {
+fn certificate(reason: &str, cause: &str, issue: impl Fn(&Scene) -> Leaf) -> Found {
     let scene = Scene::for_test();
     let good = scene.strict_manager();
     let found = doctor(&scene, &plain(&scene), &[]);
@@ -283,7 +367,7 @@ fn certificate(reason: &str, issue: impl Fn(&Scene) -> Leaf) -> Found {
     drop(good);
     let setup = Setup::new("impostor", 80).tls(Mode::Loose, &issue(&scene), &scene.clients);
     let impostor = Manager::start(&scene, setup);
-    let found = row(&scene, &plain(&scene), reason, 502);
+    let found = row(&scene, &plain(&scene), (reason, 502), cause);
     let certificate = found.one("certificate", &MANAGER4.to_string());
     assert_eq!((&certificate["state"], &certificate["reason"]), (&"bad".into(), &reason.into()), "{found:?}");
     assert!(found.bad().iter().all(|(_, bad)| bad == reason), "nothing else is wrong: {found:?}");

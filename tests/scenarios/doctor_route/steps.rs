@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 
-use hnp_tests::agent::{Config, Route};
+use hnp_tests::agent::{Build, Config, Route};
 use hnp_tests::corporate::{Corporate, INSIDE_NAME, PROXY_NAME, Squid, SquidSetup};
 use hnp_tests::dns::Dns;
 use hnp_tests::manager::{Http2, Manager, Mode, Service, Setup};
@@ -54,7 +54,8 @@ fn where_all_is_well_nothing_is_bad_and_everything_is_told() {
     assert!(manager.requests().iter().all(|request| request.client_serial() == scene.client_serial));
     assert!(agent.access_lines().is_empty(), "it is no access");
     // What may be a secret is sent and not shown.
-    let text = run(&scene, &plain(&scene), &["--route", "manager", "--path", "/hello?key=geheim"]);
+    let text =
+        run(Build::Ordinary, &scene, &plain(&scene), &["--route", "manager", "--path", "/hello?key=geheim"]);
     let said = format!("{}{}{}", text.ok(), text.stderr, found.json);
     assert!(!said.contains("geheim") && said.contains("/hello?..."), "{said}");
     assert!(text.text().contains("ok        tls          198.18.0.9:80: TLSv1.3, X25519MLKEM768"), "{text}");
@@ -167,7 +168,7 @@ fn a_name_that_is_not_found_and_one_that_leads_back_to_hnp() {
     assert_eq!(doctor(&scene, &plain(&scene), &[]).state("resolve", MANAGER_NAME), "ok", "the control");
     let _dns = Dns::start(&scene);
     let config = with_upstream(&scene, "https://nowhere.hnp.test:443");
-    let found = row(&scene, &config, "upstream_name_not_found", 502);
+    let found = row(&scene, &config, ("upstream_name_not_found", 502), "has no address");
     let resolve = found.one("resolve", "nowhere.hnp.test");
     assert_eq!(
         (&resolve["reason"], &resolve["next"]),
@@ -274,8 +275,8 @@ fn opaque_routes_and_tunnels_are_looked_at_as_far_as_they_go() {
 fn a_wrong_command_line_is_told_from_a_bad_route() {
     let scene = Scene::for_test();
     let config = plain(&scene);
-    let exit = |arguments: &[&str]| run(&scene, &config, arguments).status.code();
-    let unknown = run(&scene, &config, &["--route", "nobody"]);
+    let exit = |arguments: &[&str]| run(Build::Ordinary, &scene, &config, arguments).status.code();
+    let unknown = run(Build::Ordinary, &scene, &config, &["--route", "nobody"]);
     assert_eq!(unknown.status.code(), Some(2), "{unknown}");
     assert!(unknown.stderr.contains("there are manager"), "{unknown}");
     assert_eq!(exit(&["--path", "/"]), Some(2), "a path without a route");

@@ -11,7 +11,7 @@ mod up;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::time::{Instant, sleep_until};
@@ -36,6 +36,8 @@ pub struct Terms {
     pub close: bool,
     /// Heads travel as they came (passthrough).
     pub verbatim: bool,
+    /// Look at the answer's Date.
+    pub dated: bool,
     /// The largest head an answer may have, in bytes.
     pub head_limit: usize,
     /// From the end of the request to the first byte of the answer.
@@ -59,6 +61,8 @@ pub struct Ended {
     pub status: u16,
     /// From the end of the request to the first byte of the final answer.
     pub first_byte: Option<Duration>,
+    /// Of the final answer, where that was asked for and it has one.
+    pub date: Option<SystemTime>,
 }
 
 /// What became of an exchange.
@@ -148,6 +152,7 @@ pub async fn run(
         down: exchange.down.bytes,
         status: exchange.down.status,
         first_byte: exchange.down.first_byte,
+        date: exchange.down.date,
     }
 }
 

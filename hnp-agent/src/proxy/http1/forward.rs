@@ -104,7 +104,8 @@ pub async fn forward(
     };
     let binds = bound.is_some() || incoming.request.binds_connection;
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
-    let terms = terms(worker, plan, &incoming, verbatim, client.last);
+    let mut terms = terms(worker, plan, &incoming, verbatim, client.last);
+    terms.dated = matches!(way, Way::Upstream) && worker.upstreams.wants_date(route);
     let mut answer = worker.stock.buffer();
     let (mut failed_before, mut attempts) = (None, 1_u8);
     loop {
@@ -140,6 +141,9 @@ pub async fn forward(
             }
             _ => {
                 note(&mut recording, &ended);
+                if terms.dated && ended.status != 0 {
+                    worker.upstreams.dated(route, ended.date);
+                }
                 return match ended.end {
                     End::Complete { upstream_reusable, client_reusable, certificate_refused } => {
                         if upstream_reusable {
@@ -157,7 +161,9 @@ pub async fn forward(
                             Way::Upstream => Reason::Ok,
                             Way::Direct => Reason::Passthrough,
                         };
-                        recording.finish(reason, None);
+                        let detail = (reason == Reason::ClientCertificateRefused)
+                            .then(|| worker.upstreams.with_dates(route, reason, String::new()));
+                        recording.finish(reason, detail);
                         if client_reusable { Next::Again } else { Next::Close(Reason::Ok) }
                     }
                     // Boxed: rare, and every connection's future would hold their states.
@@ -165,7 +171,13 @@ pub async fn forward(
                         let idle = plan.timeouts.idle;
                         Box::pin(switched(worker, client, bytes, recording, connection, answer, idle)).await
                     }
-                    End::Failed(failure) => Box::pin(failed(client, recording, &incoming, failure)).await,
+                    End::Failed(mut failure) => {
+                        if let Way::Upstream = way {
+                            failure.detail =
+                                worker.upstreams.with_dates(route, failure.reason, failure.detail);
+                        }
+                        Box::pin(failed(client, recording, &incoming, failure)).await
+                    }
                 };
             }
         }
@@ -302,6 +314,7 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, las
         },
         close: !request.keep_alive || request.http10 || last || worker.stop.is_cancelled(),
         verbatim,
+        dated: false,
         head_limit: worker.plan.limits.head_bytes,
         response: plan.timeouts.response,
         idle: plan.timeouts.idle,

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::io::AsyncWrite as _;
@@ -15,6 +15,7 @@ use crate::proxy::client_io::ClientIo;
 use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::Response;
+use crate::skew;
 use crate::trust::tls_reason;
 use crate::upstream::{Io, fault_reason};
 
@@ -41,6 +42,7 @@ pub(super) struct Down<'a> {
     pub(super) status: u16,
     pub(super) spoke: bool,
     pub(super) first_byte: Option<Duration>,
+    pub(super) date: Option<SystemTime>,
     pub(super) page: Page,
     /// The front of a 400's page, while it may still turn out to be about certificates.
     pub(super) seen: Vec<u8>,
@@ -95,6 +97,7 @@ impl<'a> Down<'a> {
             status: 0,
             spoke: false,
             first_byte: None,
+            date: None,
             page: Page::No,
             seen: Vec::new(),
             early: false,
@@ -260,6 +263,9 @@ impl<'a> Down<'a> {
         } else if !hide {
             let close = terms.close || until_close || terms.asked.http10;
             response.write_for_client(head, terms.asked, close, &mut self.out);
+        }
+        if terms.dated && !response.is_interim() {
+            self.date = skew::date(head);
         }
         self.answer.consume(len);
         if response.is_interim() {

@@ -32,6 +32,7 @@ fn terms(framing: Framing, asked: Asked) -> Terms {
         asked,
         close: false,
         verbatim: false,
+        dated: false,
         head_limit: 8192,
         response: Duration::from_secs(20),
         idle: Duration::from_secs(20),
