@@ -42,6 +42,50 @@ fn two_commands_replace_the_vendors_recipe() {
     assert!(seen[0].starts_with("SUCCESS|") && seen[1].starts_with("FAILED"), "{seen:?}");
 }
 
+/// A CA whose key openssl has encrypted issues and renews with its passphrase, and a server that looks takes the result.
+#[test]
+fn a_ca_behind_a_passphrase_issues_for_a_server_that_looks() {
+    let scene = Scene::for_test();
+    let dir = scene.path("encrypted");
+    fs::create_dir(&dir).expect("the world's directory is ours");
+    certs(&dir, &["init-ca"]);
+    fs::write(dir.join("passphrase"), "correct horse\n").expect("our own directory");
+    let encrypt = |name: &str| {
+        let (plain, key) = (format!("{name}.plain"), format!("{name}.key"));
+        fs::rename(dir.join(&key), dir.join(&plain)).expect("our own directory");
+        let options = ["pkcs8", "-topk8", "-passout", "file:passphrase", "-in", &plain, "-out", &key];
+        tools::run(&dir, "openssl", &options);
+        fs::remove_file(dir.join(&plain)).expect("our own directory");
+    };
+    encrypt("ca");
+    // The control, and what to do.
+    let without = refused(&dir, &["issue", "client"]);
+    assert!(without.contains("is encrypted") && without.contains("--passphrase-file"), "{without}");
+    fs::write(dir.join("another"), "battery staple\n").expect("our own directory");
+    let wrong = refused(&dir, &["issue", "client", "--passphrase-file", "another"]);
+    assert!(wrong.contains("does not open the key") && !wrong.contains("battery"), "{wrong}");
+    assert!(!dir.join("client.crt").exists() && !dir.join("client.key").exists());
+    let open = ["--passphrase-file", "passphrase"];
+    certs(&dir, &[&["issue", "client"], &open[..]].concat());
+    let nginx = Nginx::start(&scene, 80, &scene.server, &dir.join("ca.crt"));
+    let first = presented(&scene, &pair(&dir, "client"));
+    certs(&dir, &[&["renew", "client.crt"], &open[..]].concat());
+    certs(&dir, &[&["renew", "ca.crt"], &open[..]].concat());
+    let second = presented(&scene, &pair(&dir, "client"));
+    assert!(first.starts_with("SUCCESS|") && second.starts_with("SUCCESS|"), "{first} {second}");
+    assert_eq!(nginx.requests(2).len(), 2);
+    // The leaf's own key.
+    encrypt("client");
+    let key = fs::read(dir.join("client.key")).expect("written by openssl");
+    certs(&dir, &[&["verify", "client.crt", "--key", "client.key"], &open[..]].concat());
+    certs(&dir, &[&["inspect", "client.crt", "client.key"], &open[..]].concat());
+    fs::rename(dir.join("ca.key"), dir.join("root.key")).expect("our own directory");
+    let renewed = ["renew", "client.crt", "--new-key", "--ca-key", "root.key"];
+    let refusal = refused(&dir, &[&renewed[..], &open[..]].concat());
+    assert!(refusal.contains("without a passphrase"), "{refusal}");
+    assert_eq!(fs::read(dir.join("client.key")).expect("it is there"), key, "as it was");
+}
+
 #[test]
 fn nothing_is_overwritten_unasked() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -11,7 +11,7 @@ use x509_parser::prelude::{ParsedExtension, X509Certificate, X509Error, X509Vers
 
 use super::issue::Signer;
 use super::{CertsError, Subject};
-use crate::identity::files::load::{IdentityError, certificates, private_keys};
+use crate::identity::files::load::{IdentityError, Opening, certificates, private_keys};
 use crate::telemetry::rfc3339;
 use crate::x509;
 
@@ -34,20 +34,29 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Reads a CA.
+    /// Reads a CA; `passphrase_file` has what opens its key, if that is encrypted.
     ///
     /// # Errors
     /// A file is not what it should be, they do not belong together, or the certificate may not issue now.
-    pub fn load(certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, CertsError> {
-        Self::load_as(certificate, key, |ca| may_issue(ca, now))
+    pub fn load(
+        certificate: &Path,
+        key: &Path,
+        passphrase_file: Option<&Path>,
+        now: SystemTime,
+    ) -> Result<Self, CertsError> {
+        Self::load_as(certificate, key, passphrase_file, |ca| may_issue(ca, now))
     }
 
     /// Reads a root that is to be renewed: its dates do not matter.
     ///
     /// # Errors
     /// As for [`Self::load`], and it is no root.
-    pub fn load_to_renew(certificate: &Path, key: &Path) -> Result<Self, CertsError> {
-        Self::load_as(certificate, key, |ca| {
+    pub fn load_to_renew(
+        certificate: &Path,
+        key: &Path,
+        passphrase_file: Option<&Path>,
+    ) -> Result<Self, CertsError> {
+        Self::load_as(certificate, key, passphrase_file, |ca| {
             if !is_self_signed(ca.as_raw()) {
                 return Err("only a root renews itself; name its issuer with --ca and --ca-key".into());
             }
@@ -58,6 +67,7 @@ impl Authority {
     fn load_as(
         certificate: &Path,
         key: &Path,
+        passphrase_file: Option<&Path>,
         may_issue: impl FnOnce(&X509Certificate<'_>) -> Result<Option<u32>, String>,
     ) -> Result<Self, CertsError> {
         let all = certificates(
@@ -65,7 +75,8 @@ impl Authority {
             &crate::files::read(certificate).map_err(|source| unreadable(certificate, source))?,
         )?;
         let key_file = crate::files::read_secret(key).map_err(|source| unreadable(key, source))?;
-        let keys = private_keys(key, &key_file, None)?;
+        let opening = passphrase_file.map(Opening::read).transpose()?;
+        let keys = private_keys(key, &key_file, opening.as_ref())?;
         let found = all.iter().find_map(|one| Some((one, keys.iter().find(|key| key.is_of(one))?)));
         let (own, own_key) = found.ok_or_else(|| CertsError::KeyOfAnother {
             certificate: certificate.to_owned(),

@@ -12,11 +12,12 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::SubjectPublicKeyInfo;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::facts::CertificateFacts;
-use super::{authority, key};
+use super::{CertsError, authority, key};
 use crate::files::pem;
+use crate::identity::files::load::{IdentityError, Opening, opened};
 use crate::telemetry::rfc3339;
 use crate::x509;
 
@@ -41,7 +42,7 @@ pub enum What {
     Certificate(Box<CertificateFacts>),
     /// A private key: of it, what its public half says.
     PrivateKey(KeyFacts),
-    /// A private key with a passphrase, which nobody was asked for.
+    /// A private key with a passphrase, which was not given.
     EncryptedPrivateKey,
     /// A public key.
     PublicKey(KeyFacts),
@@ -87,9 +88,18 @@ pub struct KeyFacts {
     pub belongs_to: Vec<String>,
 }
 
-/// Looks into files; says what is in them and what belongs together.
-pub fn inspect(files: &[PathBuf], now: SystemTime) -> Vec<Item> {
-    let mut found: Vec<Found> = files.iter().flat_map(|file| look_into(file, now)).collect();
+/// Looks into files; says what is in them and what belongs together. `passphrase_file` has what opens encrypted keys.
+///
+/// # Errors
+/// It cannot be read or is empty.
+pub fn inspect(
+    files: &[PathBuf],
+    passphrase_file: Option<&Path>,
+    now: SystemTime,
+) -> Result<Vec<Item>, CertsError> {
+    let opening = passphrase_file.map(Opening::read).transpose()?;
+    let mut found: Vec<Found> =
+        files.iter().flat_map(|file| look_into(file, opening.as_ref(), now)).collect();
     let places: Vec<String> = found.iter().map(|one| place(&one.item)).collect();
     for at in 0..found.len() {
         let others = || (0..found.len()).filter(|other| *other != at);
@@ -115,7 +125,7 @@ pub fn inspect(files: &[PathBuf], now: SystemTime) -> Vec<Item> {
             | What::Broken { .. } => {}
         }
     }
-    found.into_iter().map(|one| one.item).collect()
+    Ok(found.into_iter().map(|one| one.item).collect())
 }
 
 /// Where an item stands, in words.
@@ -134,7 +144,7 @@ struct Found {
     public: Option<Vec<u8>>,
 }
 
-fn look_into(file: &Path, now: SystemTime) -> Vec<Found> {
+fn look_into(file: &Path, opening: Option<&Opening<'_>>, now: SystemTime) -> Vec<Found> {
     let one = |line, what| Found {
         item: Item { file: file.to_owned(), line, what },
         der: Vec::new(),
@@ -157,13 +167,18 @@ fn look_into(file: &Path, now: SystemTime) -> Vec<Found> {
     };
     let of_block = |block: &pem::Block<'_>| {
         let line = Some(block.line);
-        if block.label == "ENCRYPTED PRIVATE KEY" || block.has_encryption_headers() {
-            return one(line, What::EncryptedPrivateKey);
-        }
-        let (kind, der) = match block.decode() {
-            Ok(Some(decoded)) => decoded,
-            Ok(None) => return one(line, What::Other { label: block.label.clone() }),
-            Err(error) => return one(line, What::Broken { why: error.to_string() }),
+        let is_encrypted = block.label == "ENCRYPTED PRIVATE KEY";
+        let (kind, der) = match (opening, block.decode()) {
+            (Some(_), _) if is_encrypted => match decrypted(file, block, opening) {
+                Ok(mut der) => (SectionKind::PrivateKey, std::mem::take(&mut *der)),
+                Err(error) => return one(line, What::Broken { why: error.to_string() }),
+            },
+            _ if is_encrypted || block.has_encryption_headers() => {
+                return one(line, What::EncryptedPrivateKey);
+            }
+            (_, Ok(Some(decoded))) => decoded,
+            (_, Ok(None)) => return one(line, What::Other { label: block.label.clone() }),
+            (_, Err(error)) => return one(line, What::Broken { why: error.to_string() }),
         };
         let (what, public) = described(kind, &der, now).unwrap_or_else(|why| (What::Broken { why }, None));
         let what =
@@ -172,6 +187,16 @@ fn look_into(file: &Path, now: SystemTime) -> Vec<Found> {
         Found { item: Item { file: file.to_owned(), line, what }, der, public }
     };
     blocks.iter().map(of_block).collect()
+}
+
+/// The DER of an encrypted key.
+fn decrypted(
+    file: &Path,
+    block: &pem::Block<'_>,
+    opening: Option<&Opening<'_>>,
+) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    let der = block.der().map_err(|source| IdentityError::Pem { path: file.to_owned(), source })?;
+    opened(file, block.line, &der, opening)
 }
 
 fn of_der(file: &Path, der: Vec<u8>, now: SystemTime) -> Found {

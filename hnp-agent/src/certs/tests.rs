@@ -1,5 +1,7 @@
 //! Certificates made, renewed, examined and judged, each thing with what must behave the other way.
 
+mod passphrase;
+
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +45,7 @@ impl Scene {
     }
 
     fn authority_at(&self, name: &str, now: SystemTime) -> Result<Authority, CertsError> {
-        Authority::load(&self.path(&format!("{name}.crt")), &self.path(&format!("{name}.key")), now)
+        Authority::load(&self.path(&format!("{name}.crt")), &self.path(&format!("{name}.key")), None, now)
     }
 
     fn issue(&self, ca: &str, name: &str, request: Request) -> Result<Issued, CertsError> {
@@ -71,6 +73,7 @@ impl Scene {
         Question {
             certificate: self.path(&format!("{name}.crt")),
             key: Some(self.path(&format!("{name}.key"))),
+            passphrase_file: None,
             roots: Roots::File(self.path("ca.crt")),
             name: None,
             usage: None,
@@ -285,7 +288,7 @@ fn a_root_is_renewed_with_its_key_and_what_it_has_issued_stays_good() {
     let later = SystemTime::now() + Duration::from_secs(4000 * 86_400);
     assert!(matches!(scene.authority_at("ca", later), Err(CertsError::CannotIssue { .. })));
     let [certificate, key] = ["ca.crt", "ca.key"].map(|file| scene.path(file));
-    let to_renew = Authority::load_to_renew(&certificate, &key).unwrap();
+    let to_renew = Authority::load_to_renew(&certificate, &key, None).unwrap();
     assert!(renew(&certificate, &scene.chain("ca"), &to_renew, SAME, later).is_ok());
     assert!(renew(&certificate, &scene.chain("leaf"), &to_renew, SAME, later).is_err());
 }
@@ -299,7 +302,7 @@ fn who_cannot_issue_says_why() {
     assert!(said(scene.authority("leaf")).contains("no CA's certificate"));
     assert!(said(scene.authority("nobody")).contains("certs init-ca"));
     let (crt, key) = (scene.path("ca.crt"), scene.path("twin.key"));
-    assert!(said(Authority::load(&crt, &key, SystemTime::now())).contains("is not the key of any"));
+    assert!(said(Authority::load(&crt, &key, None, SystemTime::now())).contains("is not the key of any"));
     let now = SystemTime::now();
     assert!(
         said(scene.authority_at("ca", now + Duration::from_secs(11 * 365 * 86_400))).contains("has expired")
@@ -406,7 +409,7 @@ fn each_mistake_is_found_by_itself_and_the_other_side_refuses_it() {
     let answer = Question { key: Some(scene.path("enc.key")), ..client() }.answer();
     assert!(
         answer.checks[1].what.contains("encrypted")
-            && answer.checks[1].fix.as_deref().unwrap().contains("openssl pkey")
+            && answer.checks[1].fix.as_deref().unwrap().contains("--passphrase-file")
     );
     for nothing in ["nothing", "ca.key"] {
         assert_eq!(failed(&of(nothing, client()).answer()), [("file", None)]);
@@ -461,7 +464,7 @@ fn files_are_shown_with_what_belongs_together_and_without_a_byte_of_a_key() {
     .unwrap();
     let files = ["client.crt", "ca.crt", "client.key", "der.crt", "broken.pem", "mixed.pem", "none"]
         .map(|file| scene.path(file));
-    let items = inspect(&files, SystemTime::now());
+    let items = inspect(&files, None, SystemTime::now()).unwrap();
     let short = |places: &[String]| {
         places.iter().map(|place| place.replace(scene.0.path().to_str().unwrap(), "")).collect::<Vec<_>>()
     };
@@ -508,10 +511,12 @@ fn read_all(bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     std::fs::write(&path, bytes).unwrap();
-    let _ = inspect(std::slice::from_ref(&path), SystemTime::now());
+    let _ = inspect(std::slice::from_ref(&path), None, SystemTime::now());
     let roots = Roots::File(path.clone());
+    let at = SystemTime::now();
+    let passphrase_file = None;
     let question =
-        Question { certificate: path, key: None, roots, name: None, usage: None, at: SystemTime::now() };
+        Question { certificate: path, key: None, passphrase_file, roots, name: None, usage: None, at };
     let _ = question.answer();
 }
 

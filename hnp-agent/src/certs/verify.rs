@@ -31,6 +31,8 @@ pub struct Question {
     pub certificate: PathBuf,
     /// Its key's.
     pub key: Option<PathBuf>,
+    /// What opens the key, if it is encrypted.
+    pub passphrase_file: Option<PathBuf>,
     /// What the other side trusts.
     pub roots: Roots,
     /// Whom the other side expects.

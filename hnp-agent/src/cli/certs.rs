@@ -108,6 +108,9 @@ struct CaFiles {
     /// The CA's key.
     #[arg(long, value_name = "FILE", default_value = "ca.key")]
     ca_key: PathBuf,
+    /// A file with the passphrase of the CA's key, if that is encrypted: on one line.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// Files that were written, for the report.

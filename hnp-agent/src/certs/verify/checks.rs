@@ -14,7 +14,7 @@ use crate::certs::facts::{CertificateFacts, address, purposes};
 use crate::certs::judge::{Role, Wanted, judge};
 use crate::certs::names::Name;
 use crate::config::plan::Roots;
-use crate::identity::files::load::{IdentityError, certificates, private_keys};
+use crate::identity::files::load::{IdentityError, Opening, certificates, private_keys};
 use crate::telemetry::rfc3339;
 use crate::{serving, trust, x509};
 
@@ -27,16 +27,28 @@ impl Question {
                 "no key was named; --key FILE compares it with the certificate",
             );
         };
-        let read = crate::files::read_secret(path)
-            .map_err(|source| IdentityError::Unreadable { path: path.clone(), source })
-            .and_then(|bytes| private_keys(path, &bytes, None));
-        let keys = match read {
+        let read = || {
+            let bytes = crate::files::read_secret(path)
+                .map_err(|source| IdentityError::Unreadable { path: path.clone(), source })?;
+            let opening = self.passphrase_file.as_deref().map(Opening::read).transpose()?;
+            private_keys(path, &bytes, opening.as_ref())
+        };
+        let keys = match read() {
             Ok(keys) => keys,
             Err(error) => {
                 let fix = match &error {
-                    IdentityError::Encrypted { .. } | IdentityError::TraditionallyEncrypted { .. } => {
+                    IdentityError::Encrypted { .. } => {
+                        let (certificate, key) = (self.certificate.display(), path.display());
+                        format!("hnp-agent certs verify {certificate} --key {key} --passphrase-file FILE")
+                    }
+                    IdentityError::TraditionallyEncrypted { .. } => {
                         let key = path.display();
-                        format!("openssl pkey -in {key} -out {key}.plain, which asks for the passphrase")
+                        format!(
+                            "openssl pkcs8 -topk8 -in {key} -out {key}.new, which asks for the passphrase"
+                        )
+                    }
+                    IdentityError::WrongPassphrase { .. } | IdentityError::NoPassphrase { .. } => {
+                        "name the file with this key's passphrase, on one line".into()
                     }
                     _ => "name the file that holds the private key, in PEM".into(),
                 };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::describe;
+use super::{describe, failed};
 use crate::certs::inspect::{Item, KeyFacts, What, inspect, place};
 
 /// Arguments of `inspect`.
@@ -22,13 +22,19 @@ pub(super) struct Args {
     /// PEM (any number of blocks) or DER.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// A file with the passphrase of keys that are encrypted, on one line; without it they are only named.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let items = inspect(&args.files, crate::clock::now());
+    let items = match inspect(&args.files, args.passphrase_file.as_deref(), crate::clock::now()) {
+        Ok(items) => items,
+        Err(error) => return failed(args.json, &error),
+    };
     let ok = !items.iter().any(|item| matches!(item.what, What::Broken { .. }));
     let mut out = std::io::stdout().lock();
     let written = if args.json {
@@ -64,7 +70,9 @@ fn write_item(item: &Item, out: &mut String) {
             let lines: Vec<_> = [("subject", subject.clone())].into_iter().chain(key(facts)).collect();
             write("certificate request", &lines);
         }
-        What::EncryptedPrivateKey => write("private key, encrypted: its passphrase is not asked for", &[]),
+        What::EncryptedPrivateKey => {
+            write("private key, encrypted; --passphrase-file FILE opens it", &[]);
+        }
         What::RevocationList { issuer, this_update, next_update, revoked } => {
             let next = next_update.clone().unwrap_or_else(|| "not said".into());
             let lines = [

@@ -137,7 +137,7 @@ fn make(
     };
     let issue = || {
         let now = crate::clock::now();
-        Authority::load(&ca.ca, &ca.ca_key, now)?.issue(&request, now)
+        Authority::load(&ca.ca, &ca.ca_key, ca.passphrase_file.as_deref(), now)?.issue(&request, now)
     };
     making.write(name, issue, |certificate, key| next(&shown(certificate), &shown(key), &shown(&ca.ca)))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{CaFiles, CertsError, End, Written, shown};
 use crate::certs::store::{self, Existing};
 use crate::certs::{Authority, Renewal, renew};
+use crate::files::pem;
 use crate::identity::files::load::{IdentityError, certificates};
 
 /// Arguments of `renew`.
@@ -58,12 +59,16 @@ pub(super) fn run(args: &Args) -> Result<Written, CertsError> {
     }
     if args.new_key {
         // A typing mistake must not leave a second key somewhere.
-        read(&key)?;
+        let bytes = crate::files::read_secret(&key)
+            .map_err(|source| IdentityError::Unreadable { path: key.clone(), source })?;
+        refuse_encrypted(&key, &bytes)?;
     }
-    let authority = Authority::load(&args.ca.ca, &args.ca.ca_key, now).or_else(|error| match error {
+    let CaFiles { ca, ca_key, passphrase_file } = &args.ca;
+    let passphrase_file = passphrase_file.as_deref();
+    let authority = Authority::load(ca, ca_key, passphrase_file, now).or_else(|error| match error {
         // An expired root renews itself, and nothing else.
-        CertsError::CannotIssue { .. } if same_file(file, &args.ca.ca) => {
-            Authority::load_to_renew(&args.ca.ca, &args.ca.ca_key)
+        CertsError::CannotIssue { .. } if same_file(file, ca) => {
+            Authority::load_to_renew(ca, ca_key, passphrase_file)
         }
         error => Err(error),
     })?;
@@ -84,8 +89,23 @@ fn same_file(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
+/// A key that has a passphrase is not replaced by one that has none.
+fn refuse_encrypted(path: &Path, bytes: &[u8]) -> Result<(), CertsError> {
+    let is_encrypted =
+        |block: &pem::Block<'_>| block.label == "ENCRYPTED PRIVATE KEY" || block.has_encryption_headers();
+    if !pem::blocks(bytes).is_ok_and(|blocks| blocks.iter().any(is_encrypted)) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(CertsError::Wrong(format!(
+        "{path}: is encrypted, and a new key is written without a passphrase; renew with the same key, or have a new \
+         pair issued elsewhere (hnp-agent certs issue ... --out-dir DIR) and encrypt its key (openssl pkcs8 -topk8 -in \
+         DIR/NAME.key -out {path})"
+    )))
+}
+
 /// The label of a block that is no certificate.
 fn other_blocks(bytes: &[u8]) -> Option<String> {
-    let blocks = crate::files::pem::blocks(bytes).ok()?;
+    let blocks = pem::blocks(bytes).ok()?;
     blocks.into_iter().map(|block| block.label).find(|label| label != "CERTIFICATE")
 }

@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Its key's file.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// A file with the passphrase of that key, if it is encrypted: on one line.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    passphrase_file: Option<PathBuf>,
     /// The roots that the other side trusts: a file, or `system`.
     #[arg(long, value_name = "FILE", default_value = "ca.crt")]
     ca: PathBuf,
@@ -59,6 +62,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let question = Question {
         certificate: args.certificate.clone(),
         key: args.key.clone(),
+        passphrase_file: args.passphrase_file.clone(),
         roots: if args.ca.as_os_str() == "system" { Roots::System } else { Roots::File(args.ca.clone()) },
         name: args.name.clone().or_else(|| args.spiffe_id.clone()),
         usage: args.usage.map(|usage| match usage {

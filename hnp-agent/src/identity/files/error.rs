@@ -95,8 +95,9 @@ pub enum IdentityError {
         found: String,
     },
     /// The key has a passphrase, and none is known.
-    #[error("{}: the key in line {line} is encrypted; name a file with its passphrase (`passphrase_file` beside it, in the \
-             agent's configuration), or have a key without one (openssl pkey -in FILE -out FILE.plain)", path.display())]
+    #[error("{}: the key in line {line} is encrypted; name a file with its passphrase (`passphrase_file` beside it in the \
+             agent's configuration, --passphrase-file for `certs`), or have a key without one (openssl pkey -in FILE \
+             -out FILE.plain)", path.display())]
     Encrypted {
         /// The file.
         path: PathBuf,

@@ -227,6 +227,20 @@ pub(crate) struct Opening<'a> {
     passphrase: Passphrase,
 }
 
+impl<'a> Opening<'a> {
+    /// By the passphrase in a file.
+    ///
+    /// # Errors
+    /// It cannot be read or is empty.
+    pub(crate) fn read(file: &'a Path) -> Result<Self, IdentityError> {
+        let bytes = Passphrase::read(file)
+            .map_err(|source| IdentityError::Unreadable { path: file.to_owned(), source })?;
+        let passphrase = Passphrase::of_file(bytes);
+        let none = || IdentityError::NoPassphrase { path: file.to_owned() };
+        Ok(Self { file, passphrase: passphrase.ok_or_else(none)? })
+    }
+}
+
 /// A private key as a file has it, and ready to sign.
 #[derive(Debug)]
 pub(crate) struct PrivateKey {
@@ -284,7 +298,10 @@ pub(crate) fn private_keys(
 }
 
 /// The DER in an encrypted block.
-fn opened(
+///
+/// # Errors
+/// There is no `opening`, or it is not the key's.
+pub(crate) fn opened(
     path: &Path,
     line: usize,
     encrypted: &[u8],
