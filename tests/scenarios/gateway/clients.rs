@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use hnp_tests::agent::{self, Route};
-use hnp_tests::manager::{Manager, Mode, Setup};
 use hnp_tests::pattern::Pattern;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Finished;
@@ -12,7 +11,7 @@ use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
 use hnp_tests::{pki, tools};
 
-use super::{Gateway, node_of, start, strict, uncaptured};
+use super::{Gateway, echoing, node_of, start, strict, uncaptured};
 
 const GIT_SERVER: &str = include_str!("../../clients/git_server.py");
 
@@ -180,13 +179,8 @@ fn plaintext_through_connect_is_served_like_a_captured_connection() {
 #[test]
 fn opaque_bytes_through_connect() {
     use hnp_tests::client::{self, RawCase};
-    use hnp_tests::manager::Service;
     let scene = Scene::for_test();
-    let echo = Setup::new("echo", 81).tls(Mode::Strict, &scene.server, &scene.clients).service(Service::Echo);
-    let echo = Manager::start(&scene, echo);
-    let route =
-        Route::opaque("echo", &["manager.hnp.test:81"], "https://manager.hnp.test:81").with(IDENTITY, TRUST);
-    let agent = start(&scene, &uncaptured(scene.config().route(route)));
+    let (echo, agent) = echoing(&scene);
     let pod = scene.pod();
     let node: std::net::IpAddr = node_of(&pod).parse().expect("an address");
     let case =

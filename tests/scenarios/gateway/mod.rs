@@ -12,7 +12,7 @@ mod tunnels_over_http2;
 
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, RawAnswer, RawCase};
-use hnp_tests::manager::Manager;
+use hnp_tests::manager::{Manager, Mode, Service, Setup};
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
 use hnp_tests::topology::Pod;
@@ -82,6 +82,17 @@ fn reason(answer: &RawAnswer) -> String {
     let body = text.split("\r\n\r\n").last().unwrap_or_default();
     let parsed: Option<serde_json::Value> = serde_json::from_str(body).ok();
     parsed.and_then(|json| Some(json.get("reason")?.as_str()?.to_owned())).unwrap_or(text)
+}
+
+/// A gateway without capture and an opaque route behind it, to a strict manager that sends back what it gets.
+#[track_caller]
+fn echoing(scene: &Scene) -> (Manager, Agent) {
+    use hnp_tests::scene::{IDENTITY, TRUST};
+    let setup = Setup::new("echo", 81).tls(Mode::Strict, &scene.server, &scene.clients);
+    let manager = Manager::start(scene, setup.service(Service::Echo));
+    let upstream = "https://manager.hnp.test:81";
+    let route = Route::opaque("echo", &["manager.hnp.test:81"], upstream).with(IDENTITY, TRUST);
+    (manager, start(scene, &uncaptured(scene.config().route(route))))
 }
 
 fn strict(name: &str, destinations: &[&str]) -> Route {

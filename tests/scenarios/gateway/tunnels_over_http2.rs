@@ -4,14 +4,13 @@
 use std::path::Path;
 
 use hnp_tests::agent::Route;
-use hnp_tests::manager::{Manager, Mode, Service, Setup};
 use hnp_tests::pki::{self, Files};
 use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::tools;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
 use serde_json::{Value, json};
 
-use super::{Gateway, node_of, start, uncaptured};
+use super::{Gateway, echoing, node_of, start, uncaptured};
 
 const CLIENT: &str = include_str!("../../clients/h2_tunnel.js");
 
@@ -138,11 +137,7 @@ fn the_pods_tls_ends_in_it_and_in_tls_to_the_gateway() {
 #[test]
 fn opaque_bytes_and_the_end_of_each_side() {
     let scene = Scene::for_test();
-    let echo = Setup::new("echo", 81).tls(Mode::Strict, &scene.server, &scene.clients).service(Service::Echo);
-    let echo = Manager::start(&scene, echo);
-    let route =
-        Route::opaque("echo", &["manager.hnp.test:81"], "https://manager.hnp.test:81").with(IDENTITY, TRUST);
-    let agent = start(&scene, &uncaptured(scene.config().route(route)));
+    let (echo, agent) = echoing(&scene);
     let pod = scene.pod();
     let gateway = format!("http://{}:7777", node_of(&pod));
     let ask = |options: Value| tunnel(&pod, &gateway, "manager.hnp.test:81", &options);
