@@ -16,8 +16,9 @@ use super::judge::{Wanted, judge};
 use super::key::{self, KeyType};
 use super::names::{Name, Permitted};
 use super::store::{Kind, NewFile};
-use super::when::{Until, Validity};
+use super::when::{self, Until};
 use super::{Authority, CertsError, Subject, der};
+use crate::expiry::Lifetime;
 use crate::telemetry::rfc3339;
 
 /// RFC 5280 section 4.2.1.2.
@@ -87,7 +88,7 @@ pub fn init_ca(
     until: Until,
     now: SystemTime,
 ) -> Result<Issued, CertsError> {
-    let validity = Validity::from_now(now, until).map_err(CertsError::Wrong)?;
+    let validity = when::from_now(now, until).map_err(CertsError::Wrong)?;
     let key = key.generate()?;
     let key_id = key_id(&key.subject_public_key_info());
     // A name of its own: two CAs of one name cannot be told apart by what refuses the certificates of one of them.
@@ -104,7 +105,7 @@ impl Authority {
     /// # Errors
     /// The CA cannot issue this, or what it issues would be refused.
     pub fn issue(&self, request: &Request, now: SystemTime) -> Result<Issued, CertsError> {
-        let mut validity = Validity::from_now(now, request.until).map_err(CertsError::Wrong)?;
+        let mut validity = when::from_now(now, request.until).map_err(CertsError::Wrong)?;
         let notes = self.clamp(&mut validity).into_iter().collect();
         let key = request.key.generate()?;
         let own_id = key_id(&key.subject_public_key_info());
@@ -142,7 +143,7 @@ impl Authority {
     }
 
     /// Nothing outlives its CA; a note where that makes a difference.
-    pub(super) fn clamp(&self, validity: &mut Validity) -> Option<String> {
+    pub(super) fn clamp(&self, validity: &mut Lifetime) -> Option<String> {
         (validity.not_after > self.not_after).then(|| {
             validity.not_after = self.not_after;
             let end = rfc3339(self.not_after);
@@ -212,7 +213,7 @@ impl Issued {
 /// Signs a certificate for a key with its identifier, with names that are taken over as they are.
 pub(super) fn sign(
     mut params: CertificateParams,
-    validity: Validity,
+    validity: Lifetime,
     subject: &Subject,
     (public, own_id): (&impl PublicKeyData, &[u8]),
     signer: &Signer,

@@ -13,8 +13,9 @@ use super::authority::{self, is_self_signed, signs};
 use super::issue::{Issued, key_id, sign, usages};
 use super::key::{self, KeyType};
 use super::names::Name;
-use super::when::{BACKDATED, Until, Validity};
+use super::when::{self, BACKDATED, Until};
 use super::{Authority, CertsError, Subject};
+use crate::expiry::Lifetime;
 use crate::x509;
 
 /// Extensions that follow from keys: made anew.
@@ -58,7 +59,7 @@ pub fn renew(
                           more; make a new one with `certs init-ca`, have both trusted for a while, and issue anew".into()));
     }
     let mut validity = match how.until {
-        Some(until) => Validity::from_now(now, until).map_err(wrong)?,
+        Some(until) => when::from_now(now, until).map_err(wrong)?,
         None => as_long_as(&parsed, now).map_err(wrong)?,
     };
     let mut notes = Vec::new();
@@ -124,13 +125,13 @@ pub fn renew(
 }
 
 /// The lifetime it had, beginning now.
-fn as_long_as(old: &X509Certificate<'_>, now: SystemTime) -> Result<Validity, String> {
+fn as_long_as(old: &X509Certificate<'_>, now: SystemTime) -> Result<Lifetime, String> {
     let (from, until) = (x509::moment(old.validity().not_before), x509::moment(old.validity().not_after));
     let length =
         until.duration_since(from).map_err(|_| "ends before it begins; say how long with --lifetime")?;
     let begin = now.checked_sub(BACKDATED).unwrap_or(now);
     let end = begin.checked_add(length).ok_or("its lifetime has no end; say how long with --lifetime")?;
-    Validity::from_now(now, Until::Moment(end))
+    when::from_now(now, Until::Moment(end))
         .map_err(|why| format!("it was valid for {} in all: {why} with --lifetime", x509::span(length)))
 }
 

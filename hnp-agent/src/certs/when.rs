@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::expiry;
 use crate::telemetry::{parse_rfc3339, rfc3339};
 
 /// How long before its making a certificate is valid: clocks of two machines are never quite the same, and a
@@ -34,36 +35,24 @@ pub enum Until {
     Moment(SystemTime),
 }
 
-/// From when until when, in whole seconds.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Validity {
-    /// First moment.
-    pub not_before: SystemTime,
-    /// Last moment.
-    pub not_after: SystemTime,
-}
-
-impl Validity {
-    /// What begins now.
-    ///
-    /// # Errors
-    /// It would end before it begins, or after the year 9999.
-    pub fn from_now(now: SystemTime, until: Until) -> Result<Self, String> {
-        let end = match until {
-            Until::For(Lifetime(length)) => now.checked_add(length),
-            Until::Moment(moment) => Some(moment),
-        };
-        let last = UNIX_EPOCH + Duration::from_secs(END_OF_TIME);
-        let end =
-            end.filter(|end| *end <= last).ok_or("a certificate ends in the year 9999 at the latest")?;
-        if end <= now {
-            return Err(format!("it would have ended already ({}); choose a later end", rfc3339(end)));
-        }
-        Ok(Self {
-            not_before: whole(now.checked_sub(BACKDATED).unwrap_or(UNIX_EPOCH)),
-            not_after: whole(end),
-        })
+/// The dates of what begins now, in whole seconds.
+///
+/// # Errors
+/// It would end before it begins, or after the year 9999.
+pub fn from_now(now: SystemTime, until: Until) -> Result<expiry::Lifetime, String> {
+    let end = match until {
+        Until::For(Lifetime(length)) => now.checked_add(length),
+        Until::Moment(moment) => Some(moment),
+    };
+    let last = UNIX_EPOCH + Duration::from_secs(END_OF_TIME);
+    let end = end.filter(|end| *end <= last).ok_or("a certificate ends in the year 9999 at the latest")?;
+    if end <= now {
+        return Err(format!("it would have ended already ({}); choose a later end", rfc3339(end)));
     }
+    Ok(expiry::Lifetime {
+        not_before: whole(now.checked_sub(BACKDATED).unwrap_or(UNIX_EPOCH)),
+        not_after: whole(end),
+    })
 }
 
 /// Certificates know whole seconds only.
@@ -149,14 +138,12 @@ mod tests {
     #[test]
     fn a_certificate_begins_a_little_early_and_ends_when_it_should() {
         let now = at(1_000_000_000) + Duration::from_millis(700);
-        let validity = Validity::from_now(now, Until::For(CLIENT)).unwrap();
+        let validity = from_now(now, Until::For(CLIENT)).unwrap();
         assert_eq!(
             validity,
-            Validity { not_before: at(999_999_700), not_after: at(1_000_000_000 + 7_776_000) }
+            expiry::Lifetime { not_before: at(999_999_700), not_after: at(1_000_000_000 + 7_776_000) }
         );
-        assert!(
-            Validity::from_now(now, Until::Moment(at(999_999_999))).unwrap_err().contains("ended already")
-        );
-        assert!(Validity::from_now(now, Until::For("8033y".parse().unwrap())).unwrap_err().contains("9999"));
+        assert!(from_now(now, Until::Moment(at(999_999_999))).unwrap_err().contains("ended already"));
+        assert!(from_now(now, Until::For("8033y".parse().unwrap())).unwrap_err().contains("9999"));
     }
 }
