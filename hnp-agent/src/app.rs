@@ -42,7 +42,7 @@ use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
-use crate::workload::{CgroupWorkloads, Pods, WorkloadSource};
+use crate::workload::{Accounts, CgroupWorkloads, Pods, WorkloadSource};
 use crate::{kubernetes, memory, observed};
 
 /// How long the last access lines may take to be written after a drain.
@@ -96,7 +96,8 @@ async fn serve(
         begun = begin::begin(&plan, &node, succession.take_over) => begun?,
         why = signals.next() => bail!("{why} during the start"),
     };
-    let reloader = Reloader::start(file, plan, diagnostics, &readiness, &telemetry, &tasks);
+    let accounts = Accounts::default();
+    let reloader = Reloader::start(file, plan, diagnostics, accounts.clone(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();

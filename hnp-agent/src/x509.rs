@@ -7,7 +7,8 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, X509Certificate, X509Name};
+use x509_parser::extensions::GeneralSubtree;
+use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, ParsedExtension, X509Certificate, X509Name};
 
 /// A certificate and nothing after it.
 ///
@@ -54,6 +55,42 @@ pub fn alternative_names<'a>(
     // A second such extension is a mistake that webpki refuses as well.
     let names = certificate.subject_alternative_name().ok().flatten();
     names.into_iter().flat_map(|extension| &extension.value.general_names)
+}
+
+/// What a CA's name constraints say of URIs (RFC 5280 section 4.2.1.10).
+pub struct UriConstraints {
+    permitted: Vec<String>,
+    excluded: Vec<String>,
+}
+
+/// A CA's name constraints, where they say anything of URIs.
+pub fn uri_constraints(ca: &X509Certificate<'_>) -> Option<UriConstraints> {
+    let constraints = ca.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::NameConstraints(constraints) => Some(constraints),
+        _ => None,
+    })?;
+    let uris = |trees: &Option<Vec<GeneralSubtree<'_>>>| -> Vec<String> {
+        let all = trees.iter().flatten();
+        all.filter_map(|tree| match tree.base {
+            GeneralName::URI(host) => Some(host.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect()
+    };
+    let (permitted, excluded) = (uris(&constraints.permitted_subtrees), uris(&constraints.excluded_subtrees));
+    (!permitted.is_empty() || !excluded.is_empty()).then_some(UriConstraints { permitted, excluded })
+}
+
+impl UriConstraints {
+    /// Whether URIs of a host are allowed.
+    pub fn allow(&self, host: &str) -> bool {
+        // A leading dot stands for everything below, and not for the name itself.
+        let is = |constraint: &String| match constraint.starts_with('.') {
+            true => host.len() > constraint.len() && host.ends_with(&**constraint),
+            false => host == constraint,
+        };
+        (self.permitted.is_empty() || self.permitted.iter().any(is)) && !self.excluded.iter().any(is)
+    }
 }
 
 /// RFC 4514: the last part first, attributes by their short names.

@@ -31,7 +31,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
-use crate::workload::{Workload, WorkloadSource};
+use crate::workload::{Accounts, Workload, WorkloadSource};
 use crate::{admin, memory, observed};
 
 /// Nothing is captured.
@@ -77,7 +77,9 @@ pub(super) async fn serve(
         Some(addr) => Some(admin::bind(addr).await?),
         None => None,
     };
-    let reloader = Reloader::start(file, plan, diagnostics, &readiness, &telemetry, &tasks);
+    // Without capture nobody is attributed, and the configuration has no issuer.
+    let reloader =
+        Reloader::start(file, plan, diagnostics, Accounts::default(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();

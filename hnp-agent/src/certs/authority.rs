@@ -8,10 +8,11 @@ use rcgen::KeyPair;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{ParsedExtension, X509Certificate, X509Error, X509Version};
+use zeroize::Zeroizing;
 
 use super::issue::Signer;
 use super::{CertsError, Subject};
-use crate::identity::files::load::{IdentityError, Opening, certificates, private_keys};
+use crate::identity::files::load::{IdentityError, Opening, PrivateKey, certificates, private_keys};
 use crate::telemetry::rfc3339;
 use crate::x509;
 
@@ -77,6 +78,26 @@ impl Authority {
         let key_file = crate::files::read_secret(key).map_err(|source| unreadable(key, source))?;
         let opening = passphrase_file.map(Opening::read).transpose()?;
         let keys = private_keys(key, &key_file, opening.as_ref())?;
+        Self::of((certificate, &all), (key, &keys), may_issue)
+    }
+
+    /// A CA that can issue now, from files that were read.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub(crate) fn read(
+        (certificate, all): (&Path, &[CertificateDer<'static>]),
+        (key, keys): (&Path, &[PrivateKey]),
+        now: SystemTime,
+    ) -> Result<Self, CertsError> {
+        Self::of((certificate, all), (key, keys), |ca| may_issue(ca, now))
+    }
+
+    fn of(
+        (certificate, all): (&Path, &[CertificateDer<'static>]),
+        (key, keys): (&Path, &[PrivateKey]),
+        may_issue: impl FnOnce(&X509Certificate<'_>) -> Result<Option<u32>, String>,
+    ) -> Result<Self, CertsError> {
         let found = all.iter().find_map(|one| Some((one, keys.iter().find(|key| key.is_of(one))?)));
         let (own, own_key) = found.ok_or_else(|| CertsError::KeyOfAnother {
             certificate: certificate.to_owned(),
@@ -85,7 +106,7 @@ impl Authority {
         let cannot = |why: String| CertsError::CannotIssue { path: certificate.to_owned(), why };
         let parsed = x509::parse(own).map_err(&cannot)?;
         let path_length = may_issue(&parsed).map_err(&cannot)?;
-        let path = chain(own, &all);
+        let path = chain(own, all);
         let mut roots = RootCertStore::empty();
         let top = path.last().unwrap_or(own);
         roots.add(top.clone()).map_err(|error| cannot(format!("it cannot be a root: {error}")))?;
@@ -98,7 +119,7 @@ impl Authority {
             signer: Signer {
                 subject: Subject::from_der(parsed.subject().as_raw()),
                 key_id: key_id(&parsed),
-                key: KeyPair::try_from(&*own_key.der)?,
+                key: Zeroizing::new(KeyPair::try_from(&*own_key.der)?),
             },
             certificate: own.clone(),
         })
@@ -107,6 +128,16 @@ impl Authority {
     /// What it is called.
     pub fn name(&self) -> String {
         self.signer.subject.text()
+    }
+
+    /// The certificate that the key belongs to.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// How many CAs may stand between it and a leaf; `None`: any number.
+    pub(crate) fn path_length(&self) -> Option<u32> {
+        self.path_length
     }
 
     /// Whether a CA may stand below it.
@@ -188,7 +219,7 @@ pub(crate) fn signs(issuer: &[u8], certificate: &[u8]) -> bool {
     issuer.subject().as_raw() == certificate.issuer().as_raw() && signed()
 }
 
-pub(super) fn is_self_signed(certificate: &[u8]) -> bool {
+pub(crate) fn is_self_signed(certificate: &[u8]) -> bool {
     signs(certificate, certificate)
 }
 

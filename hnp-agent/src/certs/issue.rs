@@ -7,10 +7,12 @@ use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, SerialNumber, SigningKey as _, date_time_ymd,
+    KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey,
+    date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use super::judge::{Wanted, judge};
 use super::key::{self, KeyType};
@@ -47,6 +49,15 @@ pub enum Purpose {
     },
 }
 
+/// Whom a leaf is for, and in which part of a handshake.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaf<'a> {
+    pub(crate) subject: &'a Subject,
+    pub(crate) names: &'a [Name],
+    pub(crate) client: bool,
+    pub(crate) server: bool,
+}
+
 /// What is to be made.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -75,7 +86,26 @@ pub struct Issued {
 pub(super) struct Signer {
     pub(super) subject: Subject,
     pub(super) key_id: Vec<u8>,
-    pub(super) key: KeyPair,
+    pub(super) key: Zeroizing<KeyPair>,
+}
+
+/// Its key's kind, for a certificate that is signed later: what rcgen makes gets other names first.
+struct Unsigned<'k>(&'k KeyPair);
+
+impl PublicKeyData for Unsigned<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for Unsigned<'_> {
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// Makes a root: a CA that nobody vouches for but whoever is given its certificate.
@@ -93,9 +123,9 @@ pub fn init_ca(
     let key_id = key_id(&key.subject_public_key_info());
     // A name of its own: two CAs of one name cannot be told apart by what refuses the certificates of one of them.
     let subject = subject.unwrap_or_else(|| Subject::common_name(&unique("hnp CA", &key_id)));
-    let signer = Signer { subject, key_id, key };
+    let signer = Signer { subject, key_id, key: Zeroizing::new(key) };
     let params = ca_params(BasicConstraints::Unconstrained, &[]);
-    let certificate = sign(params, validity, &signer.subject, (&signer.key, &signer.key_id), &signer)?;
+    let certificate = sign(params, validity, &signer.subject, (&*signer.key, &signer.key_id), &signer)?;
     Ok(Issued { chain: vec![certificate], key_pem: Some(key::to_pem(&signer.key)), notes: Vec::new() })
 }
 
@@ -137,6 +167,29 @@ impl Authority {
         Ok(Issued { chain, key_pem: Some(key::to_pem(&key)), notes })
     }
 
+    /// A certificate for a key that its owner keeps, which ends with its CA at the latest, and what stands above it.
+    /// It is not judged: for those that are made by the hundred, after one like them was ([`Self::judged`]).
+    ///
+    /// # Errors
+    /// The CA has expired, or a name cannot be written.
+    pub(crate) fn certify(
+        &self,
+        (key, kind): (&KeyPair, KeyType),
+        leaf: &Leaf<'_>,
+        until: Until,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, CertsError> {
+        if now > self.not_after {
+            let why = format!("it has expired at {}", rfc3339(self.not_after));
+            return Err(CertsError::CannotIssue { path: self.path.clone(), why });
+        }
+        let mut validity = when::from_now(now, until).map_err(CertsError::Wrong)?;
+        self.clamp(&mut validity);
+        let params = leaf_params(leaf.client, leaf.server, leaf.names, kind)?;
+        let own_id = key_id(&key.subject_public_key_info());
+        Ok(self.under(sign(params, validity, leaf.subject, (key, &own_id), &self.signer)?))
+    }
+
     /// A certificate with what stands above it, without the root.
     pub(super) fn under(&self, certificate: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
         std::iter::once(certificate).chain(self.above.iter().cloned()).collect()
@@ -155,7 +208,7 @@ impl Authority {
     }
 
     /// Judges what was made as its peers would.
-    pub(super) fn judged(
+    pub(crate) fn judged(
         &self,
         chain: &[CertificateDer<'static>],
         client: bool,
@@ -231,7 +284,7 @@ pub(super) fn sign(
     }
     let mut issuer = CertificateParams::default();
     issuer.key_identifier_method = KeyIdMethod::PreSpecified(signer.key_id.clone());
-    let certificate = params.signed_by(public, &Issuer::from_params(&issuer, &signer.key))?;
+    let certificate = params.signed_by(public, &Issuer::from_params(&issuer, Unsigned(&signer.key)))?;
     let named = der::with_names(certificate.der(), signer.subject.der(), subject.der(), |signed| {
         signer.key.sign(signed)
     });

@@ -3,7 +3,8 @@
 //! One command for each step of an OpenSSL recipe, with nothing left to get wrong: X.509 version 3, the
 //! extensions RFC 5280 asks for, a random serial, keys that only their owner can read. What is made is judged by
 //! the verifiers that the agent itself uses before it is written; what is there is never overwritten unasked.
-//! Nothing here serves traffic: the agent loads its files through `identity` and `trust`, like anybody's.
+//! Nothing here serves traffic: the agent loads its files through `identity` and `trust`, like anybody's; an issuer
+//! (`identity::issuer`) has its certificates signed here.
 
 mod authority;
 mod der;
@@ -22,6 +23,8 @@ pub mod when;
 use std::path::PathBuf;
 
 pub use authority::Authority;
+pub(crate) use authority::is_self_signed;
+pub(crate) use issue::Leaf;
 pub use issue::{Issued, Purpose, Request, init_ca};
 pub use renew::{Renewal, renew};
 pub use subject::Subject;

@@ -15,14 +15,14 @@ use std::process::ExitCode;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
-use crate::config::plan::{CaptureMode, Identity, IdentityPlace, IdentitySource, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, IdentityPlace, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::expiry::Expiry;
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
 use summary::{
-    IdentitySummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
+    IdentitySummary, IssuerSummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
     gateway_summary, route_summary, upstream_proxy_summary,
 };
 
@@ -199,7 +199,7 @@ impl Report {
                 (None, None)
             }
         };
-        let IdentitySource::Files(files) = &identity.source;
+        let files = identity.source.files();
         let (certificate, key_file, directory) = match &files.place {
             IdentityPlace::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
             IdentityPlace::Directory(directory) => (None, None, Some(directory.clone())),
@@ -210,6 +210,7 @@ impl Report {
             key: key_file,
             directory,
             passphrase_file: files.passphrase_file.clone(),
+            issuer: identity.source.issuer().map(IssuerSummary::of),
             leaf,
         };
         (summary, shown)

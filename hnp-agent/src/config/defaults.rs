@@ -57,6 +57,14 @@ pub const POOL_IDLE: usize = 32;
 /// the way is long, which the agent cannot know.
 pub const POOL_WARM: usize = 0;
 
+/// How long a certificate for a workload is valid: long enough for an intermediate to be renewed by hand if need be, and
+/// short enough that nobody has to revoke one.
+pub const ISSUED_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// It is renewed when two thirds are over, by a task that looks several times a second.
+pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(6);
+/// Certificates for workloads at a time: several times the pods that a node may have, at some 4 KiB each.
+pub const MAX_IDENTITIES: usize = 4096;
+
 /// Client connections at a time. At two sockets each it stays below common limits of open files
 /// (65,536) and at some 10 KiB each below 256 MiB.
 pub const CONNECTIONS: usize = 20_000;

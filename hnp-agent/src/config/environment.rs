@@ -257,7 +257,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::plan::{CaptureMode, IdentityPlace, IdentitySource};
+    use crate::config::plan::{CaptureMode, IdentityPlace};
 
     const CERT: [(&str, &str); 2] = [("CLIENT_CERT_PATH", "/m/c.crt"), ("CLIENT_KEY_PATH", "/m/c.key")];
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn pair(plan: &Plan) -> (&Path, &Path) {
-        let IdentitySource::Files(files) = &plan.identities[0].source;
+        let files = plan.identities[0].source.files();
         match &files.place {
             IdentityPlace::Pair { certificate, key } => (certificate, key),
             IdentityPlace::Directory(_) => panic!("variables name files"),

@@ -13,8 +13,8 @@ use super::defaults;
 use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
-    Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Kubernetes, Limits,
-    Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
+    Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer, Kubernetes,
+    Limits, Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
 };
 use super::read::{Reader, Section};
 use super::surroundings::Surroundings;
@@ -54,7 +54,9 @@ const CAPTURE: &[&str] = &[
     "raw_sockets",
     "destroy_older_flows",
 ];
-const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
+const FILES: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
+const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file", "issuer"];
+const ISSUER: [&[&str]; 2] = [FILES, &["trust_domain", "lifetime", "pod_uid", "max_identities"]];
 const TRUST: &[&str] = &["roots", "crls", "crl_unknown", "crl_expired"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -71,6 +73,7 @@ fn all_keys() -> Vec<String> {
         below("gateway.tls", modes::END_TO_END),
         below("gateway.timeouts", gateway::TIMEOUTS),
         below("identities.NAME", IDENTITY),
+        below("identities.NAME.issuer", &ISSUER.concat()),
         below("trusts.NAME", TRUST),
         below("upstream_proxies.NAME", upstream_proxies::KEYS),
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
@@ -106,11 +109,11 @@ pub(super) fn plan(
     let top = r.known(&root, String::new(), TOP);
 
     let capture = capture(&mut r, &top);
-    let mut identities = identities(&mut r, &top);
-    let mut trusts = trusts(&mut r, &top);
-    let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
+    let mut identities = identities(&mut r, &top, &capture, cluster);
+    let mut trusts = trusts(&mut r, &top);
+    let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let mut named =
         routes::References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
     let gateway_section = r.section(&top, "gateway", gateway::KEYS);
@@ -232,33 +235,77 @@ impl<T> Named<T> {
     }
 }
 
-fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
+fn identities(r: &mut Reader, top: &Section<'_>, capture: &Capture, cluster: bool) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
-        let place = match r.optional(&section, "directory", values::path) {
-            Some(directory) => {
-                for other in ["certificate", "key"].into_iter().filter(|key| section.get(key).is_some()) {
-                    let what = "stands beside `directory`, which says where it is; allowed: one of the two";
-                    r.mistake(section.mark_of(other), section.key(other), what);
-                }
-                IdentityPlace::Directory(directory)
-            }
-            // A mistake of its own.
-            None if section.get("directory").is_some() => IdentityPlace::Directory(PathBuf::new()),
-            None => {
-                let mut path = |key| {
-                    let allowed = "the path of a PEM file, or `directory` instead of both";
-                    r.required(&section, key, allowed, values::path).unwrap_or_default()
-                };
-                IdentityPlace::Pair { certificate: path("certificate"), key: path("key") }
-            }
+        let source = match section.get("issuer") {
+            Some(_) => IdentitySource::Issuer(issuer(r, &section, capture, cluster)),
+            None => IdentitySource::Files(identity_files(r, &section)),
         };
-        let passphrase_file = r.optional(&section, "passphrase_file", values::path);
-        let source = IdentitySource::Files(IdentityFiles { place, passphrase_file });
         let identity = Identity { name: Arc::clone(&name), source };
         all.push(name, section.mark, identity);
     }
     all
+}
+
+/// Where certificate and key lie.
+fn identity_files(r: &mut Reader, section: &Section<'_>) -> IdentityFiles {
+    let place = match r.optional(section, "directory", values::path) {
+        Some(directory) => {
+            for other in ["certificate", "key"].into_iter().filter(|key| section.get(key).is_some()) {
+                let what = "stands beside `directory`, which says where it is; allowed: one of the two";
+                r.mistake(section.mark_of(other), section.key(other), what);
+            }
+            IdentityPlace::Directory(directory)
+        }
+        // A mistake of its own.
+        None if section.get("directory").is_some() => IdentityPlace::Directory(PathBuf::new()),
+        None => {
+            let mut path = |key| {
+                let allowed = "the path of a PEM file, or `directory` instead of both";
+                r.required(section, key, allowed, values::path).unwrap_or_default()
+            };
+            IdentityPlace::Pair { certificate: path("certificate"), key: path("key") }
+        }
+    };
+    IdentityFiles { place, passphrase_file: r.optional(section, "passphrase_file", values::path) }
+}
+
+/// What issues identities for workloads, and all that it needs to know them.
+fn issuer(r: &mut Reader, identity: &Section<'_>, capture: &Capture, cluster: bool) -> Issuer {
+    for other in FILES.iter().filter(|key| identity.get(key).is_some()) {
+        let what = "stands beside `issuer`, which has its own; allowed: one of the two";
+        r.mistake(identity.mark_of(other), identity.key(other), what);
+    }
+    let s = r.section(identity, "issuer", &ISSUER.concat());
+    if !cluster {
+        let what = "asks for pods' service accounts, which only the API server knows; allowed: with kubernetes.api and \
+                    kubernetes.node_name, or the variables KUBERNETES_SERVICE_HOST and NODE_NAME";
+        r.mistake(s.mark, s.path.clone(), what);
+    }
+    if capture.mode == CaptureMode::Off {
+        let what = "issues only for pods that were captured, because an address proves nothing; allowed: with capture.mode: on";
+        r.mistake(s.mark, s.path.clone(), what);
+    }
+    let intermediate = identity_files(r, &s);
+    let domain = "a trust domain, such as prod.example.org";
+    Issuer {
+        intermediate,
+        trust_domain: r
+            .required(&s, "trust_domain", domain, values::trust_domain)
+            .unwrap_or_else(|| "unknown".into()),
+        lifetime: {
+            let lifetime = r.or(&s, "lifetime", defaults::ISSUED_LIFETIME, values::duration);
+            if lifetime < defaults::SHORTEST_LIFETIME {
+                let least = values::humane(defaults::SHORTEST_LIFETIME);
+                let what = format!("is too short to be renewed in time; allowed: at least {least}");
+                r.mistake(s.mark_of("lifetime"), s.key("lifetime"), what);
+            }
+            lifetime
+        },
+        pod_uid: r.or(&s, "pod_uid", false, values::boolean),
+        max_identities: r.or(&s, "max_identities", defaults::MAX_IDENTITIES, values::count(1, 1_000_000)),
+    }
 }
 
 fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {

@@ -367,6 +367,41 @@ pub struct Identity {
 pub enum IdentitySource {
     /// From files, which whoever renews the certificate replaces.
     Files(IdentityFiles),
+    /// Issued by the agent, for each workload its own.
+    Issuer(Issuer),
+}
+
+impl IdentitySource {
+    /// The files it is made of: those of the identity, or of the intermediate that issues it.
+    pub fn files(&self) -> &IdentityFiles {
+        match self {
+            Self::Files(files) => files,
+            Self::Issuer(issuer) => &issuer.intermediate,
+        }
+    }
+
+    /// Set where each workload has an identity of its own.
+    pub fn issuer(&self) -> Option<&Issuer> {
+        match self {
+            Self::Files(_) => None,
+            Self::Issuer(issuer) => Some(issuer),
+        }
+    }
+}
+
+/// Identities that the agent issues for workloads.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Issuer {
+    /// The certificate and key of the intermediate that signs them.
+    pub intermediate: IdentityFiles,
+    /// What their SPIFFE IDs begin with, without the scheme.
+    pub trust_domain: Arc<str>,
+    /// How long each is valid.
+    pub lifetime: Duration,
+    /// Whether each pod has one of its own, with the pod's UID in the subject.
+    pub pod_uid: bool,
+    /// How many are kept at a time.
+    pub max_identities: usize,
 }
 
 /// A certificate chain and its private key in files.

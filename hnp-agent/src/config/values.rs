@@ -143,6 +143,17 @@ pub(super) fn name(text: &str) -> Value<Arc<str>> {
     }
 }
 
+/// A SPIFFE trust domain (SPIFFE-ID section 2.1).
+pub(super) fn trust_domain(text: &str) -> Value<Arc<str>> {
+    const ALLOWED: &str =
+        "up to 255 lower-case letters, digits, dots, dashes and underscores, such as prod.example.org";
+    let good = (1..=255).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'));
+    if good { Ok(text.into()) } else { Err(Wrong::not(text, "a trust domain", ALLOWED)) }
+}
+
 /// An absolute path: a relative one would depend on where the agent was started.
 pub(super) fn path(text: &str) -> Value<PathBuf> {
     if text.starts_with('/') && !text.contains('\0') {

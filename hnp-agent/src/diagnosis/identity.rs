@@ -9,7 +9,7 @@ use serde_json::json;
 use super::Look;
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::{self, Role, by_itself};
-use crate::config::plan::{Identity, IdentityPlace, IdentitySource};
+use crate::config::plan::{Identity, IdentityPlace};
 use crate::finding::{Finding, State};
 use crate::identity::files::load::{IdentityError, Loaded};
 use crate::telemetry::rfc3339;
@@ -32,8 +32,7 @@ impl Own {
 
     /// The command that shows its files.
     pub(super) fn inspect(&self) -> String {
-        let IdentitySource::Files(files) = &self.identity.source;
-        match &files.place {
+        match &self.identity.source.files().place {
             IdentityPlace::Pair { certificate, key } => {
                 format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
             }
@@ -44,8 +43,7 @@ impl Own {
     /// The command that judges its certificate as the upstream does.
     pub(super) fn verify(&self) -> Option<String> {
         let certificate = &self.loaded.as_ref().ok()?.certificate;
-        let IdentitySource::Files(files) = &self.identity.source;
-        let key = match &files.place {
+        let key = match &self.identity.source.files().place {
             IdentityPlace::Pair { key, .. } => format!(" --key {}", key.display()),
             IdentityPlace::Directory(_) => String::new(),
         };

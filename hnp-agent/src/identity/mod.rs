@@ -5,6 +5,7 @@
 //! anything keeps readiness down and says why. Nobody beyond this room knows which kind it is.
 
 pub mod files;
+pub mod issuer;
 mod publisher;
 pub mod snapshot;
 
@@ -19,7 +20,9 @@ use crate::files::watch::ReloadStatus;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::Readiness;
+use crate::workload::Accounts;
 use files::load::{IdentityError, Loaded};
+use issuer::Issuer;
 use publisher::Publisher;
 use snapshot::{IdentitySnapshot, SharedIdentity};
 
@@ -27,19 +30,25 @@ use snapshot::{IdentitySnapshot, SharedIdentity};
 pub enum Source {
     /// Files.
     Files(files::Source),
+    /// An intermediate, with which the agent issues one for each workload.
+    Issuer(issuer::Source),
 }
 
 impl Source {
     /// Takes the first look. `former` is what an earlier definition under this name has published: its generations
-    /// and failures are counted on.
+    /// and failures are counted on. `accounts` is whom an issuer believes.
     pub fn open(
         identity: &Identity,
         former: Option<&Published<IdentitySnapshot>>,
         readiness: &Readiness,
+        accounts: &Accounts,
     ) -> Self {
         let publisher = Publisher::new(Arc::clone(&identity.name), former, readiness);
         match &identity.source {
             IdentitySource::Files(files) => Self::Files(files::Source::open(files.clone(), publisher)),
+            IdentitySource::Issuer(issuer) => {
+                Self::Issuer(issuer::Source::open(issuer.clone(), publisher, accounts.clone(), former))
+            }
         }
     }
 
@@ -47,6 +56,7 @@ impl Source {
     pub fn published(&self) -> Published<IdentitySnapshot> {
         match self {
             Self::Files(source) => source.published(),
+            Self::Issuer(source) => source.published(),
         }
     }
 
@@ -54,17 +64,21 @@ impl Source {
     pub async fn watch(self, cancel: CancellationToken) {
         match self {
             Self::Files(source) => source.watch(cancel).await,
+            Self::Issuer(source) => source.watch(cancel).await,
         }
     }
 }
 
-/// One look at an identity, for whoever serves nothing by it.
+/// One look at an identity, for whoever serves nothing by it; of an issuer, at its intermediate.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
     match &identity.source {
         IdentitySource::Files(files) => files::load::load(files),
+        IdentitySource::Issuer(issuer) => {
+            issuer::mint::load(issuer, crate::clock::now()).map(|(loaded, _)| loaded)
+        }
     }
 }
 
@@ -79,6 +93,7 @@ pub fn usable(
     let serving = former.and_then(|former| former.shared.load_full());
     match &identity.source {
         IdentitySource::Files(files) => files::usable(files, serving.as_deref()),
+        IdentitySource::Issuer(issuer) => issuer::usable(issuer, crate::clock::now()),
     }
 }
 
@@ -105,6 +120,20 @@ pub fn metrics(
         );
         out.family(&names::IDENTITY_RELOAD_FAILURES, each(|_, status| status.failures()));
         out.family(&names::IDENTITY_RELOAD_FAILING, each(|_, status| status.is_failing().into()));
+        let issuers: Vec<_> = all
+            .iter()
+            .zip(&labels)
+            .filter_map(|(one, labels)| {
+                let snapshot = one.shared.load();
+                Some((&labels[..], Arc::clone(snapshot.as_ref()?.issuer()?)))
+            })
+            .collect();
+        let of_issuers =
+            |read: fn(&Issuer) -> f64| issuers.iter().map(move |(labels, issuer)| (*labels, read(issuer)));
+        out.family(&names::ISSUED, of_issuers(|issuer| issuer.stats().minted() as f64));
+        out.family(&names::ISSUE_FAILURES, of_issuers(|issuer| issuer.stats().failures() as f64));
+        out.family(&names::ISSUE_CPU, of_issuers(|issuer| issuer.stats().cost().as_secs_f64()));
+        out.family(&names::ISSUED_CACHED, of_issuers(|issuer| issuer.cached() as f64));
     }
 }
 

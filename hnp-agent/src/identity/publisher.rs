@@ -59,6 +59,15 @@ impl Publisher {
 
     /// The identity that is presented from now on.
     pub(super) fn publish(&mut self, loaded: Loaded) {
+        self.publish_as(&loaded, |name, generation| loaded.snapshot(name, generation));
+    }
+
+    /// The same, for what is more than a certificate: `snapshot` makes it of name and generation.
+    pub(super) fn publish_as(
+        &mut self,
+        loaded: &Loaded,
+        snapshot: impl FnOnce(Arc<str>, u64) -> IdentitySnapshot,
+    ) {
         let generation = self.generation() + 1;
         for warning in &loaded.warnings {
             tracing::warn!(identity = %self.name, "{warning}");
@@ -78,7 +87,7 @@ impl Publisher {
             let _ = expiry.look(crate::clock::now());
         }
         self.expiry = Some(expiry);
-        self.shared.store(Some(Arc::new(loaded.snapshot(Arc::clone(&self.name), generation))));
+        self.shared.store(Some(Arc::new(snapshot(Arc::clone(&self.name), generation))));
         self.status.good();
         self.pending = None;
     }

@@ -1,10 +1,12 @@
 //! What an identity source publishes: a certificate chain and key that belong together.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
 
+use super::issuer::Issuer;
 use crate::expiry::Lifetime;
 
 /// One validated generation of an identity. Never half-loaded.
@@ -18,6 +20,54 @@ pub struct IdentitySnapshot {
     pub certified_key: Arc<CertifiedKey>,
     /// What the leaf says.
     pub leaf: LeafInfo,
+    /// Whose it is.
+    pub holder: Holder,
+}
+
+/// Whose an identity is.
+#[derive(Debug)]
+pub enum Holder {
+    /// The agent's own, presented for every workload.
+    Agent,
+    /// Nobody's: it is an intermediate, which is never presented. What it issues is.
+    Issuer(Arc<Issuer>),
+    /// One workload's, issued here.
+    Workload(OfWorkload),
+}
+
+/// What is known of an identity that was issued for a workload.
+#[derive(Debug)]
+pub struct OfWorkload {
+    /// Its URI.
+    pub spiffe_id: Arc<str>,
+    pub(super) issuer: Weak<Issuer>,
+    /// It is presented no more: another has taken its place, or its pods have gone.
+    pub(super) retired: AtomicBool,
+}
+
+impl IdentitySnapshot {
+    /// The issuer, where this is its intermediate.
+    pub fn issuer(&self) -> Option<&Arc<Issuer>> {
+        match &self.holder {
+            Holder::Issuer(issuer) => Some(issuer),
+            Holder::Agent | Holder::Workload(_) => None,
+        }
+    }
+
+    /// Set where it was issued for a workload.
+    pub fn of_workload(&self) -> Option<&OfWorkload> {
+        match &self.holder {
+            Holder::Workload(workload) => Some(workload),
+            Holder::Agent | Holder::Issuer(_) => None,
+        }
+    }
+}
+
+impl OfWorkload {
+    /// Whether `issuer` issued it and has it presented still.
+    pub fn is_presented_by(&self, issuer: &Arc<Issuer>) -> bool {
+        !self.retired.load(Relaxed) && std::ptr::eq(self.issuer.as_ptr(), Arc::as_ptr(issuer))
+    }
 }
 
 /// The facts of a leaf certificate that logs, metrics and people need.

@@ -25,7 +25,7 @@ use super::flow::{Flow, FlowSource, SharedVipTable, VipEntry, VipTable};
 use super::worker::{Lanes, Surroundings};
 use crate::config::plan::{AddrRange, Enforcement, Host, Route};
 use crate::generation::Generation;
-use crate::identity::snapshot::{IdentitySnapshot, LeafInfo, SharedIdentity};
+use crate::identity::snapshot::{Holder, IdentitySnapshot, LeafInfo, SharedIdentity};
 use crate::telemetry::Telemetry;
 use crate::trust::snapshot::TrustSnapshot;
 use crate::workload::{Workload, WorkloadSource};
@@ -90,7 +90,13 @@ impl Ca {
             version: 3,
         };
         let certified_key = Arc::new(CertifiedKey::new(chain, key));
-        Arc::new(IdentitySnapshot { name: "i".into(), generation, certified_key, leaf })
+        Arc::new(IdentitySnapshot {
+            name: "i".into(),
+            generation,
+            certified_key,
+            leaf,
+            holder: Holder::Agent,
+        })
     }
 }
 

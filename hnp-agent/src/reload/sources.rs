@@ -16,12 +16,14 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::Readiness;
 use crate::trust::snapshot::TrustSnapshot;
+use crate::workload::Accounts;
 use crate::{identity, trust, upstream};
 
 /// All of them.
 pub(super) struct Sources {
     identities: Kind<Identity, IdentitySnapshot>,
     trusts: Kind<Trust, TrustSnapshot>,
+    accounts: Accounts,
     readiness: Readiness,
     tasks: Tasks,
 }
@@ -41,10 +43,16 @@ struct Held<D, S> {
 
 impl Sources {
     /// None yet.
-    pub(super) fn new(readiness: &Readiness, telemetry: &Telemetry, tasks: &Tasks) -> Self {
+    pub(super) fn new(
+        accounts: Accounts,
+        readiness: &Readiness,
+        telemetry: &Telemetry,
+        tasks: &Tasks,
+    ) -> Self {
         let sources = Self {
             identities: Kind::new(),
             trusts: Kind::new(),
+            accounts,
             readiness: readiness.clone(),
             tasks: tasks.clone(),
         };
@@ -80,12 +88,12 @@ impl Sources {
 
     /// Opens what is new in a Plan, ends what is not in it, and makes a generation of it.
     pub(super) fn generation(&mut self, number: u64, plan: Plan) -> Arc<Generation> {
-        let Self { identities, trusts, readiness, tasks } = self;
+        let Self { identities, trusts, accounts, readiness, tasks } = self;
         identities.follow(
             &plan.identities,
             |one| &one.name,
             |one, former, cancel| {
-                let source = identity::Source::open(&one, former, readiness);
+                let source = identity::Source::open(&one, former, readiness, accounts);
                 let published = source.published();
                 tasks.spawn(source.watch(cancel));
                 published

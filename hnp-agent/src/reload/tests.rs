@@ -28,7 +28,15 @@ impl Scene {
         let plan = config::parse(&file.text, file.path.as_deref().unwrap()).unwrap();
         let telemetry = Telemetry::writing_to(&plan, Box::new(std::io::sink()));
         let (readiness, tasks) = (Readiness::new(), Tasks::default());
-        let reloader = Reloader::start(&file, plan, Diagnostics::for_test(), &readiness, &telemetry, &tasks);
+        let reloader = Reloader::start(
+            &file,
+            plan,
+            Diagnostics::for_test(),
+            Accounts::default(),
+            &readiness,
+            &telemetry,
+            &tasks,
+        );
         Self { dir, ca, reloader, readiness, tasks, now: Instant::now() }
     }
 

@@ -23,7 +23,13 @@ fn snapshot(pair: &Pair) -> Arc<IdentitySnapshot> {
         not_after: std::time::UNIX_EPOCH,
         version: 3,
     };
-    Arc::new(IdentitySnapshot { name: "i".into(), generation: 1, certified_key: certified(pair), leaf })
+    Arc::new(IdentitySnapshot {
+        name: "i".into(),
+        generation: 1,
+        certified_key: certified(pair),
+        leaf,
+        holder: crate::identity::snapshot::Holder::Agent,
+    })
 }
 
 fn certified(pair: &Pair) -> Arc<CertifiedKey> {

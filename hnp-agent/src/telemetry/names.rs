@@ -63,6 +63,10 @@ metrics! {
     IDENTITY_GENERATION = "hnp_identity_generation", Gauge, "Generation of the identity that is presented; 0 while none was loaded";
     IDENTITY_RELOAD_FAILURES = "hnp_identity_reload_failures", Counter, "Changed files of an identity that were refused";
     IDENTITY_RELOAD_FAILING = "hnp_identity_reload_failing", Gauge, "1 while the files of an identity are not the ones that are presented, because they are broken";
+    ISSUED = "hnp_issued_certificates", Counter, "Certificates that an issuer has made for workloads, by identity";
+    ISSUE_FAILURES = "hnp_issue_failures", Counter, "Certificates for workloads that could not be made, by identity";
+    ISSUE_CPU = "hnp_issue_cpu_seconds", Counter, "CPU time that making certificates for workloads took, by identity";
+    ISSUED_CACHED = "hnp_issued_cached", Gauge, "Workloads whose certificate is kept now, by identity";
     TRUST_GENERATION = "hnp_trust_generation", Gauge, "Generation of the trust in use; 0 while none was loaded";
     TRUST_ROOTS = "hnp_trust_roots", Gauge, "Roots of the trust in use";
     TRUST_ROOT_NOT_BEFORE = "hnp_trust_root_not_before_seconds", Gauge, "First moment a root is valid, in seconds since 1970, for the eight roots of a trust that end first";

@@ -15,6 +15,7 @@ use super::*;
 use crate::config::plan::{OnDoubt, Revocation};
 use crate::files::reload::SETTLE;
 use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
+use crate::workload::Accounts;
 
 type Pair = (String, String);
 
@@ -254,7 +255,8 @@ fn metrics_of_identities_and_trusts_are_written() {
     let telemetry = crate::telemetry::Telemetry::writing_to(&plan, Box::new(std::io::sink()));
     let roots = RootsFile::with(Ca::new("first").pem());
     telemetry.register(metrics(all(Source::open(roots.trust(), None, &Readiness::new()).published())));
-    let missing = crate::identity::Source::open(&plan.identities[0], None, &Readiness::new());
+    let missing =
+        crate::identity::Source::open(&plan.identities[0], None, &Readiness::new(), &Accounts::default());
     telemetry.register(crate::identity::metrics(all(missing.published())));
     let text = telemetry.metrics_text();
     for line in [

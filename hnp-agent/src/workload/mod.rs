@@ -3,12 +3,14 @@
 //! The cgroup path holds the pod's UID from the first instruction of the container, long before its
 //! IP address reaches the API; so the kernel's cgroup id is the key and cgroupfs the first source.
 
+mod accounts;
 mod cgroupfs;
 mod names;
 mod pods;
 
 use std::sync::Arc;
 
+pub use accounts::{Account, Accounts, ByPod, Caller};
 pub use cgroupfs::CgroupWorkloads;
 pub use pods::{PodCgroup, Pods};
 

@@ -9,7 +9,7 @@ use super::promises;
 use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
-use crate::config::plan::{Capture, CaptureMode, Guard, Plan, RawSockets, Route, UpstreamWay};
+use crate::config::plan::{Capture, CaptureMode, Guard, Issuer, Plan, RawSockets, Route, UpstreamWay};
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
 /// The Plan in words.
@@ -108,9 +108,21 @@ pub(super) struct IdentitySummary {
     pub(super) directory: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) passphrase_file: Option<PathBuf>,
+    /// Where the files are those of an intermediate, and each workload has an identity of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) issuer: Option<IssuerSummary>,
     /// Missing when it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) leaf: Option<LeafSummary>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct IssuerSummary {
+    /// What is issued, with NAMESPACE and SERVICE-ACCOUNT for what differs.
+    pub(super) spiffe_id: String,
+    pub(super) lifetime: String,
+    pub(super) pod_uid: bool,
+    pub(super) max_identities: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -434,6 +446,23 @@ impl RouteSummary {
     }
 }
 
+impl IssuerSummary {
+    pub(super) fn of(issuer: &Issuer) -> Self {
+        Self {
+            spiffe_id: format!("spiffe://{}/ns/NAMESPACE/sa/SERVICE-ACCOUNT", issuer.trust_domain),
+            lifetime: humane(issuer.lifetime),
+            pod_uid: issuer.pod_uid,
+            max_identities: issuer.max_identities,
+        }
+    }
+
+    fn words(&self) -> String {
+        let each = if self.pod_uid { "pod, whose UID is in the subject" } else { "service account" };
+        let Self { spiffe_id, lifetime, max_identities, .. } = self;
+        format!("{spiffe_id}, one for each {each}, valid {lifetime}, at most {max_identities} kept")
+    }
+}
+
 impl IdentitySummary {
     fn write(&self, text: &mut String) {
         let files = [
@@ -444,6 +473,9 @@ impl IdentitySummary {
         ];
         let shown = |(what, path): (_, &Option<PathBuf>)| Some((what, path.as_ref()?.display().to_string()));
         let mut rows: Vec<_> = files.into_iter().filter_map(shown).collect();
+        if let Some(issuer) = &self.issuer {
+            rows.push(("issues", issuer.words()));
+        }
         if let Some(leaf) = &self.leaf {
             rows.push(("subject", leaf.subject.clone()));
             rows.push(("issuer", leaf.issuer.clone()));

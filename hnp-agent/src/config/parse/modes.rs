@@ -68,6 +68,13 @@ fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option
     let authority = authority.unwrap_or(Authority::Upstream);
     let upstream_protocol = upstream_protocol.unwrap_or(UpstreamProtocol::Auto);
     let identity = reference(r, s, "identity", "identities", named.identities);
+    if identity.is_some_and(|index| named.identities.list[index].source.issuer().is_some())
+        && s.get("pool_warm").is_some()
+    {
+        let what = "would make connections before anybody knows for which workload, and each has an identity of its own; \
+                    allowed: with an identity from files";
+        r.mistake(s.mark_of("pool_warm"), s.key("pool_warm"), what);
+    }
     let trust = match s.get("trust") {
         Some(node) if r.text(node, &s.key("trust")).is_some_and(|text| text != SYSTEM) => {
             reference(r, s, "trust", "trusts", named.trusts)
@@ -93,6 +100,12 @@ pub(super) fn pod_tls(r: &mut Reader, e: &Section<'_>, named: &mut References<'_
         let key = format!("{}[{index}]", e.key("serving"));
         let Some(name) = r.text(node, &key) else { continue };
         match named.identities.find(name) {
+            Some(found) if named.identities.list[found].source.issuer().is_some() => {
+                let what = format!(
+                    "{name:?} issues certificates for workloads as clients; allowed: an identity from files"
+                );
+                r.mistake(node.mark, key, what);
+            }
             Some(found) => serving.push(found),
             None => r.mistake(node.mark, key, named.identities.unknown(name, "identities")),
         }

@@ -93,7 +93,7 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.pool_idle, 0);
     let mode = route.reverse_proxy().expect("not a tunnel");
     assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    let IdentitySource::Files(files) = &plan.identities[mode.identity].source;
+    let files = plan.identities[mode.identity].source.files();
     let IdentityPlace::Pair { key, .. } = &files.place else { panic!() };
     assert_eq!(key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
@@ -608,7 +608,7 @@ fn an_identity_is_two_files_or_a_directory() {
              identity: i}}\n"
         );
         crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| {
-            let IdentitySource::Files(files) = &plan.identities[0].source;
+            let files = plan.identities[0].source.files();
             files.clone()
         })
     };
@@ -648,5 +648,59 @@ fn revocation_is_closed_unless_the_trust_says_otherwise() {
     ] {
         let shown = with(written).unwrap_err().to_string();
         assert!(shown.contains(expected), "{written}: {shown}");
+    }
+}
+
+#[test]
+fn an_issuer_needs_a_cluster_capture_and_a_trust_domain() {
+    let text = |before: &str, identity: &str, route: &str| {
+        format!(
+            "{before}identities: {{w: {{{identity}}}, c: {{directory: /c}}}}\ntrusts: {{t: {{roots: /r}}}}\nroutes:\n\
+             - {{name: a, destinations: ['a.test:80'], upstream: 'https://a.test', identity: w{route}}}\n\
+             - {{name: b, destinations: ['b.test:80'], upstream: 'https://b.test', identity: c}}\n"
+        )
+    };
+    let with = |before: &str, identity: &str, route: &str, around: &Surroundings| {
+        plan(&text(before, identity, route), Path::new("hnp.yaml"), around).map(|(plan, _)| plan)
+    };
+    let good = "issuer: {certificate: /i.crt, key: /i.key, trust_domain: prod.example}";
+    let read = with("", good, "", &in_a_cluster()).unwrap();
+    let source = &read.identities[0].source;
+    let issuer = source.issuer().unwrap();
+    assert_eq!((&*issuer.trust_domain, issuer.lifetime), ("prod.example", Duration::from_secs(3600)));
+    assert_eq!((issuer.pod_uid, issuer.max_identities), (false, 4096));
+    let place = IdentityPlace::Pair { certificate: "/i.crt".into(), key: "/i.key".into() };
+    assert_eq!(source.files(), &IdentityFiles { place, passphrase_file: None });
+    let all = "issuer: {directory: /i, passphrase_file: /p, trust_domain: t, lifetime: 10m, pod_uid: true, max_identities: 5}";
+    let read = with("", all, "", &in_a_cluster()).unwrap();
+    let issuer = read.identities[0].source.issuer().unwrap();
+    assert_eq!((issuer.pod_uid, issuer.max_identities, issuer.lifetime.as_secs()), (true, 5, 600));
+    let end_to_end = ", mode: end-to-end, end_to_end: {serving: [w], client_auth: none}";
+    let off = "capture: off\ngateway: {sources: [10.0.0.0/8]}\n";
+    for (before, identity, route, around, expected) in [
+        ("", good, "", alone(1), "identities.w.issuer: asks for pods' service accounts"),
+        (off, good, "", in_a_cluster(), "identities.w.issuer: issues only for pods that were captured"),
+        ("", good, ", pool_warm: 1", in_a_cluster(), "routes[0].pool_warm: would make connections before"),
+        ("", good, end_to_end, in_a_cluster(), "serving[0]: \"w\" issues certificates for workloads"),
+        ("", &format!("key: /k, {good}"), "", in_a_cluster(), "identities.w.key: stands beside `issuer`"),
+        ("", "issuer: {directory: /i}", "", in_a_cluster(), "identities.w.issuer.trust_domain: is missing"),
+        ("", "issuer: {trust_domain: t}", "", in_a_cluster(), "identities.w.issuer.certificate: is missing"),
+        (
+            "",
+            "issuer: {directory: /i, trust_domain: A/b, lifetime: 5s}",
+            "",
+            in_a_cluster(),
+            "identities.w.issuer.lifetime: is too short to be renewed in time; allowed: at least 6s",
+        ),
+        (
+            "",
+            "issuer: {directory: /i, trust_domain: 'spiffe://a'}",
+            "",
+            in_a_cluster(),
+            "identities.w.issuer.trust_domain: \"spiffe://a\" is not a trust domain",
+        ),
+    ] {
+        let shown = with(before, identity, route, &around).unwrap_err().to_string();
+        assert!(shown.contains(expected), "{identity}{route}: {shown}");
     }
 }

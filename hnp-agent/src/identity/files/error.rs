@@ -49,6 +49,23 @@ pub enum IdentityWarning {
         /// What it holds.
         what: &'static str,
     },
+    /// A root is on a node.
+    #[error("{}: is a root, so whoever takes this node can issue for everybody who trusts it, and only a new root ends that; \
+             `hnp-agent certs issue intermediate` makes an intermediate for each node", path.display())]
+    RootIssues {
+        /// The certificate's file.
+        path: PathBuf,
+    },
+    /// An intermediate may have others below it.
+    #[error("{}: its path length is {}, so whoever takes this node can make further CAs; one for a node has path length 0 \
+             (`hnp-agent certs issue intermediate` makes such)", path.display(),
+            length.map_or_else(|| "not limited".into(), |length| length.to_string()))]
+    PathLength {
+        /// The certificate's file.
+        path: PathBuf,
+        /// `None`: not limited.
+        length: Option<u32>,
+    },
     /// A passphrase that is not needed.
     #[error("{}: is not needed: the key in {} is not encrypted", path.display(), key.display())]
     NeedlessPassphrase {
@@ -191,6 +208,9 @@ pub enum IdentityError {
         /// What may have happened.
         hint: &'static str,
     },
+    /// The certificate and its key are there, and cannot issue for workloads.
+    #[error("{0}")]
+    CannotIssue(String),
     /// The new certificate cannot be used today, and the one that is presented can.
     #[error("{0}; the certificate that is presented is still valid and stays")]
     NotNow(IdentityWarning),
@@ -198,6 +218,7 @@ pub enum IdentityError {
 
 impl LoadError for IdentityError {
     fn may_pass(&self) -> bool {
-        matches!(self, Self::NotNow(_))
+        // Of an intermediate too: it may become valid later.
+        matches!(self, Self::NotNow(_) | Self::CannotIssue(_))
     }
 }

@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
-use super::super::snapshot::{IdentitySnapshot, LeafInfo};
+use super::super::snapshot::{Holder, IdentitySnapshot, LeafInfo};
 pub use super::error::{IdentityError, IdentityWarning};
 use super::layout;
 use super::passphrase::{DecryptError, Passphrase};
@@ -42,7 +42,7 @@ impl Loaded {
     /// As it is published.
     pub fn snapshot(&self, name: Arc<str>, generation: u64) -> IdentitySnapshot {
         let (certified_key, leaf) = (Arc::clone(&self.certified_key), self.leaf.clone());
-        IdentitySnapshot { name, generation, certified_key, leaf }
+        IdentitySnapshot { name, generation, certified_key, leaf, holder: Holder::Agent }
     }
 }
 
@@ -56,7 +56,7 @@ pub fn load(files: &IdentityFiles) -> Result<Loaded, IdentityError> {
 
 /// The bytes of all files, as they were at one look.
 #[derive(Debug)]
-pub(super) struct Files<'a> {
+pub(in crate::identity) struct Files<'a> {
     passphrase_file: Option<&'a Path>,
     /// What lies where, or why that is not known.
     found: Result<Found, IdentityError>,
@@ -98,7 +98,7 @@ impl<B> Bytes<B> {
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn read(files: &'a IdentityFiles) -> Self {
+    pub(in crate::identity) fn read(files: &'a IdentityFiles) -> Self {
         let passphrase_file = files.passphrase_file.as_deref();
         let places = match &files.place {
             IdentityPlace::Pair { certificate, key } => Ok((certificate.clone(), key.clone())),
@@ -112,7 +112,7 @@ impl<'a> Files<'a> {
         Self { passphrase_file, found }
     }
 
-    pub(super) fn fingerprint(&self, fingerprints: &Fingerprints) -> u64 {
+    pub(in crate::identity) fn fingerprint(&self, fingerprints: &Fingerprints) -> u64 {
         let Ok(found) = &self.found else {
             let why = self.found.as_ref().err().map(ToString::to_string).unwrap_or_default();
             return fingerprints.of([Err(io::ErrorKind::NotFound), Ok(why.as_bytes())]);
@@ -124,7 +124,8 @@ impl<'a> Files<'a> {
         fingerprints.of(std::iter::once(certificate).chain(secrets))
     }
 
-    pub(super) fn load(self, now: SystemTime) -> Result<Loaded, IdentityError> {
+    /// Both files, read; whether they belong together is not looked at.
+    pub(in crate::identity) fn pair(self) -> Result<Pair, IdentityError> {
         let Found { certificate, key, passphrase } = self.found?;
         let mut warnings = Vec::new();
         warnings.extend(key.for_all("key"));
@@ -148,6 +149,11 @@ impl<'a> Files<'a> {
             let path = opening.file.to_owned();
             warnings.push(IdentityWarning::NeedlessPassphrase { path, key: key_path.clone() });
         }
+        Ok(Pair { cert_path, chain, key_path, keys, warnings })
+    }
+
+    pub(in crate::identity) fn load(self, now: SystemTime) -> Result<Loaded, IdentityError> {
+        let Pair { cert_path, chain, key_path, keys, mut warnings } = self.pair()?;
         let public_keys = chain.iter().map(|der| public_key_of(der)).collect::<Vec<_>>();
         let Some(key) = keys.iter().find(|key| is_key_of(&*key.signing, &public_keys[0])) else {
             let later =
@@ -168,6 +174,17 @@ impl<'a> Files<'a> {
     }
 }
 
+/// Certificates and keys as two files have them.
+pub(in crate::identity) struct Pair {
+    pub(in crate::identity) cert_path: PathBuf,
+    /// Never empty.
+    pub(in crate::identity) chain: Vec<CertificateDer<'static>>,
+    pub(in crate::identity) key_path: PathBuf,
+    /// Never empty.
+    pub(in crate::identity) keys: Vec<PrivateKey>,
+    pub(in crate::identity) warnings: Vec<IdentityWarning>,
+}
+
 impl Loaded {
     /// The warning about the leaf's dates, if it has one: such a pair must not replace a valid one.
     pub fn not_now(&self) -> Option<&IdentityWarning> {
@@ -175,6 +192,8 @@ impl Loaded {
             IdentityWarning::Expired { .. } | IdentityWarning::NotYetValid { .. } => true,
             IdentityWarning::OldVersion { .. }
             | IdentityWarning::KeyForAll { .. }
+            | IdentityWarning::RootIssues { .. }
+            | IdentityWarning::PathLength { .. }
             | IdentityWarning::NeedlessPassphrase { .. } => false,
         })
     }
@@ -328,7 +347,7 @@ fn is_key_of(key: &dyn SigningKey, public: &[u8]) -> bool {
     SubjectPublicKeyInfo::from_der(&spki).is_ok_and(|(_, spki)| *spki.subject_public_key.data == *public)
 }
 
-fn leaf_info(path: &Path, der: &[u8]) -> Result<LeafInfo, IdentityError> {
+pub(in crate::identity) fn leaf_info(path: &Path, der: &[u8]) -> Result<LeafInfo, IdentityError> {
     let certificate = parse(der).expect("certificates are parsed when they are read");
     let version = certificate.version().0.saturating_add(1);
     if !(1..=3).contains(&version) {

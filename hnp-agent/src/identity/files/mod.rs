@@ -46,11 +46,7 @@ impl Source {
 
     /// Publishes changes until cancelled.
     pub async fn watch(mut self, cancel: CancellationToken) {
-        let mut files: Vec<PathBuf> = match &self.files.place {
-            IdentityPlace::Pair { certificate, key } => vec![certificate.clone(), key.clone()],
-            IdentityPlace::Directory(directory) => layout::all(directory),
-        };
-        files.extend(self.files.passphrase_file.clone());
+        let files = watched(&self.files);
         watch::follow(&files, watch::POLL, cancel, |now| {
             let again = self.look(now);
             self.publisher.remind(crate::clock::now());
@@ -79,6 +75,16 @@ impl Source {
         }
         None
     }
+}
+
+/// Every file whose change may be one of these.
+pub(super) fn watched(files: &IdentityFiles) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = match &files.place {
+        IdentityPlace::Pair { certificate, key } => vec![certificate.clone(), key.clone()],
+        IdentityPlace::Directory(directory) => layout::all(directory),
+    };
+    all.extend(files.passphrase_file.clone());
+    all
 }
 
 /// Whether files that are not in use yet could be, where `serving` is presented now.
