@@ -105,6 +105,7 @@ async fn serve(
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
     let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness))?;
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
+    let labels = follow_pods(&plan, accounts, &generations, (&readiness, &telemetry), &tasks);
 
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
@@ -193,7 +194,6 @@ async fn serve(
         };
         tasks.spawn(reloader.asking(can_keep).watch(hangup, tasks.token()));
         let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
-        let labels = follow_labels(&plan, &generations, &telemetry, &tasks);
         let (capture, workloads) = (captured.clone(), workloads.clone());
         let follow = upkeep::Follow { capture, pods, labels, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
@@ -412,26 +412,35 @@ fn look_after_the_startup_taint(
     tasks.spawn(kubernetes::take_off(cluster, readiness.clone(), status, tasks.token()));
 }
 
-/// The labels of the node's pods, from when a route selects by them.
-fn follow_labels(
+/// The labels and service accounts of the node's pods, from when a route selects by them or an issuer asks for them.
+fn follow_pods(
     plan: &Plan,
+    accounts: Accounts,
     generations: &Receiver<Arc<Generation>>,
-    telemetry: &Arc<Telemetry>,
+    (readiness, telemetry): (&Readiness, &Arc<Telemetry>),
     tasks: &Tasks,
 ) -> kubernetes::PodLabels {
-    let labels = kubernetes::PodLabels::default();
+    let learnt = kubernetes::Learnt { accounts, ..kubernetes::Learnt::default() };
+    let labels = learnt.labels.clone();
     let Some(cluster) = plan.kubernetes.clone() else { return labels };
-    let (followed, shown, telemetry) = (labels.clone(), labels.clone(), telemetry.clone());
+    let (shown, telemetry, readiness) = (labels.clone(), telemetry.clone(), readiness.clone());
     let mut generations = generations.clone();
+    let issues = |plan: &Plan| plan.identities.iter().any(|one| one.source.issuer().is_some());
+    let until_listed =
+        || readiness.pending("service accounts", "the API server has not listed this node's pods yet");
+    // From the first moment: a successor is to know what its predecessor knows before it takes over.
+    let mut pending = issues(plan).then(until_listed);
     let wanted = async move {
-        let selects =
-            |generation: &Arc<Generation>| generation.plan.routes.iter().any(|route| route.selects());
-        if generations.wait_for(selects).await.is_err() {
+        let wants = |generation: &Arc<Generation>| {
+            issues(&generation.plan) || generation.plan.routes.iter().any(|route| route.selects())
+        };
+        if generations.wait_for(wants).await.is_err() {
             std::future::pending::<()>().await;
         }
         telemetry.register(move |out| shown.write(out));
+        pending.take()
     };
-    tasks.spawn(kubernetes::follow(cluster, wanted, followed, tasks.token()));
+    tasks.spawn(kubernetes::follow(cluster, wanted, learnt, tasks.token()));
     labels
 }
 

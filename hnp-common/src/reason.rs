@@ -182,6 +182,10 @@ reasons! {
     TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
     /// The credentials for the proxy could not be read, so nobody was dialled.
     ProxyCredentialsUnavailable = 92, "proxy_credentials_unavailable", Local, 503, "The message names the file and what is wrong with it: one line, user:password.";
+    /// Each workload has an identity of its own on this route, and the caller is not known to be a certain pod.
+    WorkloadUnknown = 93, "workload_unknown", Client, 403, "Have the workload dial the destination itself, from a pod on this node: a client of the gateway is known by his address alone, which proves nothing.";
+    /// Each workload has an identity of its own on this route, and the API server has not confirmed which service account the caller's pod runs as.
+    ServiceAccountUnconfirmed = 94, "service_account_unconfirmed", Local, 503, "Does the API server answer this agent (`hnp_pod_labels_in_step`, its log), and does it know the pod? Static pods have no service account.";
     /// The gateway was asked by somebody it does not serve: none that is known as a pod of this node by his
     /// address, or one outside of `gateway.sources`.
     CallerRefused = 110, "caller_refused", Client, 403, "Ask the gateway on the pod's own node, not from hostNetwork and not through address translation; or list the caller's range under `gateway.sources`.";

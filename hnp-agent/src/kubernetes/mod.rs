@@ -1,18 +1,19 @@
 //! What the agent asks of the API server of the cluster its node belongs to.
 //!
 //! Three things: that the taint with which a new node registers is taken off once the agent is ready, so that
-//! no pod starts where nothing is captured yet; which labels the node's pods have, where routes select
-//! by them; and which addresses they have, where there is a gateway. None is needed for capture or the relay; an API server that cannot be reached costs the node
-//! its pods, not its enforcement. `client` reaches the server, `patch` says what to change (pure),
-//! `startup_taint`, `pod_labels` and `pod_addresses` are the loops around them, `retry` their rhythm when they fail.
+//! no pod starts where nothing is captured yet; which labels and service accounts the node's pods have, where routes
+//! select by them and issuers ask for them; and which addresses they have, where there is a gateway. None is needed for
+//! capture or the relay; an API server that cannot be reached costs the node its pods, not its enforcement. `client`
+//! reaches the server, `patch` says what to change (pure), `startup_taint`, `pods` and `pod_addresses` are the loops
+//! around them, `retry` their rhythm when they fail.
 
 mod client;
 mod patch;
 mod pod_addresses;
-mod pod_labels;
+mod pods;
 mod retry;
 mod startup_taint;
 
 pub use pod_addresses::{AddressStatus, follow_addresses};
-pub use pod_labels::{PodLabels, follow};
+pub use pods::{Learnt, PodLabels, follow};
 pub use startup_taint::{TaintStatus, take_off};

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, ApiError};
-use super::pod_labels::{SILENCE, WATCH};
+use super::pods::{SILENCE, WATCH};
 use super::retry::{Failures, Retry};
 use crate::config::plan::Kubernetes;
 use crate::proxy::gateway::PodAddresses;

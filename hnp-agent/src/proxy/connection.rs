@@ -25,7 +25,7 @@ use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
 use crate::upstream::UpstreamConnection;
-use crate::workload::Workload;
+use crate::workload::{Caller, Workload};
 
 /// A captured client connection.
 pub struct Client {
@@ -98,6 +98,21 @@ impl Client {
             return if self.flow.strict { Enforcement::Strict } else { Enforcement::Loose };
         }
         routes().map(|route| route.strictest_enforcement()).max().unwrap_or(Enforcement::Strict)
+    }
+
+    /// On whose behalf it is served. A client of the gateway is known by his address, which may be that of a pod that
+    /// has gone; only a captured one is known to be a certain pod.
+    pub fn caller(&self) -> Caller<'_> {
+        if self.asked.is_some() || self.flow.cgroup_id == 0 {
+            return Caller::Unknown(
+                "who asks the gateway is known by his address alone, and each workload has an identity of its own on \
+                 this route; dial the destination itself",
+            );
+        }
+        match &self.base.workload.pod_uid {
+            Some(uid) => Caller::Pod(uid),
+            None => Caller::Unknown("the caller's cgroup is not that of a pod"),
+        }
     }
 
     /// What was read of the connection before it was served as this client's.

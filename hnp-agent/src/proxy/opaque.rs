@@ -10,13 +10,14 @@ use crate::config::plan::{Mode, RouteIndex};
 pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
     let begun = client.begun();
     let plan = &worker.plan.routes[route];
-    let mut recording = Recording::begin(worker, client.base);
+    let mut recording = Recording::begin(worker, client.base.clone());
     recording.record.route = Some(plan.name.clone());
     recording.record.mode = match &plan.mode {
         Mode::EndToEnd(_) => plan.mode.as_str(),
         Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
     };
-    let mut upstream = match worker.upstreams.connect_fresh(route, &|| client.stream.has_left()).await {
+    let has_left = || client.stream.has_left();
+    let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
         Ok(upstream) => upstream,
         Err(error) => {
             recording.failed_upstream(plan, &error);
@@ -37,6 +38,7 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
     .await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
-    let detail = relayed.detail.map(|detail| worker.upstreams.with_dates(route, relayed.reason, detail));
+    let (reason, caller) = (relayed.reason, client.caller());
+    let detail = relayed.detail.map(|detail| worker.upstreams.with_dates(route, caller, reason, detail));
     recording.finish(relayed.reason, detail);
 }

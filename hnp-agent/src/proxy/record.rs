@@ -43,6 +43,7 @@ impl<'w> Recording<'w> {
             tls_version: info.tls_version,
             key_exchange: info.key_exchange,
             identity_generation: info.identity_generation,
+            spiffe_id: info.spiffe_id.clone(),
         });
     }
 
@@ -68,6 +69,7 @@ impl<'w> Recording<'w> {
             tls_version: None,
             key_exchange: None,
             identity_generation: None,
+            spiffe_id: None,
         });
     }
 

@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 38] = [
+pub const FIELDS: [&str; 39] = [
     "ts",
     "kind",
     "flow",
@@ -53,6 +53,7 @@ pub const FIELDS: [&str; 38] = [
     "tls",
     "kx",
     "identity_generation",
+    "spiffe_id",
     "detail",
 ];
 
@@ -176,6 +177,9 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
         }
         if let Some(generation) = upstream.identity_generation {
             sink.raw("identity_generation", generation);
+        }
+        if let Some(spiffe_id) = &upstream.spiffe_id {
+            sink.text("spiffe_id", spiffe_id);
         }
     }
     if let Some(detail) = &record.detail {
@@ -359,6 +363,7 @@ pub(super) mod tests {
                 tls_version: Some("TLSv1.3"),
                 key_exchange: Some("X25519MLKEM768"),
                 identity_generation: Some(2),
+                spiffe_id: Some("spiffe://test/ns/a/sa/b".into()),
             }),
             client_protocol: HttpVersion::Http1,
             http: Some(HttpRecord { method: "GET".into(), path: "/api/version".into(), status: 200 }),

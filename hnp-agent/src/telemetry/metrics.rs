@@ -351,6 +351,7 @@ workers: 2
                 tls_version: None,
                 key_exchange: None,
                 identity_generation: None,
+                spiffe_id: None,
             }),
             client_protocol: HttpVersion::Http1,
             http: status.map(|status| HttpRecord { method: "GET".into(), path: "/".into(), status }),

@@ -79,8 +79,8 @@ metrics! {
     OLDER_FLOWS_DESTROYED = "hnp_older_flows_destroyed", Counter, "Flows to strict destinations that were older than their capture and were destroyed; missing unless capture.destroy_older_flows is set";
     STARTUP_TAINT = "hnp_startup_taint", Gauge, "1 until the API server has said that this node is without the startup taint; missing where hnp looks after none";
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
-    POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels of this node's pods; missing where no route selects by them";
-    POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels, by cause";
+    POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels and service accounts of this node's pods; missing where no route selects by them and no issuer asks for service accounts";
+    POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels and service accounts, by cause";
     POD_ADDRESSES_IN_STEP = "hnp_pod_addresses_in_step", Gauge, "1 while the API server tells the addresses of this node's pods; missing where no gateway needs them";
     POD_ADDRESSES_FAILURES = "hnp_pod_addresses_failures", Counter, "Failures to follow pods' addresses, by cause";
     CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";

@@ -104,6 +104,8 @@ pub struct UpstreamRecord {
     pub key_exchange: Option<&'static str>,
     /// The generation of the identity that was presented.
     pub identity_generation: Option<u64>,
+    /// The SPIFFE ID in it, where it was issued for the workload.
+    pub spiffe_id: Option<Arc<str>>,
 }
 
 /// An HTTP, by what ALPN calls it.

@@ -57,6 +57,8 @@ pub struct ConnectionInfo {
     pub resumed: bool,
     /// The generation of the identity that was presented.
     pub identity_generation: Option<u64>,
+    /// What it says of the workload, where that has one of its own.
+    pub spiffe_id: Option<Arc<str>>,
 }
 
 /// A connection in use.
@@ -83,6 +85,7 @@ impl UpstreamConnection {
             protocol: None,
             resumed: false,
             identity_generation: None,
+            spiffe_id: None,
         };
         Self {
             io: Io::Plain(transport),

@@ -9,11 +9,12 @@ use std::time::{Duration, SystemTime};
 use hnp_common::Reason;
 use tokio::time::Instant;
 
-use super::{DialError, Need, Upstreams};
+use super::{DialError, Need, PoolKey, Upstreams};
 use crate::config::plan::RouteIndex;
 use crate::expiry::Lifetime;
 use crate::skew::{Clocks, TOLERANCE};
 use crate::telemetry::rfc3339;
+use crate::workload::Caller;
 
 /// How often an answer's Date is looked at.
 const EVERY: Duration = Duration::from_secs(60);
@@ -50,21 +51,41 @@ impl Upstreams {
 
     /// Why a certificate was refused may be a clock: what hints at that, or speaks against it. For other reasons, and where
     /// nothing is known, it is the detail alone.
-    pub fn with_dates(&self, route: RouteIndex, reason: Reason, detail: String) -> String {
-        if !matches!(reason, Reason::UpstreamCertificateExpired | Reason::ClientCertificateRefused) {
+    pub fn with_dates(
+        &self,
+        route: RouteIndex,
+        caller: Caller<'_>,
+        reason: Reason,
+        detail: String,
+    ) -> String {
+        if !depends_on_dates(reason) {
             return detail;
         }
-        let Ok(key) = self.key(route, Need::Any) else { return detail };
+        match self.key(route, caller, Need::Any) {
+            Ok(key) => self.compared(route, &key, reason, detail),
+            Err(_) => detail,
+        }
+    }
+
+    /// The same for what came of a dial with `key`.
+    pub(super) fn explained(&self, route: RouteIndex, key: &PoolKey, error: DialError) -> DialError {
+        if !depends_on_dates(error.reason) {
+            return error;
+        }
+        DialError { detail: self.compared(route, key, error.reason, error.detail), ..error }
+    }
+
+    fn compared(&self, route: RouteIndex, key: &PoolKey, reason: Reason, detail: String) -> String {
         let here = crate::clock::now();
         let last = self.dates.0.borrow()[route].last;
         let clocks = last.map(|(date, at)| Clocks { here, there: date + at.elapsed() });
         let words = words(reason, here, clocks, key.identity.leaf.lifetime());
         if detail.is_empty() { words } else { format!("{detail}; {words}") }
     }
+}
 
-    pub(super) fn explained(&self, route: RouteIndex, error: DialError) -> DialError {
-        DialError { detail: self.with_dates(route, error.reason, error.detail), ..error }
-    }
+fn depends_on_dates(reason: Reason) -> bool {
+    matches!(reason, Reason::UpstreamCertificateExpired | Reason::ClientCertificateRefused)
 }
 
 /// What is known of the clocks, and of our certificate.

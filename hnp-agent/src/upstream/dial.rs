@@ -103,7 +103,7 @@ impl Upstreams {
             let tls = trust::tls_reason(&error);
             let detail = format!("beginning HTTP/2: {error}");
             let failed = DialError::new(tls.unwrap_or(Reason::UpstreamClosed), detail, Some(addr));
-            self.explained(route, failed.may_pass(tls.is_none()))
+            self.explained(route, &key, failed.may_pass(tls.is_none()))
         })
     }
 
@@ -114,7 +114,7 @@ impl Upstreams {
         key: &Rc<PoolKey>,
         end: Instant,
     ) -> Result<(Box<TlsStream<Transport>>, ConnectionInfo), DialError> {
-        let done = self.dial(route, key, end).await.map_err(|error| self.explained(route, error));
+        let done = self.dial(route, key, end).await.map_err(|error| self.explained(route, key, error));
         self.count(route, &done);
         if let Ok((_, info)) = &done {
             self.stats.upstream_handshake(route, info.resumed);
@@ -171,6 +171,7 @@ impl Upstreams {
             },
             resumed: tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed),
             identity_generation: Some(key.identity.generation),
+            spiffe_id: key.identity.of_workload().map(|of| Arc::clone(&of.spiffe_id)),
         };
         Ok((Box::new(tls), info))
     }

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::pool::MAX_IDLE;
+use super::pool::{MAX_IDLE, Shared, too_many};
 use super::{ConnectionInfo, DialError, Io, PoolKey, UpstreamConnection};
 pub(super) use link::Terms;
 use link::{Link, STREAMS, Settings};
@@ -160,12 +160,18 @@ impl Links {
         self.made.get()
     }
 
-    /// Drops what is not in `live`, what nobody has used for long, and what takes no more streams once the last
-    /// one has ended.
-    pub(super) fn sweep(&self, live: &[Rc<PoolKey>], now: Instant) {
+    /// Drops what is not `live`, what nobody has used for long, what takes no more streams once the last one has ended,
+    /// and what is more than may be idle `together`, as [`super::pool::Pool::sweep`].
+    pub(super) fn sweep(
+        &self,
+        live: impl Fn(&PoolKey) -> bool,
+        together: impl Fn(&PoolKey) -> Option<usize>,
+        now: Instant,
+    ) {
         while self.drivers.borrow_mut().try_join_next().is_some() {}
-        self.groups.borrow_mut().retain(|key, group| {
-            let is_live = live.contains(key);
+        let mut groups = self.groups.borrow_mut();
+        groups.retain(|key, group| {
+            let is_live = live(key);
             group.links.retain(|link| {
                 is_live
                     && link.is_open()
@@ -174,6 +180,16 @@ impl Links {
             // What is known of the upstream is worth keeping as long as its key is.
             is_live || !group.dials.is_empty()
         });
+        let shared = groups.iter().filter_map(|(key, group)| Some((key, group, together(key)?)));
+        let waiting = shared.flat_map(|(key, group, most)| {
+            let since = group.links.iter().filter_map(|link| Some(now - link.idle(now)?));
+            since.map(move |since| Shared { route: key.route.clone(), most, since })
+        });
+        for (route, until) in too_many(waiting.collect()) {
+            for (_, group) in groups.iter_mut().filter(|(key, _)| key.route == route) {
+                group.links.retain(|link| link.idle(now).is_none_or(|idle| now - idle > until));
+            }
+        }
     }
 
     /// How many connections are open to a route's upstream, and how many of them have no stream.

@@ -4,7 +4,8 @@
 //! pool ([`Pools`]), workers share nothing. Where a route names a proxy, the upstream's TLS runs through a
 //! tunnel that the proxy opens (`proxy`), end to end. A connection is pooled under everything that
 //! decides who it speaks for and whom it trusts ([`PoolKey`]): when an identity or a trust has a new
-//! generation, no request travels on a connection or a TLS session of the old one. Connections of HTTP/1.1 carry
+//! generation, no request travels on a connection or a TLS session of the old one; and where each workload has an
+//! identity of its own, none on another's (`keys`). Connections of HTTP/1.1 carry
 //! one request at a time and are lent (`pool`); those of HTTP/2 are shared (`h2`).
 
 mod connection;
@@ -12,6 +13,7 @@ mod dates;
 mod dial;
 mod eyeballs;
 mod h2;
+mod keys;
 mod pool;
 mod proxy;
 mod retry;
@@ -42,8 +44,10 @@ use crate::generation::Generation;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
 use crate::telemetry::stats::WorkerStats;
+use crate::workload::Caller;
 use dates::Dates;
 use h2::Links;
+use keys::RouteKeys;
 use pool::Pool;
 use retry::Outages;
 use tls::TlsConfigs;
@@ -77,29 +81,24 @@ pub struct Upstreams {
     resolver: Resolver,
     stats: Rc<WorkerStats>,
     shared: Rc<Pools>,
-    /// By route: the key that is current. Requests find it without building one.
-    keys: RefCell<Vec<Keys>>,
+    /// By route: the keys that are current. Requests find theirs without building one.
+    keys: RefCell<Vec<RouteKeys>>,
     dates: Dates,
-}
-
-/// A route's current keys, by what is offered.
-#[derive(Clone, Debug, Default)]
-struct Keys {
-    any: Option<Rc<PoolKey>>,
-    http1: Option<Rc<PoolKey>>,
 }
 
 impl Pools {
     /// Closes idle connections that are too old, whose generation is over, or that the other side closed.
     /// `upstreams` are all that may still ask for one. Call it every second or so.
     pub fn sweep<'a>(&self, upstreams: impl Iterator<Item = &'a Upstreams> + Clone) {
-        let live: Vec<_> = upstreams.clone().flat_map(Upstreams::live_keys).collect();
-        let proxies: Vec<_> = upstreams.flat_map(Upstreams::live_proxies).collect();
-        self.pool.borrow_mut().sweep(&live, Instant::now());
-        self.links.sweep(&live, Instant::now());
-        self.configs.borrow_mut().retain(&live, &proxies);
+        upstreams.clone().for_each(Upstreams::sweep_keys);
+        let live = |key: &PoolKey| upstreams.clone().any(|one| one.has(key));
+        let idle_together = |key: &PoolKey| upstreams.clone().find_map(|one| one.idle_together(key));
+        let proxies: Vec<_> = upstreams.clone().flat_map(Upstreams::live_proxies).collect();
+        self.pool.borrow_mut().sweep(live, idle_together, Instant::now());
+        self.links.sweep(live, idle_together, Instant::now());
+        self.configs.borrow_mut().retain(live, &proxies);
         self.outages.sweep(Instant::now());
-        self.warmth.sweep(&live);
+        self.warmth.sweep(live);
     }
 
     /// Idle connections held for a route, for the gauge.
@@ -121,8 +120,9 @@ impl Upstreams {
         stats: Rc<WorkerStats>,
         shared: Rc<Pools>,
     ) -> Self {
-        let routes = generation.plan.routes.len();
-        let (keys, dates) = (RefCell::new(vec![Keys::default(); routes]), Dates::new(routes));
+        let routes = &generation.plan.routes;
+        let keys = RefCell::new(routes.iter().map(|_| RouteKeys::default()).collect());
+        let dates = Dates::new(routes.len());
         Self { generation, resolver, stats, shared, keys, dates }
     }
 
@@ -135,40 +135,46 @@ impl Upstreams {
         &self.generation.plan
     }
 
-    /// A connection to the route's upstream: a warm one if there is one, else a new one, for which an
-    /// outage is waited out.
+    /// A connection to the route's upstream that speaks for the caller: a warm one if there is one, else a new one,
+    /// for which an outage is waited out.
     ///
     /// # Errors
     /// See [`DialError`]; nothing was sent to anybody who was not verified.
     pub async fn connect(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         need: Need,
         has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let key = self.key_to_dial(route, need)?;
-        if let Some(warm) = self.warm(route, need, &key) {
+        if self.is_unconfirmed(route, caller) {
+            // Boxed: rare, like dialling.
+            Box::pin(self.confirm(route, caller)).await;
+        }
+        let key = self.key_to_dial(route, caller, need)?;
+        if let Some(warm) = self.warm(route, caller, need, &key) {
             return Ok(warm);
         }
         // Boxed: dialling is rare and its future large, and every connection's future would hold it.
-        Box::pin(self.connect_new(route, need, None, has_left)).await
+        Box::pin(self.connect_new(route, caller, need, None, has_left)).await
     }
 
     /// `after`: on no shared connection that is older than that.
     async fn connect_new(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         need: Need,
         after: Option<u64>,
         has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
         // Each time anew: an identity may be rotated in an outage.
         let warm = || match after {
-            None => self.warm(route, need, &self.key(route, need).ok()?),
+            None => self.warm(route, caller, need, &self.key(route, caller, need).ok()?),
             Some(_) => None,
         };
         let dial = async |end| {
-            let key = self.key_to_dial(route, need)?;
+            let key = self.key_to_dial(route, caller, need)?;
             match key.offer {
                 Offer::Http2 => self.dial_shared(route, key, after, end).await,
                 Offer::Http1 | Offer::Nothing => self.dial_tls(route, key, end).await,
@@ -186,12 +192,13 @@ impl Upstreams {
     pub async fn connect_again(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         need: Need,
         failed: Option<u64>,
         has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
         let after = failed.unwrap_or(self.shared.links.newest());
-        Box::pin(self.connect_new(route, need, Some(after), has_left)).await
+        Box::pin(self.connect_new(route, caller, need, Some(after), has_left)).await
     }
 
     /// A new connection, never a pooled one: for opaque routes.
@@ -201,9 +208,13 @@ impl Upstreams {
     pub async fn connect_fresh(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let dial = async |end| self.dial_tls(route, self.key_to_dial(route, Need::Any)?, end).await;
+        if self.is_unconfirmed(route, caller) {
+            Box::pin(self.confirm(route, caller)).await;
+        }
+        let dial = async |end| self.dial_tls(route, self.key_to_dial(route, caller, Need::Any)?, end).await;
         let (made, outage) = Box::pin(self.patiently(route, has_left, || None, dial)).await?;
         Ok(made.after(outage))
     }
@@ -279,10 +290,9 @@ impl Upstreams {
         }
     }
 
-    /// Whether a connection speaks for the identity and trusts the roots that the route has now.
+    /// Whether a connection speaks for an identity and trusts the roots that the route has now.
     pub fn is_current(&self, route: RouteIndex, connection: &UpstreamConnection) -> bool {
-        let current = |need| self.key(route, need).is_ok_and(|key| connection.key.as_deref() == Some(&*key));
-        current(Need::Any) || current(Need::Http1)
+        connection.key.as_ref().is_some_and(|key| self.is_live(route, key))
     }
 
     /// The proxy on a route's way now.
@@ -302,19 +312,21 @@ impl Upstreams {
         self.plan().routes.iter().filter_map(|route| self.proxy(route).ok().flatten())
     }
 
-    fn live_keys(&self) -> impl Iterator<Item = Rc<PoolKey>> {
-        let routes = 0..self.plan().routes.len();
-        routes.flat_map(|route| [Need::Any, Need::Http1].map(|need| self.key(route, need).ok())).flatten()
-    }
-
-    fn warm(&self, route: RouteIndex, need: Need, key: &Rc<PoolKey>) -> Option<UpstreamConnection> {
+    fn warm(
+        &self,
+        route: RouteIndex,
+        caller: Caller<'_>,
+        need: Need,
+        key: &Rc<PoolKey>,
+    ) -> Option<UpstreamConnection> {
         if key.offer == Offer::Http2
             && let Some(stream) = self.shared.links.take(key, None)
         {
             return Some(stream);
         }
         if need == Need::WebSocket
-            && let Some(stream) = self.shared.links.take_for_websocket(&self.key(route, Need::Any).ok()?)
+            && let Some(stream) =
+                self.shared.links.take_for_websocket(&self.key(route, caller, Need::Any).ok()?)
         {
             return Some(stream);
         }
@@ -323,54 +335,18 @@ impl Upstreams {
         pool.take(key, now).or_else(|| match need {
             Need::Any => None,
             // What was made for any request and turned out to be HTTP/1.1 serves, too.
-            Need::Http1 | Need::WebSocket => pool.take(&self.key(route, Need::Any).ok()?, now),
+            Need::Http1 | Need::WebSocket => pool.take(&self.key(route, caller, Need::Any).ok()?, now),
         })
     }
 
     /// The same for a dial, which counts as one where there is none.
-    fn key_to_dial(&self, route: RouteIndex, need: Need) -> Result<Rc<PoolKey>, DialError> {
-        self.key(route, need).inspect_err(|error| self.stats.upstream_dialed(route, error.reason))
-    }
-
-    /// The key of a route's connections now.
-    fn key(&self, route: RouteIndex, need: Need) -> Result<Rc<PoolKey>, DialError> {
-        let plan = &self.plan().routes[route];
-        let Some(mode) = plan.reverse_proxy() else {
-            return Err(DialError::new(Reason::Internal, "a tunnel presents no identity", None));
-        };
-        let identity = self.generation.identities[mode.identity].load();
-        let trust = self.generation.trusts[mode.trust].load();
-        let identity = identity
-            .as_ref()
-            .ok_or_else(|| unavailable("identity", &self.plan().identities[mode.identity].name))?;
-        let trust =
-            trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
-        let proxy = self.proxy(plan)?;
-        let offer = match (Offer::of(mode), need) {
-            (Offer::Http2, Need::Http1 | Need::WebSocket) => Offer::Http1,
-            (offer, _) => offer,
-        };
-        let keys = &mut self.keys.borrow_mut()[route];
-        let known = if offer == Offer::Http2 { &mut keys.any } else { &mut keys.http1 };
-        if let Some(key) = known
-            && Arc::ptr_eq(&key.identity, identity)
-            && Arc::ptr_eq(&key.trust, trust)
-            && key.proxy == proxy
-        {
-            return Ok(key.clone());
-        }
-        let key = Rc::new(PoolKey {
-            route: plan.name.clone(),
-            host: plan.upstream.host.clone(),
-            port: plan.upstream.port,
-            server_name: plan.upstream.server_name.clone(),
-            proxy,
-            offer,
-            identity: identity.clone(),
-            trust: trust.clone(),
-        });
-        *known = Some(key.clone());
-        Ok(key)
+    fn key_to_dial(
+        &self,
+        route: RouteIndex,
+        caller: Caller<'_>,
+        need: Need,
+    ) -> Result<Rc<PoolKey>, DialError> {
+        self.key(route, caller, need).inspect_err(|error| self.stats.upstream_dialed(route, error.reason))
     }
 }
 

@@ -125,6 +125,21 @@ impl Hash for PoolKey {
     }
 }
 
+/// One idle connection among those of all workloads of a route.
+pub(super) struct Shared {
+    pub(super) route: Arc<str>,
+    /// How many there may be.
+    pub(super) most: usize,
+    pub(super) since: Instant,
+}
+
+/// The routes that have more than they may, and since when those have waited, at the least, that are to go.
+pub(super) fn too_many(mut waiting: Vec<Shared>) -> Vec<(Arc<str>, Instant)> {
+    waiting.sort_unstable_by(|a, b| a.route.cmp(&b.route).then(b.since.cmp(&a.since)));
+    let routes = waiting.chunk_by(|a, b| a.route == b.route);
+    routes.filter_map(|all| all.get(all[0].most).map(|first| (first.route.clone(), first.since))).collect()
+}
+
 /// One worker's idle connections.
 #[derive(Default)]
 pub(super) struct Pool {
@@ -174,15 +189,31 @@ impl Pool {
         self.idle.get(key).map_or(0, |idle| idle.iter().filter(fresh).count())
     }
 
-    /// Drops what is not in `live`, too old, closed or spoken on out of turn.
-    pub(super) fn sweep(&mut self, live: &[Rc<PoolKey>], now: Instant) {
+    /// Drops what is not `live`, too old, closed or spoken on out of turn; and what is more than may be idle `together`
+    /// on a route whose workloads have connections of their own, the one that has waited longest first.
+    pub(super) fn sweep(
+        &mut self,
+        live: impl Fn(&PoolKey) -> bool,
+        together: impl Fn(&PoolKey) -> Option<usize>,
+        now: Instant,
+    ) {
         self.idle.retain(|key, idle| {
-            if !live.contains(key) {
+            if !live(key) {
                 return false;
             }
             idle.retain_mut(|one| now.duration_since(one.since) < MAX_IDLE && one.connection.is_quiet());
             !idle.is_empty()
         });
+        let waiting = self.idle.iter().filter_map(|(key, idle)| Some((key, idle, together(key)?)));
+        let waiting = waiting.flat_map(|(key, idle, most)| {
+            idle.iter().map(move |one| Shared { route: key.route.clone(), most, since: one.since })
+        });
+        for (route, until) in too_many(waiting.collect()) {
+            for (_, idle) in self.idle.iter_mut().filter(|(key, _)| key.route == route) {
+                idle.retain(|one| one.since > until);
+            }
+        }
+        self.idle.retain(|_, idle| !idle.is_empty());
     }
 
     /// How many are idle for a route.

@@ -1,4 +1,5 @@
-//! One rustls configuration, and with it one session store, per generation of identity and trust.
+//! One rustls configuration, and with it one session store, per generation of identity and trust; also where each
+//! workload has an identity of its own.
 //!
 //! rustls decides about resumption by the pointers of resolver and verifier. A configuration whose
 //! resolver is swapped in place would resume a session that the old certificate opened, so the new
@@ -130,8 +131,8 @@ impl TlsConfigs {
     }
 
     /// Forgets configurations of generations that are over, their sessions and keys with them.
-    pub(super) fn retain(&mut self, live: &[Rc<PoolKey>], proxies: &[ProxyKey]) {
-        self.configs.0.retain(|key, _| live.contains(key));
+    pub(super) fn retain(&mut self, live: impl Fn(&PoolKey) -> bool, proxies: &[ProxyKey]) {
+        self.configs.0.retain(|key, _| live(key));
         self.proxies.0.retain(|key, _| proxies.contains(key));
     }
 }

@@ -19,6 +19,7 @@ use super::pool::MAX_IDLE;
 use super::{DialError, Io, Need, Offer, PoolKey, Upstreams, retry};
 use crate::backoff;
 use crate::config::plan::RouteIndex;
+use crate::workload::Caller;
 
 /// How old an idle connection may be and still count: what replaces it is there before it goes, also where TCP and
 /// TLS take all of their usual deadlines (5 s each).
@@ -70,7 +71,7 @@ impl Upstreams {
                 continue;
             }
             // Without an identity there is nobody to be; the log says why.
-            let Ok(key) = self.key(index, Need::Any) else { continue };
+            let Ok(key) = self.key(index, Caller::Agent, Need::Any) else { continue };
             if key.offer == Offer::Nothing {
                 continue;
             }
@@ -157,9 +158,9 @@ impl Warmth {
     }
 
     /// Forgets routes that are gone, and dials that have ended.
-    pub(super) fn sweep(&self, live: &[Rc<PoolKey>]) {
+    pub(super) fn sweep(&self, live: impl Fn(&PoolKey) -> bool) {
         while self.dials.borrow_mut().try_join_next().is_some() {}
-        self.routes.borrow_mut().retain(|_, progress| progress.dialling || live.contains(&progress.key));
+        self.routes.borrow_mut().retain(|_, progress| progress.dialling || live(&progress.key));
     }
 }
 

@@ -161,8 +161,9 @@ pub async fn forward(
                             Way::Upstream => Reason::Ok,
                             Way::Direct => Reason::Passthrough,
                         };
-                        let detail = (reason == Reason::ClientCertificateRefused)
-                            .then(|| worker.upstreams.with_dates(route, reason, String::new()));
+                        let detail = (reason == Reason::ClientCertificateRefused).then(|| {
+                            worker.upstreams.with_dates(route, client.caller(), reason, String::new())
+                        });
                         recording.finish(reason, detail);
                         if client_reusable { Next::Again } else { Next::Close(Reason::Ok) }
                     }
@@ -173,8 +174,12 @@ pub async fn forward(
                     }
                     End::Failed(mut failure) => {
                         if let Way::Upstream = way {
-                            failure.detail =
-                                worker.upstreams.with_dates(route, failure.reason, failure.detail);
+                            failure.detail = worker.upstreams.with_dates(
+                                route,
+                                client.caller(),
+                                failure.reason,
+                                failure.detail,
+                            );
                         }
                         Box::pin(failed(client, recording, &incoming, failure)).await
                     }
@@ -348,11 +353,13 @@ async fn upstream(
     need: Need,
     failed: Option<Option<u64>>,
 ) -> Result<UpstreamConnection, DialError> {
-    let has_left = || client.stream.has_left();
+    let (caller, has_left) = (client.caller(), || client.stream.has_left());
     let connected = match failed {
         // Boxed: rare.
-        Some(failed) => Box::pin(worker.upstreams.connect_again(route, need, failed, &has_left)).await,
-        None => worker.upstreams.connect(route, need, &has_left).await,
+        Some(failed) => {
+            Box::pin(worker.upstreams.connect_again(route, caller, need, failed, &has_left)).await
+        }
+        None => worker.upstreams.connect(route, caller, need, &has_left).await,
     };
     if connected.as_ref().is_ok_and(|connection| connection.reused) {
         worker.stats.pool_hit(route);

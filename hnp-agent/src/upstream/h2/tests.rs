@@ -93,6 +93,7 @@ fn info() -> Rc<ConnectionInfo> {
         protocol: Some(HttpVersion::H2),
         resumed: false,
         identity_generation: None,
+        spiffe_id: None,
     })
 }
 

@@ -1,8 +1,10 @@
-//! Follows the labels of the pods on the agent's node, for routes that select pods by them.
+//! Follows the pods on the agent's node: their labels, for routes that select pods by them, and their service accounts,
+//! for identities that are issued by them.
 //!
-//! kube-runtime's watch of the pods' metadata, limited to this node: it lists again where the server has
-//! forgotten what came since. What is known stays known while the server does not answer; a pod whose
-//! labels are not known gets the strictest of what it may get.
+//! kube-runtime's watch of pods, limited to this node: it lists again where the server has forgotten what came
+//! since. Of what the server tells only these few fields are read. What is known stays known while the server does not
+//! answer; a pod whose labels are not known gets the strictest of what it may get, and one whose service account is not
+//! known gets no identity.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,8 +14,9 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::core::PartialObjectMeta;
+use kube::core::{ApiResource, NotUsed, Object};
 use kube::runtime::watcher::{self, Event, watcher};
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, ApiError};
@@ -22,7 +25,8 @@ use crate::config::plan::Kubernetes;
 use crate::config::selector::Labels;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
-use crate::workload::PodCgroup;
+use crate::telemetry::readiness::Pending;
+use crate::workload::{Account, Accounts, ByPod, PodCgroup};
 
 /// After so long without an event the watch is begun anew: who has gone without a word is noticed.
 pub(super) const WATCH: Duration = Duration::from_secs(120);
@@ -64,20 +68,30 @@ impl PodLabels {
     }
 }
 
-/// Follows them from when they are `wanted` until `cancel`.
+/// Where what is learnt of pods goes.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    /// Their labels.
+    pub labels: PodLabels,
+    /// Their service accounts.
+    pub accounts: Accounts,
+}
+
+/// Follows them from when they are `wanted` until `cancel`; `pending` is over when they have been listed once.
 pub async fn follow(
     cluster: Kubernetes,
-    wanted: impl Future<Output = ()>,
-    labels: PodLabels,
+    wanted: impl Future<Output = Option<Pending>>,
+    learnt: Learnt,
     cancel: CancellationToken,
 ) {
     let following = async {
-        wanted.await;
+        let mut pending = wanted.await;
+        let labels = &learnt.labels;
         let mut retry = Retry::default();
         loop {
             // Client and all anew: the cluster's CA may have been replaced.
             let error = match pods(&cluster) {
-                Ok(pods) => keep(pods, &labels, &mut retry).await,
+                Ok(pods) => keep(pods, &learnt, &mut pending, &mut retry).await,
                 Err(error) => error,
             };
             labels.0.in_step.store(false, Relaxed);
@@ -86,7 +100,10 @@ pub async fn follow(
             let (pause, is_news) = retry.failed(cause);
             if is_news {
                 let (code, fix) = (cause.code(), cause.fix());
-                tracing::warn!(cause = code, %error, fix, "cannot follow pods' labels; trying again");
+                tracing::warn!(cause = code, %error, fix, "cannot follow pods' labels and service accounts; trying again");
+                if let Some(pending) = &pending {
+                    pending.because(format!("the API server has not listed this node's pods: {error}"));
+                }
             }
             tokio::time::sleep(pause).await;
         }
@@ -97,12 +114,19 @@ pub async fn follow(
     }
 }
 
-type Meta = PartialObjectMeta<Pod>;
+/// What is read of a pod.
+type Seen = Object<SeenSpec, NotUsed>;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SeenSpec {
+    service_account_name: Option<String>,
+}
 
 fn pods(
     cluster: &Kubernetes,
-) -> Result<impl Stream<Item = watcher::Result<Event<Meta>>> + Send + use<>, ApiError> {
-    let pods: Api<Meta> = Api::all(client::client(cluster, SILENCE)?);
+) -> Result<impl Stream<Item = watcher::Result<Event<Seen>>> + Send + use<>, ApiError> {
+    let pods: Api<Seen> = Api::all_with(client::client(cluster, SILENCE)?, &ApiResource::erase::<Pod>(&()));
     let of_this_node = watcher::Config::default()
         .fields(&format!("spec.nodeName={}", cluster.node_name))
         .timeout(WATCH.as_secs() as u32);
@@ -111,26 +135,47 @@ fn pods(
 
 /// Takes in what the server says, until it says what is wrong.
 async fn keep(
-    pods: impl Stream<Item = watcher::Result<Event<Meta>>>,
-    labels: &PodLabels,
+    pods: impl Stream<Item = watcher::Result<Event<Seen>>>,
+    learnt: &Learnt,
+    pending: &mut Option<Pending>,
     retry: &mut Retry,
 ) -> ApiError {
+    let Learnt { labels, accounts } = learnt;
     let mut pods = std::pin::pin!(pods);
-    let mut listed = HashMap::new();
+    let (mut listed, mut confirmed) = (HashMap::new(), ByPod::new());
     while let Some(event) = pods.next().await {
         match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(pod)) => listed.extend(entry(pod)),
+            Ok(Event::Init) => {
+                listed.clear();
+                confirmed.clear();
+            }
+            Ok(Event::InitApply(pod)) => {
+                confirmed.extend(account(&pod));
+                listed.extend(entry(pod));
+            }
             Ok(Event::InitDone) => {
                 let count = listed.len();
                 labels.change(|known| *known = std::mem::take(&mut listed));
+                accounts.change(|known| *known = std::mem::take(&mut confirmed));
                 labels.0.in_step.store(true, Relaxed);
+                *pending = None;
                 if retry.succeeded() {
-                    tracing::info!(pods = count, "pods' labels are followed again");
+                    tracing::info!(pods = count, "pods' labels and service accounts are followed again");
                 }
             }
-            Ok(Event::Apply(pod)) => labels.change(|known| known.extend(entry(pod))),
+            Ok(Event::Apply(pod)) => {
+                // Nearly all changes are of a pod's status.
+                if let Some((uid, account)) = account(&pod)
+                    && accounts.of(&uid).as_ref() != Some(&account)
+                {
+                    accounts.change(|known| known.insert(uid, account));
+                }
+                labels.change(|known| known.extend(entry(pod)));
+            }
             Ok(Event::Delete(pod)) => {
+                if let Some((uid, _)) = account(&pod) {
+                    accounts.change(|known| known.remove(&uid));
+                }
                 if let Some((key, _)) = entry(pod) {
                     labels.change(|known| known.remove(&key));
                 }
@@ -143,12 +188,25 @@ async fn keep(
     ApiError::Unreachable("the watch ended".into())
 }
 
-fn entry(pod: Meta) -> Option<(Key, Arc<Labels>)> {
+fn entry(pod: Seen) -> Option<(Key, Arc<Labels>)> {
     let meta = pod.metadata;
     let annotations = meta.annotations.unwrap_or_default();
     let [mirror, hash] = MIRROR.map(|name| annotations.get(name));
     let uid = hash.filter(|_| mirror == hash).cloned().or(meta.uid)?;
     Some(((meta.namespace?, meta.name?, uid), Arc::new(meta.labels.unwrap_or_default())))
+}
+
+/// What a pod runs as, by the UID that the server gave it: whatever its annotations say, it is no other pod's. A static
+/// pod, which has another UID here than on its node, is not found by this one.
+fn account(pod: &Seen) -> Option<(Box<str>, Arc<Account>)> {
+    let meta = &pod.metadata;
+    if MIRROR.iter().any(|mirror| meta.annotations.as_ref().is_some_and(|all| all.contains_key(*mirror))) {
+        return None;
+    }
+    // The server fills it in where nobody has written it (ServiceAccount admission).
+    let name = pod.spec.service_account_name.as_deref().filter(|name| !name.is_empty())?;
+    let account = Account { namespace: meta.namespace.as_deref()?.into(), name: name.into() };
+    Some((meta.uid.as_deref()?.into(), Arc::new(account)))
 }
 
 impl From<watcher::Error> for ApiError {
@@ -172,14 +230,16 @@ mod tests {
 
     use super::*;
 
-    fn pod(uid: &str, app: &str) -> Meta {
+    fn pod(uid: &str, app: &str) -> Seen {
         let mirror = json!({MIRROR[0]: uid, MIRROR[1]: uid});
         pod_with(uid, app, if uid.starts_with("static") { mirror } else { json!({}) })
     }
 
-    fn pod_with(uid: &str, app: &str, annotations: serde_json::Value) -> Meta {
+    fn pod_with(uid: &str, app: &str, annotations: serde_json::Value) -> Seen {
         serde_json::from_value(json!({
-            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+            "apiVersion": "v1", "kind": "Pod",
+            "spec": {"containers": [], "serviceAccountName": format!("of-{uid}")},
+            "status": {"phase": "Running"},
             "metadata": {
                 "namespace": "ns", "name": uid, "uid": uid.replace("static", "mirror"),
                 "labels": {"app": app}, "annotations": annotations,
@@ -190,7 +250,9 @@ mod tests {
 
     #[tokio::test]
     async fn lists_replace_what_was_known_only_once_they_are_whole() {
-        let labels = PodLabels::default();
+        let learnt = Learnt::default();
+        let labels = &learnt.labels;
+        let account = |uid: &str| learnt.accounts.of(uid).map(|account| account.name.to_string());
         let known = |uid: &str| {
             let (uid, namespace, name) = (uid.to_owned(), "ns".into(), uid.into());
             let pod = PodCgroup { cgroup_id: 1, uid, namespace, name };
@@ -208,10 +270,13 @@ mod tests {
             Ok(Event::Delete(pod("c", "4"))),
             gone(),
         ];
-        let error = keep(stream::iter(first), &labels, &mut retry).await;
+        let error = keep(stream::iter(first), &learnt, &mut None, &mut retry).await;
         assert!(error.to_string().contains("without a resource version"), "{error}");
         assert_eq!((known("a").as_deref(), known("static-b").as_deref()), (Some("3"), Some("2")));
         assert_eq!((known("c"), known("mirror-b")), (None, None));
+        // Accounts are of the server's UIDs alone, and of static pods there are none.
+        assert_eq!((account("a").as_deref(), account("c")), (Some("of-a"), None));
+        assert_eq!((account("static-b"), account("mirror-b")), (None, None));
 
         // A pod of somebody's that says it is another one is not.
         let forged = pod_with("e", "9", json!({MIRROR[0]: "a", MIRROR[1]: "a"}));
@@ -224,19 +289,23 @@ mod tests {
             Ok(Event::Apply(pod("h", "7"))),
             gone(),
         ];
-        keep(stream::iter(events), &labels, &mut retry).await;
+        keep(stream::iter(events), &learnt, &mut None, &mut retry).await;
         assert_eq!(
             (known("a").as_deref(), known("f").as_deref(), known("h").as_deref()),
             (Some("3"), Some("8"), Some("7"))
         );
         assert_eq!((known("e"), known("g")), (None, None));
+        assert_eq!((account("a").as_deref(), account("e"), account("g")), (Some("of-a"), None, None));
+        assert_eq!(account("h").as_deref(), Some("of-h"));
 
         // Half a list is none.
         let half = [Ok(Event::Init), Ok(Event::InitApply(pod("d", "5"))), gone()];
-        keep(stream::iter(half), &labels, &mut retry).await;
+        keep(stream::iter(half), &learnt, &mut None, &mut retry).await;
         assert_eq!((known("a").as_deref(), known("d")), (Some("3"), None));
+        assert_eq!((account("a").as_deref(), account("d")), (Some("of-a"), None));
         let whole = [Ok(Event::Init), Ok(Event::InitApply(pod("d", "5"))), Ok(Event::InitDone), gone()];
-        keep(stream::iter(whole), &labels, &mut retry).await;
+        keep(stream::iter(whole), &learnt, &mut None, &mut retry).await;
         assert_eq!((known("a"), known("d").as_deref()), (None, Some("5")));
+        assert_eq!((account("a"), account("d").as_deref()), (None, Some("of-d")));
     }
 }
