@@ -13,6 +13,7 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{GeneralName, X509Certificate};
 
 use crate::pattern::hex;
 use crate::tools;
@@ -132,6 +133,20 @@ impl Ca {
         let certificate = params.signed_by(&key, &self.issuer).expect("parameters are valid");
         let above = std::iter::once(certificate.clone()).chain(self.above.iter().cloned()).collect();
         Self { certificate, issuer: Issuer::new(params, key), above }
+    }
+
+    /// An intermediate of path length 0 below this CA, with its key: what a node is given to issue with.
+    ///
+    /// # Panics
+    /// When no key can be made.
+    pub fn for_node(&self, name: &str) -> Leaf {
+        let (mut params, key) = (ca_params(name), KeyPair::generate().expect("P-256 keys can be made"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let serial = fresh_serial();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let certificate = params.signed_by(&key, &self.issuer).expect("parameters are valid");
+        let chain_pem = std::iter::once(&certificate).chain(&self.above).map(Certificate::pem).collect();
+        Leaf { chain_pem, key_pem: key.serialize_pem(), serial: hex(&serial) }
     }
 
     /// Issues a leaf.
@@ -353,6 +368,10 @@ pub struct Facts {
     pub serial: String,
     /// X.509 version: 1 or 3.
     pub version: u32,
+    /// Such as `O=Example ORG, CN=node-1`.
+    pub issuer: String,
+    /// The URIs among its alternative names.
+    pub uris: Vec<String>,
     /// The first moment it is valid.
     pub not_before: SystemTime,
     /// The last moment.
@@ -375,7 +394,20 @@ pub fn facts(der: &CertificateDer<'_>) -> Facts {
         subject: parsed.subject().to_string(),
         serial: hex(parsed.raw_serial().strip_prefix(&[0]).unwrap_or(parsed.raw_serial())),
         version: parsed.version().0 + 1,
+        issuer: parsed.issuer().to_string(),
+        uris: uris(&parsed),
     }
+}
+
+fn uris(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let names = certificate.subject_alternative_name().expect("a certificate's extensions can be read");
+    let names = names.into_iter().flat_map(|extension| &extension.value.general_names);
+    names
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        })
+        .collect()
 }
 
 fn ca_params(name: &str) -> CertificateParams {

@@ -27,8 +27,6 @@ pub(super) struct RouteKeys {
     own: Keys,
     /// Of pods that have identities of their own, by UID.
     pods: HashMap<Box<str>, OfPod>,
-    /// Pods for which was waited in vain, and sweeps until it is waited again: not with every request.
-    in_vain: HashMap<Box<str>, u8>,
 }
 
 /// What is known of a pod.
@@ -125,16 +123,13 @@ impl Upstreams {
         let Caller::Pod(uid) = caller else { return false };
         let keys = &self.keys.borrow()[route];
         let known = keys.pods.get(uid).is_some_and(|of_pod| of_pod.is_of(&issuer));
-        !known && issuer.of_pod(uid).is_err() && !keys.in_vain.contains_key(uid)
+        !known && issuer.may_become_known(uid)
     }
 
     /// Waits for it, as long as for a connection. What came of it is seen by [`Self::key`].
     pub(super) async fn confirm(&self, route: RouteIndex, caller: Caller<'_>) {
         let (Some(issuer), Caller::Pod(uid)) = (self.issuer(route), caller) else { return };
-        let within = self.plan().routes[route].timeouts.connect;
-        if issuer.wait_for_pod(uid, within).await.is_err() {
-            self.keys.borrow_mut()[route].in_vain.insert(uid.into(), REMEMBERED);
-        }
+        issuer.wait_for_pod(uid, self.plan().routes[route].timeouts.connect).await;
     }
 
     /// What issues a route's identities, where each workload has its own.
@@ -185,25 +180,17 @@ impl Upstreams {
 
     /// Forgets pods that have gone, and those that have asked for nothing for a while.
     pub(super) fn sweep_keys(&self) {
-        for keys in self.keys.borrow_mut().iter_mut().filter(|keys| !keys.is_of_agent()) {
+        for keys in self.keys.borrow_mut().iter_mut() {
             keys.pods.retain(|_, of_pod| {
                 of_pod.left = of_pod.left.saturating_sub(1);
                 of_pod.left > 0 && !of_pod.slot.is_gone()
             });
             keys.pods.values_mut().for_each(OfPod::sweep);
-            keys.in_vain.retain(|_, left| {
-                *left -= 1;
-                *left > 0
-            });
         }
     }
 }
 
 impl RouteKeys {
-    fn is_of_agent(&self) -> bool {
-        self.pods.is_empty() && self.in_vain.is_empty()
-    }
-
     /// What a caller presents by an issuer; `None`: its place was given up in this moment.
     fn presented(
         &mut self,
@@ -220,7 +207,6 @@ impl RouteKeys {
         };
         if self.pods.get(uid).is_none_or(|known| !known.is_of(issuer)) {
             let slot = issuer.of_pod(uid).map_err(not_issued)?;
-            self.in_vain.remove(uid);
             let of_pod = OfPod { issuer: Arc::clone(issuer), slot, keys: Keys::default(), left: REMEMBERED };
             self.pods.insert(uid.into(), of_pod);
         }

@@ -170,6 +170,27 @@ impl ApiServer {
         state.pods.apply(name, uid, &node, labels);
     }
 
+    /// A pod of the node runs as a service account of its namespace.
+    pub fn apply_pod_as(&self, namespace: &str, name: &str, uid: &str, service_account: &str) {
+        self.apply_pod_annotated(namespace, name, uid, service_account, json!({}));
+    }
+
+    /// The same, with annotations: a static pod's mirror has some of kubelet's.
+    pub fn apply_pod_annotated(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        service_account: &str,
+        annotations: Value,
+    ) {
+        let mut state = self.state();
+        let node = state.node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let metadata = json!({"name": name, "namespace": namespace, "uid": uid, "annotations": annotations});
+        let spec = json!({"containers": [], "serviceAccountName": service_account});
+        state.pods.apply_whole(&node, metadata, spec, json!({"phase": "Running"}));
+    }
+
     /// A pod of this node or another, with addresses of its own or those of its node (hostNetwork), is
     /// running.
     pub fn apply_running_pod(&self, uid: &str, node: &str, host_network: bool, addrs: &[IpAddr]) {

@@ -77,28 +77,32 @@ impl Pods {
         self.apply_with(name, uid, node, labels, (json!({"containers": []}), json!({"phase": "Pending"})));
     }
 
+    /// In the namespace `default`.
     pub(super) fn apply_with(
         &mut self,
         name: &str,
         uid: &str,
         node: &str,
         labels: Value,
-        (spec, status): (Value, Value),
+        (mut spec, status): (Value, Value),
     ) {
+        // As the server fills it in.
+        spec["serviceAccountName"] = json!("default");
+        let metadata = json!({"name": name, "namespace": "default", "uid": uid, "labels": labels});
+        self.apply_whole(node, metadata, spec, status);
+    }
+
+    pub(super) fn apply_whole(&mut self, node: &str, mut metadata: Value, spec: Value, status: Value) {
+        let uid = metadata["uid"].as_str().unwrap_or_default().to_owned();
         let is_new = !self.now.iter().any(|pod| pod.uid() == uid);
         let version = self.next_version();
+        metadata["resourceVersion"] = json!(version.to_string());
         let object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "spec": spec,
             "status": status,
-            "metadata": {
-                "name": name,
-                "namespace": "default",
-                "uid": uid,
-                "labels": labels,
-                "resourceVersion": version.to_string(),
-            },
+            "metadata": metadata,
         });
         self.now.retain(|pod| pod.uid() != uid);
         let pod = Pod { node: node.to_owned(), object };

@@ -60,6 +60,8 @@ impl TlsFacts {
 /// A request, as the manager saw it.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// When its head had come.
+    pub at: SystemTime,
     /// Which connection it came on; equal for requests on one connection.
     pub connection: u64,
     /// Who connected.
@@ -85,6 +87,11 @@ impl Request {
     pub fn client_serial(&self) -> &str {
         let client = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
         client.map_or("", |client| client.serial.as_str())
+    }
+
+    /// The client's certificate.
+    pub fn client(&self) -> Option<&pki::Facts> {
+        self.tls.as_ref()?.client.as_ref()
     }
 
     /// The value of the Host header; empty without one.
@@ -157,6 +164,7 @@ impl Records {
         let token = head.header("x-token").or_else(|| query_value(&target, "token")).unwrap_or_default();
         let token = token.to_owned();
         let request = Request {
+            at: SystemTime::now(),
             connection,
             peer,
             tls,

@@ -143,6 +143,30 @@ impl Topology {
         }
     }
 
+    /// A pod that comes after another one and has its network, and with that its addresses.
+    ///
+    /// # Panics
+    /// When its cgroup cannot be made.
+    pub fn successor(&self, pod: &Pod) -> Pod {
+        let (uid, container) = (uid(), container_id());
+        let path = self.world.driver.container(Qos::BestEffort, &uid, &container);
+        let place = self.place(pod.netns(), path.to_str().expect("ascii"));
+        Pod { place, uid, container, ..pod.clone() }
+    }
+
+    /// Ends a pod, but leaves its network to its successor.
+    ///
+    /// # Panics
+    /// When something of it remains.
+    #[track_caller]
+    pub fn end(&self, pod: Pod) {
+        let cgroup = pod.cgroup().parent().expect("a container's cgroup is in its pod's").to_owned();
+        drop(pod);
+        if let Err(error) = cgroup::remove_tree(&cgroup) {
+            panic!("ending a pod: {error:#}");
+        }
+    }
+
     /// The node's netns, outside kubepods.
     pub fn node(&self) -> Place {
         self.place(&self.world.node, "system/node")

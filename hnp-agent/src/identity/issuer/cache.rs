@@ -21,6 +21,8 @@ use crate::workload::{Account, Accounts, ByPod};
 
 /// A certificate that ends so soon is not presented any more: a handshake takes time, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(1);
+/// After so many looks, a minute's, a pod for which was waited in vain is waited for again.
+const IN_VAIN: u64 = 240;
 
 /// What an issuer goes by.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct Issuer {
     looks: AtomicU64,
     /// What was known of accounts at the last look.
     seen: AtomicU64,
+    /// Pods for which was waited in vain, and at which look: not with every request.
+    in_vain: Mutex<HashMap<Box<str>, u64>>,
     /// Another one issues now.
     ended: AtomicBool,
     me: Weak<Self>,
@@ -97,6 +101,7 @@ impl Issuer {
             slots: Mutex::default(),
             looks: AtomicU64::new(0),
             seen: AtomicU64::new(0),
+            in_vain: Mutex::default(),
             ended: AtomicBool::new(false),
             me: me.clone(),
         })
@@ -127,13 +132,16 @@ impl Issuer {
         Ok(self.slot(Key { account: Account::clone(&account), pod_uid }))
     }
 
-    /// The same, for a pod of which the API server may be about to tell.
-    ///
-    /// # Errors
-    /// It has not told within this time.
-    pub async fn wait_for_pod(&self, uid: &str, within: Duration) -> Result<Arc<Slot>, NotIssued> {
-        self.accounts.wait_for(uid, within).await;
-        self.of_pod(uid)
+    /// Whether it is worth waiting for a pod: nothing is known of it, and nobody has waited for it in vain of late.
+    pub fn may_become_known(&self, uid: &str) -> bool {
+        self.accounts.of(uid).is_none() && !self.in_vain().contains_key(uid)
+    }
+
+    /// Waits for a pod of which the API server may be about to tell.
+    pub async fn wait_for_pod(&self, uid: &str, within: Duration) {
+        if self.accounts.wait_for(uid, within).await.is_none() {
+            self.in_vain().insert(uid.into(), self.looks.load(Relaxed));
+        }
     }
 
     /// What a slot presents now; made here if there is none that is good. `None`: the slot is given up, or another
@@ -220,7 +228,8 @@ impl Issuer {
 
     /// Lets go of whose pods have gone, and of what has expired unused. What is to be renewed.
     pub(super) fn look(&self, now: SystemTime) -> Vec<Arc<Slot>> {
-        self.looks.fetch_add(1, Relaxed);
+        let look = self.looks.fetch_add(1, Relaxed);
+        self.in_vain().retain(|_, at| look.saturating_sub(*at) < IN_VAIN);
         let changes = self.accounts.changes();
         let mut slots = self.slots();
         if self.seen.swap(changes, Relaxed) != changes {
@@ -268,6 +277,10 @@ impl Issuer {
     pub(super) fn end(&self) {
         self.ended.store(true, SeqCst);
         self.slots().drain().for_each(|(_, slot)| slot.go());
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, HashMap<Box<str>, u64>> {
+        self.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {
