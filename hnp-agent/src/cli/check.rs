@@ -145,6 +145,7 @@ impl Report {
         }
         for (index, route) in plan.routes.iter().enumerate() {
             self.warnings.extend(promises::way_out(index, route));
+            self.warnings.extend(promises::by_address(index, route, plan));
             match plan.capture.mode {
                 CaptureMode::On => {
                     self.warnings.extend(promises::by_name(index, route));

@@ -13,6 +13,7 @@ use crate::config;
 use crate::config::plan::Plan;
 use crate::diagnosis::{self, Wanted};
 use crate::finding::{Finding, State};
+use crate::workload::Account;
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -41,6 +42,10 @@ pub struct Args {
     /// Ask with HEAD instead of GET.
     #[arg(long, requires = "route")]
     head: bool,
+    /// Where each workload has an identity of its own: have one issued for this service account, and ask with it. The
+    /// upstream takes it for that workload's.
+    #[arg(long = "as", value_name = "NAMESPACE/SERVICE-ACCOUNT", requires = "route", value_parser = account)]
+    workload: Option<Account>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -88,8 +93,17 @@ fn route(plan: &Plan, name: &str, args: &Args) -> Result<Vec<Finding>, ExitCode>
         );
         return Err(ExitCode::from(2));
     };
+    let mode = plan.routes[index].reverse_proxy();
+    let issues = mode.is_some_and(|mode| plan.identities[mode.identity].source.issuer().is_some());
+    if args.workload.is_some() && !issues {
+        eprintln!(
+            "hnp-agent: --as is for routes whose identity is issued for each workload, and {name:?} is none"
+        );
+        return Err(ExitCode::from(2));
+    }
     let paths = if args.paths.is_empty() { vec!["/".to_owned()] } else { args.paths.clone() };
-    let wanted = Wanted { paths, head: args.head, config: args.config.display().to_string() };
+    let (workload, config) = (args.workload.clone(), args.config.display().to_string());
+    let wanted = Wanted { paths, head: args.head, workload, config };
     diagnosis::examine(plan, index, &wanted).map_err(|error| {
         eprintln!("hnp-agent: {error:#}");
         ExitCode::FAILURE
@@ -113,6 +127,20 @@ fn text(findings: &[Finding]) -> String {
         }
     }
     text
+}
+
+/// A service account of a namespace.
+fn account(text: &str) -> Result<Account, String> {
+    let name = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(&b))
+    };
+    match text.split_once('/') {
+        Some((namespace, account)) if name(namespace) && name(account) => {
+            Ok(Account { namespace: namespace.into(), name: account.into() })
+        }
+        _ => Err("expected a namespace and a service account of it, such as team-a/runner".into()),
+    }
 }
 
 /// A path that can stand in a request line.

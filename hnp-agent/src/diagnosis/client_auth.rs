@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer as _, X509Name};
 
+use super::identity::Own;
 use super::probe::{self, Shown};
 use super::request::{self, Answer, Asking};
 use super::{Look, Place, skipped};
@@ -106,7 +107,7 @@ impl Look<'_> {
         answers: &[Asking],
         findings: &mut Vec<Finding>,
     ) {
-        let ours = self.issuers();
+        let ours = self.identity.as_ref().map(Own::issuers).unwrap_or_default();
         findings.push(asked(shown, &ours));
         // Who is refused by a status only may have been refused by name, not for want of one.
         let with = answers.first().and_then(|asking| asking.outcome.as_ref().ok()?.as_ref());
@@ -121,18 +122,11 @@ impl Look<'_> {
         findings.push(self.accepted(shown, answers, &ours));
     }
 
-    /// The issuers in our chain, in DER and as text.
-    fn issuers(&self) -> Vec<(Vec<u8>, String)> {
-        let own = self.identity.as_ref().and_then(|own| own.loaded.as_ref().ok());
-        let chain = own.map(|own| own.certified_key.cert.as_slice()).unwrap_or_default();
-        let parsed = chain.iter().filter_map(|der| x509::parse(der).ok());
-        parsed.map(|one| (one.issuer().as_raw().to_vec(), x509::distinguished_name(one.issuer()))).collect()
-    }
-
     fn accepted(&self, shown: &Shown, answers: &[Asking], ours: &[(Vec<u8>, String)]) -> Finding {
         let (area, what) = ("client-auth", "our certificate");
         let Some(first) = answers.first() else {
-            return skipped(area, what, "there is none to present");
+            let why = self.identity.as_ref().and_then(Own::withheld).unwrap_or("there is none to present");
+            return skipped(area, what, why);
         };
         let refusal = answers.iter().find_map(|asking| match &asking.outcome {
             Err((Reason::ClientCertificateRefused, detail)) => Some(detail.clone()),

@@ -9,20 +9,68 @@ use serde_json::json;
 use super::Look;
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::{self, Role, by_itself};
-use crate::config::plan::{Identity, IdentityPlace};
+use crate::config::plan::{Identity, IdentityPlace, Issuer};
 use crate::finding::{Finding, State};
 use crate::identity::files::load::{IdentityError, Loaded};
+use crate::identity::issuer::mint::{self, Minted};
 use crate::telemetry::rfc3339;
+use crate::workload::Account;
+use crate::x509;
 
 /// The identity that the route presents.
 pub(super) struct Own {
     pub(super) identity: Arc<Identity>,
+    /// What is presented; of an issuer that was named no workload, its intermediate, which never is.
     pub(super) loaded: Result<Loaded, IdentityError>,
+    /// The issuer's, where there is one.
+    intermediate: Option<Loaded>,
+    /// For whom it has issued.
+    workload: Option<Account>,
 }
 
 impl Own {
-    pub(super) fn load(identity: &Arc<Identity>) -> Self {
-        Self { identity: Arc::clone(identity), loaded: crate::identity::load(identity) }
+    /// `workload`: on whose behalf the upstream is asked, where each has an identity of its own.
+    pub(super) fn load(identity: &Arc<Identity>, workload: Option<&Account>, now: SystemTime) -> Self {
+        let own = |loaded, intermediate, workload: Option<&Account>| Self {
+            identity: Arc::clone(identity),
+            loaded,
+            intermediate,
+            workload: workload.cloned(),
+        };
+        let Some(issuer) = identity.source.issuer() else {
+            return own(crate::identity::load(identity), None, None);
+        };
+        let (intermediate, mint) = match mint::load(issuer, now) {
+            Ok(loaded) => loaded,
+            Err(error) => return own(Err(error), None, None),
+        };
+        let Some(workload) = workload else { return own(Ok(intermediate.clone()), Some(intermediate), None) };
+        let issued = mint.workload(workload, None, now).map(|Minted { certified_key, leaf }| Loaded {
+            certified_key,
+            leaf,
+            certificate: intermediate.certificate.clone(),
+            warnings: Vec::new(),
+        });
+        let issued = issued.map_err(|error| IdentityError::CannotIssue(error.to_string()));
+        own(issued, Some(intermediate), Some(workload))
+    }
+
+    /// Why nothing is presented although it is in order.
+    pub(super) fn withheld(&self) -> Option<&'static str> {
+        (self.intermediate.is_some() && self.workload.is_none()).then_some(
+            "each workload has an identity of its own here, and none was named: --as NAMESPACE/SERVICE-ACCOUNT has one \
+             issued and asks with it",
+        )
+    }
+
+    /// The certificates whose issuers the upstream may name: what is presented, or what would issue it.
+    pub(super) fn issuers(&self) -> Vec<(Vec<u8>, String)> {
+        let own = self.loaded.as_ref().ok();
+        let chain = own.map(|own| own.certified_key.cert.as_slice()).unwrap_or_default();
+        let parsed: Vec<_> = chain.iter().filter_map(|der| x509::parse(der).ok()).collect();
+        let itself = parsed.first().filter(|_| self.withheld().is_some()).map(|one| one.subject());
+        let names = itself.into_iter().chain(parsed.iter().map(|one| one.issuer()));
+        names.map(|name| (name.as_raw().to_vec(), x509::distinguished_name(name))).collect()
     }
 
     /// Why it is not valid at a moment, if it is not.
@@ -43,6 +91,12 @@ impl Own {
     /// The command that judges its certificate as the upstream does.
     pub(super) fn verify(&self) -> Option<String> {
         let certificate = &self.loaded.as_ref().ok()?.certificate;
+        if self.intermediate.is_some() {
+            return Some(format!(
+                "hnp-agent certs verify {} --ca UPSTREAM-CA-FOR-CLIENTS.crt",
+                certificate.display()
+            ));
+        }
         let key = match &self.identity.source.files().place {
             IdentityPlace::Pair { key, .. } => format!(" --key {}", key.display()),
             IdentityPlace::Directory(_) => String::new(),
@@ -68,8 +122,22 @@ impl Look<'_> {
                 ];
             }
         };
-        let Some(leaf) = loaded.certified_key.cert.first() else { return Vec::new() };
         let mut findings = Vec::new();
+        if let (Some(intermediate), Some(issuer)) = (&own.intermediate, own.identity.source.issuer()) {
+            findings.push(self.intermediate(what, intermediate, issuer));
+            let risky = intermediate.warnings.iter();
+            findings.extend(risky.map(|warning| {
+                Finding::new(area, what, State::Degraded, warning.to_string()).next(own.inspect())
+            }));
+            if let Some(why) = own.withheld() {
+                findings.push(super::skipped(area, "a workload's certificate", why));
+                return findings;
+            }
+        }
+        let issued =
+            own.workload.as_ref().map(|Account { namespace, name }| format!("for {namespace}/{name}"));
+        let what = issued.as_deref().unwrap_or(what);
+        let Some(leaf) = loaded.certified_key.cert.first() else { return findings };
         let facts = CertificateFacts::of(leaf, self.now);
         let until = rfc3339(loaded.leaf.not_after);
         let detail = format!(
@@ -103,5 +171,20 @@ impl Look<'_> {
             findings.push(finding.next(check.fix.unwrap_or_else(|| own.inspect())));
         }
         findings
+    }
+
+    fn intermediate(&self, what: &str, intermediate: &Loaded, issuer: &Issuer) -> Finding {
+        let until = rfc3339(intermediate.leaf.not_after);
+        let detail = format!(
+            "issues spiffe://{}/ns/NAMESPACE/sa/SERVICE-ACCOUNT by {}, itself issued by {}, until {until}; the key belongs \
+             to it",
+            issuer.trust_domain, intermediate.leaf.subject, intermediate.leaf.issuer
+        );
+        let finding = Finding::new("identity", what, State::Good, detail);
+        let certificate = intermediate.certified_key.cert.first();
+        match certificate.and_then(|der| CertificateFacts::of(der, self.now).ok()) {
+            Some(facts) => finding.seen(Vec::new(), json!({"certificate": facts})),
+            None => finding,
+        }
     }
 }

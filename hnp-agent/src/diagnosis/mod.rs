@@ -36,6 +36,7 @@ use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 use crate::trust::snapshot::TrustSnapshot;
 use crate::upstream::{self, DialError, Io, Offer, Pools, Transport, Upstreams};
+use crate::workload::Account;
 
 /// What is to be asked for.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct Wanted {
     pub paths: Vec<String>,
     /// HEAD instead of GET.
     pub head: bool,
+    /// The service account for which a certificate is issued and presented, where each workload has its own.
+    pub workload: Option<Account>,
     /// The configuration's file, for commands that are proposed.
     pub config: String,
 }
@@ -111,10 +114,12 @@ impl<'a> Look<'a> {
         let proxy_trust = route.through().and_then(|through| through.trust).map(load_trust);
         let trust = route.reverse_proxy().map(|mode| load_trust(mode.trust));
         let identity = route.reverse_proxy().map(|mode| {
-            let own = identity::Own::load(&plan.identities[mode.identity]);
+            let workload = wanted.workload.as_ref();
+            let own = identity::Own::load(&plan.identities[mode.identity], workload, crate::clock::now());
             let name = &own.identity.name;
+            let presented = own.withheld().is_none();
             let snapshot = own.loaded.as_ref().ok().map(|loaded| loaded.snapshot(Arc::clone(name), 1));
-            identities[mode.identity].store(snapshot.map(Arc::new));
+            identities[mode.identity].store(snapshot.filter(|_| presented).map(Arc::new));
             own
         });
         let counters = Telemetry::new(&plan).worker(0).of(&plan);

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use super::identity::Own;
 use super::{Look, ms};
 use crate::config::humane;
 use crate::config::plan::{Authority, Target};
@@ -53,7 +54,7 @@ pub(super) struct Asking {
 impl Look<'_> {
     /// Asks for each path, and where no HTTP is spoken, for a connection.
     pub(super) async fn requests(&self) -> Vec<Asking> {
-        if self.identity.as_ref().is_none_or(|own| own.loaded.is_err()) {
+        if self.identity.as_ref().is_none_or(|own| own.loaded.is_err() || own.withheld().is_some()) {
             return Vec::new();
         }
         if !self.speaks_http() {
@@ -127,7 +128,10 @@ impl Look<'_> {
 
     pub(super) fn requested(&self, answers: &[Asking], findings: &mut Vec<Finding>) {
         if answers.is_empty() {
-            let why = "the identity could not be loaded: the agent answers 503 itself, and sends nothing";
+            let withheld = self.identity.as_ref().and_then(Own::withheld);
+            let why = withheld.unwrap_or(
+                "the identity could not be loaded: the agent answers 503 itself, and sends nothing",
+            );
             findings.push(super::skipped("request", "requests", why));
         }
         for Asking { shown, outcome } in answers {

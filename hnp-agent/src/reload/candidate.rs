@@ -6,7 +6,7 @@ use std::path::Path;
 use super::CanKeep;
 use super::difference::in_force;
 use super::sources::Sources;
-use crate::config::plan::{Cidr, Host, Plan, Target};
+use crate::config::plan::{CaptureMode, Cidr, Host, Plan, Target};
 use crate::config::{self, LoadError, Mistake};
 use crate::files;
 use crate::resolve::Resolver;
@@ -45,6 +45,7 @@ impl Candidate {
         let (plan, waiting) = in_force(running, written);
         let mut mistakes = sources.mistakes(&plan);
         mistakes.extend(captured_by_vips(&plan));
+        mistakes.extend(issuers_that_know_nobody(&plan));
         mistakes.extend(can_keep(&plan.strict_routes()).map(|why| ("routes".into(), why)));
         if plan.resolver != running.resolver
             && let Err(error) = Resolver::new(&plan.resolver)
@@ -81,6 +82,16 @@ fn captured_by_vips(plan: &Plan) -> Vec<(String, String)> {
         }
     }
     mistakes
+}
+
+/// The reader looks for a cluster and for capture in the file; what is in force may lack them.
+fn issuers_that_know_nobody(plan: &Plan) -> Vec<(String, String)> {
+    if plan.kubernetes.is_some() && plan.capture.mode == CaptureMode::On {
+        return Vec::new();
+    }
+    let issuers = plan.identities.iter().filter(|one| one.source.issuer().is_some());
+    let what = "needs `kubernetes` and `capture.mode: on` in force, which change only with a restart";
+    issuers.map(|one| (format!("identities.{}.issuer", one.name), what.to_owned())).collect()
 }
 
 impl files::reload::LoadError for Refusal {

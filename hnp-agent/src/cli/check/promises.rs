@@ -4,7 +4,7 @@
 use rustls_pki_types::CertificateDer;
 
 use super::Finding;
-use crate::config::plan::{Capture, CaptureMode, Enforcement, Guard, RawSockets, Route, Target};
+use crate::config::plan::{Capture, CaptureMode, Enforcement, Guard, Plan, RawSockets, Route, Target};
 use crate::serving;
 
 /// What a strict route does not promise where nothing is captured.
@@ -54,6 +54,19 @@ pub(super) fn way_out(index: usize, route: &Route) -> Option<Finding> {
             names.join(", ")
         );
         Finding::elsewhere(format!("routes[{index}].passthrough"), what)
+    })
+}
+
+/// A route that the gateway's clients cannot use.
+pub(super) fn by_address(index: usize, route: &Route, plan: &Plan) -> Option<Finding> {
+    let issues = plan.identities[route.reverse_proxy()?.identity].source.issuer().is_some();
+    (issues && plan.gateway.is_some()).then(|| {
+        let what = format!(
+            "on route {:?} each workload has an identity of its own, so clients of the gateway are refused there \
+             (workload_unknown): they are known by their address alone. They have to dial the destinations themselves",
+            route.name
+        );
+        Finding::elsewhere(format!("routes[{index}].identity"), what)
     })
 }
 
