@@ -10,11 +10,11 @@ use hnp_tests::api_server::{ApiServer, Cluster};
 use hnp_tests::client::{self, Job, RawCase, Report, Target};
 
 use hnp_tests::manager::{Http2, Manager, Mode, Request, Setup};
-use hnp_tests::pki::Files;
+use hnp_tests::pki::{Files, certificate_of};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::{Place, Running};
 use hnp_tests::scene::{DESTINATIONS, Scene, TRUST, UPSTREAM};
-use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, NODE4, Pod};
+use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod};
 use serde_json::json;
 
 const WORKLOADS: &str = "workloads";
@@ -182,17 +182,13 @@ fn who_asks_the_gateway_is_known_by_an_address_which_proves_nothing() {
     assert_eq!(answer.status(), Some(403), "{}", answer.text());
     assert!(answer.text().contains("workload_unknown"), "{}", answer.text());
     let line = world.agent.access_line_with("workload_unknown");
-    assert!(
-        line["spiffe_id"].is_null() && line["gateway"] == "absolute" || line["gateway"] == "origin",
-        "{line}"
-    );
+    assert!(line["spiffe_id"].is_null() && line["gateway"] == "origin", "{line}");
     // A pod with the node's network is captured like any other, and known by its cgroup.
     let host_network = world.scene.host_network_pod();
     let uid = uid_of(&host_network);
     world.api.apply_pod_as("kube-system", "agent", &uid, "daemon");
     ask(&host_network, "/is/spiffe://prod.hnp.test/ns/kube-system/sa/daemon").assert_all_ok(1);
     assert_is_the_callers(&world.manager.last_request().expect("it came"));
-    let _ = NODE4;
 }
 
 #[test]
@@ -253,6 +249,64 @@ fn certificates_of_seconds_are_renewed_under_load_also_without_an_api_server_and
     let minted = agent.metrics().sum("hnp_issued_certificates", &[("identity", WORKLOADS)]);
     eprintln!("{minted} certificates for {} requests of {} workloads", requests.len(), pods.len());
     assert!(minted < requests.len() as f64 / 10.0, "made off the requests' way");
+}
+
+/// With nothing but the tools: an intermediate as the documentation makes it, `check` on it, and what doctor finds.
+#[test]
+fn an_intermediate_by_the_book_is_found_good_and_used_for_whom_one_names() {
+    let scene = Scene::for_test();
+    let place = scene.agent_place();
+    let dir = scene.path("by-the-book");
+    fs::create_dir(&dir).expect("the world's directory is ours");
+    let file = |name: &str| dir.join(name).display().to_string();
+    let certs = |arguments: &[&str]| {
+        let certs = place.command(hnp_tests::agent::binary()).arg("certs").args(arguments);
+        certs.args(["--out-dir", &dir.display().to_string()]).run().ok()
+    };
+    certs(&["init-ca"]);
+    let ca = ["--ca", &file("ca.crt"), "--ca-key", &file("ca.key")];
+    certs(&[&["issue", "intermediate", "--out-name", "node-1", "--lifetime", "90d"], &ca[..]].concat());
+    let issuer = format!(
+        "issuer: {{certificate: {}, key: {}, trust_domain: {DOMAIN}}}",
+        file("node-1.crt"),
+        file("node-1.key")
+    );
+    let clients = certificate_of(&dir.join("ca.crt"));
+    let setup = Setup::new("manager", 80).tls_of(Mode::Strict, &scene.server, clients);
+    let manager = Manager::start(&scene, setup);
+    let roots = scene.servers.write(scene.dir(), "servers");
+    let cluster = Cluster::new(&scene);
+    let _api = cluster.start(json!([]));
+    let route = Route::strict("manager", DESTINATIONS, UPSTREAM).with(WORKLOADS, TRUST);
+    let config = Config::new(&scene).identity_with(WORKLOADS, &issuer).trust(TRUST, &roots).route(route);
+    let mut config = cluster.config(config);
+    config.kubernetes += &format!(", api: \"https://{}\", node_name: worker-1", ApiServer::address());
+    config.gateway = "route: manager".to_owned();
+    let checked = Agent::check(&place, &config);
+    let said = format!("{}{}", checked.ok(), checked.stderr);
+    assert!(said.contains("spiffe://prod.hnp.test/ns/NAMESPACE/sa/SERVICE-ACCOUNT"), "{said}");
+    assert!(said.contains("clients of the gateway are refused there"), "{said}");
+    assert!(!said.contains("path length") && !said.contains("is a root"), "{said}");
+
+    let written = scene.path("hnp.yaml");
+    fs::write(&written, config.to_yaml()).expect("the world's directory is ours");
+    let doctor = |more: &[&str]| {
+        let file = written.display().to_string();
+        let doctor = place
+            .command(hnp_tests::agent::binary())
+            .args(["doctor", "--route", "manager", "--config", &file]);
+        doctor.args(more).run()
+    };
+    let unnamed = doctor(&[]);
+    assert!(unnamed.status.success(), "{unnamed}");
+    assert!(unnamed.text().contains("issues spiffe://prod.hnp.test/ns/"), "{unnamed}");
+    assert!(unnamed.text().contains("none was named: --as NAMESPACE/SERVICE-ACCOUNT"), "{unnamed}");
+    assert_eq!(manager.request_count(), 0, "nobody's certificate was presented");
+    let named = doctor(&["--as", "team-a/runner"]);
+    assert!(named.status.success(), "{named}");
+    let request = manager.last_request().expect("it asked");
+    assert_eq!(spiffe_id(&request), "spiffe://prod.hnp.test/ns/team-a/sa/runner");
+    assert_eq!(doctor(&["--as", "nobody"]).status.code(), Some(2));
 }
 
 /// An agent that issues, a strict manager and an API server.

@@ -351,12 +351,20 @@ openssl x509 -req -sha256 -days 9999 -extfile client.cnf -extensions v3_req \
     Files { certificate: dir.join("client.crt"), key: dir.join("client.key") }
 }
 
+/// The first certificate of a file.
+///
+/// # Panics
+/// When the file holds none.
+pub fn certificate_of(path: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(path).expect("a PEM certificate")
+}
+
 /// The serial of a certificate file in lower-case hexadecimal.
 ///
 /// # Panics
 /// When the file holds no certificate.
 pub fn serial_of(certificate: &Path) -> String {
-    facts(&CertificateDer::from_pem_file(certificate).expect("a PEM certificate")).serial
+    facts(&certificate_of(certificate)).serial
 }
 
 /// The facts of a certificate that a manager records.

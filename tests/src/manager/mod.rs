@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use rustls::RootCertStore;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -100,7 +101,16 @@ impl Setup {
     /// # Panics
     /// When certificate and key do not belong together.
     #[must_use]
-    pub fn tls(mut self, mode: Mode, server: &Leaf, clients: &Ca) -> Self {
+    pub fn tls(self, mode: Mode, server: &Leaf, clients: &Ca) -> Self {
+        self.tls_of(mode, server, clients.der())
+    }
+
+    /// The same by the certificate of a CA that somebody else has made.
+    ///
+    /// # Panics
+    /// When certificate and key do not belong together, or it is no CA's.
+    #[must_use]
+    pub fn tls_of(mut self, mode: Mode, server: &Leaf, clients: CertificateDer<'static>) -> Self {
         let config = rustls::ServerConfig::builder()
             .with_client_cert_verifier(verifier_of(clients, mode))
             .with_single_cert(server.chain(), server.key())
@@ -120,7 +130,7 @@ impl Setup {
         let config = rustls::ServerConfig::builder_with_details(provider, clock.for_tls())
             .with_safe_default_protocol_versions()
             .expect("the provider has what they need")
-            .with_client_cert_verifier(verifier_of(clients, Mode::Strict))
+            .with_client_cert_verifier(verifier_of(clients.der(), Mode::Strict))
             .with_cert_resolver(Arc::clone(server) as _);
         self.mode = Mode::Strict;
         self.tls = Some(Arc::new(config));
@@ -174,9 +184,9 @@ impl Setup {
     }
 }
 
-fn verifier_of(clients: &Ca, mode: Mode) -> Arc<dyn ClientCertVerifier> {
+fn verifier_of(clients: CertificateDer<'static>, mode: Mode) -> Arc<dyn ClientCertVerifier> {
     let mut roots = RootCertStore::empty();
-    roots.add(clients.der()).expect("our own CA");
+    roots.add(clients).expect("a CA's certificate");
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
     let verifier = match mode {
         Mode::Strict => verifier,
