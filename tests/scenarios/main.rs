@@ -28,6 +28,7 @@ mod h2_upstream;
 mod handover;
 mod http_semantics;
 mod idle;
+mod issued_serving;
 mod issuer;
 mod keys_in_memory;
 mod logs_and_metrics;

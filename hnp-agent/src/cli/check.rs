@@ -12,15 +12,16 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
 use crate::config::plan::{CaptureMode, Identity, IdentityPlace, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::expiry::Expiry;
+use crate::identity::issuer::mint;
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
+use promises::Shown;
 use summary::{
     IdentitySummary, IssuerSummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
     gateway_summary, route_summary, upstream_proxy_summary,
@@ -156,10 +157,10 @@ impl Report {
                 }
             }
         }
-        let (identities, leaves): (Vec<_>, Vec<_>) =
+        let (identities, shown): (Vec<_>, Vec<_>) =
             plan.identities.iter().map(|identity| self.identity(identity)).unzip();
         for (index, route) in plan.routes.iter().enumerate() {
-            self.warnings.extend(promises::unserved(index, route, &leaves));
+            self.warnings.extend(promises::unserved(index, route, &shown));
         }
         Summary {
             routes: plan.routes.iter().map(|route| route_summary(plan, route)).collect(),
@@ -171,11 +172,19 @@ impl Report {
         }
     }
 
-    /// Loads an identity; with its certificate, where that can be shown.
-    fn identity(&mut self, identity: &Identity) -> (IdentitySummary, Option<CertificateDer<'static>>) {
+    /// Loads an identity; with what pods would be shown of it.
+    fn identity(&mut self, identity: &Identity) -> (IdentitySummary, Option<Shown>) {
         let key = format!("identities.{}", identity.name);
-        let (leaf, shown) = match identity::load(identity) {
-            Ok(loaded) => {
+        let loaded = match identity.source.issuer() {
+            Some(issuer) => mint::load(issuer, crate::clock::now())
+                .map(|(loaded, mint)| (loaded, Some(Shown::Issued(Box::new(mint))))),
+            None => identity::load(identity).map(|loaded| {
+                let leaf = loaded.certified_key.cert.first().cloned();
+                (loaded, leaf.map(Shown::Leaf))
+            }),
+        };
+        let (leaf, shown) = match loaded {
+            Ok((loaded, shown)) => {
                 let warnings = loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning));
                 self.warnings.extend(warnings);
                 let leaf = loaded.leaf;
@@ -183,7 +192,6 @@ impl Report {
                 if leaf.is_valid_at(crate::clock::now()) {
                     self.age(&key, Expiry::of_leaf(&loaded.certificate, leaf.lifetime()));
                 }
-                let shown = loaded.certified_key.cert.first().cloned();
                 let leaf = LeafSummary {
                     subject: leaf.subject,
                     issuer: leaf.issuer,

@@ -111,11 +111,25 @@ pub(super) fn plan(
     let capture = capture(&mut r, &top);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
-    let mut identities = identities(&mut r, &top, &capture, cluster);
+    let mut identities = identities(&mut r, &top);
     let mut trusts = trusts(&mut r, &top);
     let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
-    let mut named =
-        routes::References { identities: &mut identities, trusts: &mut trusts, proxies: &mut proxies };
+    let unknown_workloads = match capture.mode {
+        _ if !cluster => Some(
+            "asks for pods' service accounts, which only the API server knows; allowed: with kubernetes.api and \
+             kubernetes.node_name, or the variables KUBERNETES_SERVICE_HOST and NODE_NAME",
+        ),
+        CaptureMode::Off => Some(
+            "issues only for pods that were captured, because an address proves nothing; allowed: with capture.mode: on",
+        ),
+        CaptureMode::On => None,
+    };
+    let mut named = routes::References {
+        identities: &mut identities,
+        trusts: &mut trusts,
+        proxies: &mut proxies,
+        unknown_workloads,
+    };
     let gateway_section = r.section(&top, "gateway", gateway::KEYS);
     let gateway_tls = gateway::tls(&mut r, &gateway_section, &mut named);
     let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
@@ -235,11 +249,11 @@ impl<T> Named<T> {
     }
 }
 
-fn identities(r: &mut Reader, top: &Section<'_>, capture: &Capture, cluster: bool) -> Named<Identity> {
+fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
         let source = match section.get("issuer") {
-            Some(_) => IdentitySource::Issuer(issuer(r, &section, capture, cluster)),
+            Some(_) => IdentitySource::Issuer(issuer(r, &section)),
             None => IdentitySource::Files(identity_files(r, &section)),
         };
         let identity = Identity { name: Arc::clone(&name), source };
@@ -272,21 +286,12 @@ fn identity_files(r: &mut Reader, section: &Section<'_>) -> IdentityFiles {
 }
 
 /// What issues identities for workloads, and all that it needs to know them.
-fn issuer(r: &mut Reader, identity: &Section<'_>, capture: &Capture, cluster: bool) -> Issuer {
+fn issuer(r: &mut Reader, identity: &Section<'_>) -> Issuer {
     for other in FILES.iter().filter(|key| identity.get(key).is_some()) {
         let what = "stands beside `issuer`, which has its own; allowed: one of the two";
         r.mistake(identity.mark_of(other), identity.key(other), what);
     }
     let s = r.section(identity, "issuer", &ISSUER.concat());
-    if !cluster {
-        let what = "asks for pods' service accounts, which only the API server knows; allowed: with kubernetes.api and \
-                    kubernetes.node_name, or the variables KUBERNETES_SERVICE_HOST and NODE_NAME";
-        r.mistake(s.mark, s.path.clone(), what);
-    }
-    if capture.mode == CaptureMode::Off {
-        let what = "issues only for pods that were captured, because an address proves nothing; allowed: with capture.mode: on";
-        r.mistake(s.mark, s.path.clone(), what);
-    }
     let intermediate = identity_files(r, &s);
     let domain = "a trust domain, such as prod.example.org";
     Issuer {

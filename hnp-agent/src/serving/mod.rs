@@ -6,6 +6,7 @@
 //! again, because rustls asks no verifier about a session that is resumed.
 
 pub mod certificate;
+mod issued;
 pub mod reason;
 mod verifier;
 mod version1;
@@ -23,6 +24,8 @@ use crate::config::plan::{NamePattern, Plan, Protocol, RouteIndex};
 use crate::identity::snapshot::{IdentitySnapshot, SharedIdentity};
 use crate::trust::snapshot::{SharedTrust, TrustSnapshot};
 use certificate::{ClientCertificate, ClientTls};
+use issued::Issued;
+pub use issued::Names;
 use verifier::PodVerifier;
 
 /// The terms of every route of a generation, and of its gateway; shared by its workers, so that a session that one of them began
@@ -108,7 +111,12 @@ impl Serving {
                     Unavailable::NotLoaded(format!("trust `{}`", plan.trusts[*trust].name))
                 })?),
             };
-        let terms = Arc::new(Terms::new(mode, protocol, loaded, trust).map_err(Unavailable::Refused)?);
+        let names = match place {
+            Place::Route(route, _) => Names::of(&plan.routes[route]),
+            Place::Gateway => Names::default(),
+        };
+        let terms = Terms::new(mode, protocol, loaded, trust, names).map_err(Unavailable::Refused)?;
+        let terms = Arc::new(terms);
         *known = Some(Arc::clone(&terms));
         Ok(terms)
     }
@@ -131,6 +139,7 @@ impl Terms {
         protocol: Protocol,
         identities: Vec<Arc<IdentitySnapshot>>,
         trust: Option<Arc<TrustSnapshot>>,
+        names: Names,
     ) -> Result<Self, String> {
         let words = |error: rustls::Error| error.to_string();
         let provider = crate::crypto::provider();
@@ -148,7 +157,7 @@ impl Terms {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&identities)));
+        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&identities, &names)));
         config.alpn_protocols = match protocol {
             Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Protocol::Opaque => Vec::new(),
@@ -202,34 +211,65 @@ impl Terms {
     }
 }
 
-/// Shows the first certificate that is for the name that was asked for; the first of all where none is.
+/// Shows the first certificate that is for the name that was asked for; the first that is loaded where none is.
 #[derive(Debug)]
-struct BySni(Vec<(Vec<NamePattern>, Arc<CertifiedKey>)>);
+struct BySni(Vec<Shown>);
+
+#[derive(Debug)]
+enum Shown {
+    /// A certificate, and the names it is for.
+    Loaded(Vec<NamePattern>, Arc<CertifiedKey>),
+    /// One for each name that is asked for.
+    Issued(Issued),
+}
 
 impl BySni {
-    fn new(identities: &[Arc<IdentitySnapshot>]) -> Self {
-        let named = identities.iter().map(|identity| {
-            let key = &identity.certified_key;
-            (
-                key.cert.first().map(|leaf| certificate::served_names(leaf)).unwrap_or_default(),
-                Arc::clone(key),
-            )
+    fn new(identities: &[Arc<IdentitySnapshot>], names: &Names) -> Self {
+        let shown = identities.iter().map(|identity| match identity.issuer() {
+            Some(issuer) => Shown::Issued(Issued::new(Arc::clone(issuer), names.clone())),
+            None => {
+                let key = &identity.certified_key;
+                let names = key.cert.first().map(|leaf| certificate::served_names(leaf)).unwrap_or_default();
+                Shown::Loaded(names, Arc::clone(key))
+            }
         });
-        Self(named.collect())
+        Self(shown.collect())
     }
 
-    fn choose(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+    fn choose(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let name = name.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-        let fits = |patterns: &[NamePattern]| {
-            name.as_deref().is_some_and(|name| patterns.iter().any(|pattern| covers(pattern, name)))
-        };
-        self.0.iter().find(|(patterns, _)| fits(patterns)).or(self.0.first()).map(|(_, key)| key)
+        let name = name.as_deref();
+        self.0
+            .iter()
+            .find_map(|shown| shown.fitting(name))
+            .or_else(|| self.0.iter().find_map(Shown::otherwise))
+    }
+}
+
+impl Shown {
+    /// What is for this name.
+    fn fitting(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        match self {
+            Self::Loaded(patterns, key) => {
+                let name = name?;
+                patterns.iter().any(|pattern| covers(pattern, name)).then(|| Arc::clone(key))
+            }
+            Self::Issued(issued) => issued.certificate(name),
+        }
+    }
+
+    /// What is shown to whoever asks for something else.
+    fn otherwise(&self) -> Option<Arc<CertifiedKey>> {
+        match self {
+            Self::Loaded(_, key) => Some(Arc::clone(key)),
+            Self::Issued(_) => None,
+        }
     }
 }
 
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.choose(hello.server_name()).cloned()
+        self.choose(hello.server_name())
     }
 }
 

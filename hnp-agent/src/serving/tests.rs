@@ -64,7 +64,14 @@ impl World {
     fn terms(&self, names: &[ClientName]) -> Terms {
         let client_auth = ClientAuth::Required { trust: 0, names: names.to_vec() };
         let mode = PodTls { serving: vec![0], client_auth };
-        Terms::new(&mode, Protocol::Http, vec![snapshot(&self.server)], Some(trust(&self.pods))).unwrap()
+        Terms::new(
+            &mode,
+            Protocol::Http,
+            vec![snapshot(&self.server)],
+            Some(trust(&self.pods)),
+            Names::default(),
+        )
+        .unwrap()
     }
 
     fn client(&self, pair: Option<&Pair>) -> Arc<ClientConfig> {
@@ -333,10 +340,10 @@ fn terms_are_kept_while_nothing_changes_and_sessions_end_with_them() {
 fn what_is_shown_follows_the_name_that_is_asked_for() {
     let ca = Ca::new("servers");
     let all = ["a.test", "*.wild.test"].map(|name| snapshot(&ca.issue(name, VALID)));
-    let by_sni = BySni::new(&all);
+    let by_sni = BySni::new(&all, &Names::default());
     let chosen = |name: Option<&str>| {
         let key = by_sni.choose(name).unwrap();
-        all.iter().position(|one| Arc::ptr_eq(&one.certified_key, key)).unwrap()
+        all.iter().position(|one| Arc::ptr_eq(&one.certified_key, &key)).unwrap()
     };
     for (name, index) in [
         (Some("a.test"), 0),

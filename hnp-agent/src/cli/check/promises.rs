@@ -4,7 +4,9 @@
 use rustls_pki_types::CertificateDer;
 
 use super::Finding;
+use crate::certs::names::Name;
 use crate::config::plan::{Capture, CaptureMode, Enforcement, Guard, Plan, RawSockets, Route, Target};
+use crate::identity::issuer::mint::Mint;
 use crate::serving;
 
 /// What a strict route does not promise where nothing is captured.
@@ -70,14 +72,27 @@ pub(super) fn by_address(index: usize, route: &Route, plan: &Plan) -> Option<Fin
     })
 }
 
-/// Names of a route that ends TLS for which it has no certificate to show. `leaves`: by identity, what was loaded.
-pub(super) fn unserved(
-    index: usize,
-    route: &Route,
-    leaves: &[Option<CertificateDer<'static>>],
-) -> Option<Finding> {
+/// What an identity can be shown as to pods.
+pub(super) enum Shown {
+    /// Its own certificate.
+    Leaf(CertificateDer<'static>),
+    /// What it issues.
+    Issued(Box<Mint>),
+}
+
+impl Shown {
+    fn is_for(&self, name: &str) -> bool {
+        match self {
+            Self::Leaf(leaf) => serving::is_for(leaf, name),
+            Self::Issued(mint) => mint.server(&[Name::Dns(name.into())], crate::clock::now()).is_ok(),
+        }
+    }
+}
+
+/// Names of a route that ends TLS for which it has no certificate to show. `shown`: by identity, what was loaded.
+pub(super) fn unserved(index: usize, route: &Route, shown: &[Option<Shown>]) -> Option<Finding> {
     let serving = &route.end_to_end()?.tls.serving;
-    let shown: Option<Vec<_>> = serving.iter().map(|identity| leaves[*identity].as_ref()).collect();
+    let shown: Option<Vec<_>> = serving.iter().map(|identity| shown[*identity].as_ref()).collect();
     // What could not be loaded is a mistake of its own.
     let shown = shown?;
     let names: Vec<&str> = route
@@ -87,12 +102,13 @@ pub(super) fn unserved(
             Target::Name(name) => Some(&**name),
             Target::Net(_) => None,
         })
-        .filter(|name| !shown.iter().any(|leaf| serving::is_for(leaf, name)))
+        .filter(|name| !shown.iter().any(|shown| shown.is_for(name)))
         .collect();
     (!names.is_empty()).then(|| {
         let what = format!(
             "route {:?} has no certificate for {}: pods that verify the server they dial will refuse the first one \
-             listed. Add one with that name among its DNS names (subjectAltName)",
+             listed. Add one with that name among its DNS names (subjectAltName), or an issuer whose intermediate may \
+             issue for it",
             route.name,
             names.join(", ")
         );

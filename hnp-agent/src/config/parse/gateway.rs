@@ -19,7 +19,7 @@ pub(super) const TIMEOUTS: &[&str] = &["head", "idle", "caller"];
 pub(super) fn tls(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option<PodTls> {
     s.get("tls")?;
     let t = r.section(s, "tls", modes::END_TO_END);
-    modes::pod_tls(r, &t, named)
+    modes::pod_tls(r, &t, named, false)
 }
 
 /// The section, judged with the rest of the Plan, which has no gateway yet.

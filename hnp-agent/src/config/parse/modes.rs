@@ -68,9 +68,11 @@ fn onward(r: &mut Reader, s: &Section<'_>, named: &mut References<'_>) -> Option
     let authority = authority.unwrap_or(Authority::Upstream);
     let upstream_protocol = upstream_protocol.unwrap_or(UpstreamProtocol::Auto);
     let identity = reference(r, s, "identity", "identities", named.identities);
-    if identity.is_some_and(|index| named.identities.list[index].source.issuer().is_some())
-        && s.get("pool_warm").is_some()
-    {
+    let issues = identity.is_some_and(|index| named.identities.list[index].source.issuer().is_some());
+    if let (true, Some(what)) = (issues, named.unknown_workloads) {
+        r.mistake(s.mark_of("identity"), s.key("identity"), what);
+    }
+    if issues && s.get("pool_warm").is_some() {
         let what = "would make connections before anybody knows for which workload, and each has an identity of its own; \
                     allowed: with an identity from files";
         r.mistake(s.mark_of("pool_warm"), s.key("pool_warm"), what);
@@ -88,21 +90,27 @@ pub(super) fn end_to_end(r: &mut Reader, s: &Section<'_>, named: &mut References
     only_with(r, s, &["tunnel"], "mode: tunnel");
     let onward = onward(r, s, named);
     let e = r.section(s, "end_to_end", END_TO_END);
-    let tls = pod_tls(r, &e, named);
+    let tls = pod_tls(r, &e, named, true);
     Some(EndToEnd { onward: onward?, tls: tls? })
 }
 
-/// On what terms pods' TLS ends.
-pub(super) fn pod_tls(r: &mut Reader, e: &Section<'_>, named: &mut References<'_>) -> Option<PodTls> {
+/// On what terms pods' TLS ends; `may_issue`: there are names for which certificates can be issued.
+pub(super) fn pod_tls(
+    r: &mut Reader,
+    e: &Section<'_>,
+    named: &mut References<'_>,
+    may_issue: bool,
+) -> Option<PodTls> {
     let mut serving = Vec::new();
     let nodes = r.list(e, "serving");
     for (index, node) in nodes.iter().enumerate() {
         let key = format!("{}[{index}]", e.key("serving"));
         let Some(name) = r.text(node, &key) else { continue };
         match named.identities.find(name) {
-            Some(found) if named.identities.list[found].source.issuer().is_some() => {
+            Some(found) if !may_issue && named.identities.list[found].source.issuer().is_some() => {
                 let what = format!(
-                    "{name:?} issues certificates for workloads as clients; allowed: an identity from files"
+                    "{name:?} issues certificates for the names of a route, and the gateway has none; allowed: an \
+                     identity with a certificate"
                 );
                 r.mistake(node.mark, key, what);
             }

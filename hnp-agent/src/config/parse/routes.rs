@@ -68,6 +68,8 @@ pub(super) struct References<'n> {
     pub(super) identities: &'n mut Named<Identity>,
     pub(super) trusts: &'n mut Named<Trust>,
     pub(super) proxies: &'n mut Named<upstream_proxies::Proxy>,
+    /// Why no issuer can tell for whom it is to issue; `None`: it can.
+    pub(super) unknown_workloads: Option<&'static str>,
 }
 
 /// What routes have in common: what must not be written twice, and where they are.

@@ -675,13 +675,19 @@ fn an_issuer_needs_a_cluster_capture_and_a_trust_domain() {
     let read = with("", all, "", &in_a_cluster()).unwrap();
     let issuer = read.identities[0].source.issuer().unwrap();
     assert_eq!((issuer.pod_uid, issuer.max_identities, issuer.lifetime.as_secs()), (true, 5, 600));
-    let end_to_end = ", mode: end-to-end, end_to_end: {serving: [w], client_auth: none}";
+    let tls = "gateway: {tls: {serving: [w], client_auth: none}}\n";
     let off = "capture: off\ngateway: {sources: [10.0.0.0/8]}\n";
     for (before, identity, route, around, expected) in [
-        ("", good, "", alone(1), "identities.w.issuer: asks for pods' service accounts"),
-        (off, good, "", in_a_cluster(), "identities.w.issuer: issues only for pods that were captured"),
+        ("", good, "", alone(1), "routes[0].identity: asks for pods' service accounts"),
+        (off, good, "", in_a_cluster(), "routes[0].identity: issues only for pods that were captured"),
         ("", good, ", pool_warm: 1", in_a_cluster(), "routes[0].pool_warm: would make connections before"),
-        ("", good, end_to_end, in_a_cluster(), "serving[0]: \"w\" issues certificates for workloads"),
+        (
+            tls,
+            good,
+            "",
+            in_a_cluster(),
+            "gateway.tls.serving[0]: \"w\" issues certificates for the names of a route",
+        ),
         ("", &format!("key: /k, {good}"), "", in_a_cluster(), "identities.w.key: stands beside `issuer`"),
         ("", "issuer: {directory: /i}", "", in_a_cluster(), "identities.w.issuer.trust_domain: is missing"),
         ("", "issuer: {trust_domain: t}", "", in_a_cluster(), "identities.w.issuer.certificate: is missing"),

@@ -12,10 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::mint::Mint;
+use super::mint::{Mint, Minted};
 use super::stats::Stats;
 use crate::backoff;
 use crate::certs::CertsError;
+use crate::certs::names::Name;
 use crate::identity::snapshot::{Holder, IdentitySnapshot, OfWorkload};
 use crate::workload::{Account, Accounts, ByPod};
 
@@ -187,13 +188,21 @@ impl Issuer {
         }
     }
 
+    /// A certificate for a server of these names, and when another is to be asked for; the caller keeps it.
+    ///
+    /// # Errors
+    /// None could be made: a name may be outside of what the intermediate may issue for.
+    pub fn server(&self, names: &[Name], now: SystemTime) -> Result<(Minted, SystemTime), NotIssued> {
+        let minted = self.stats.counted(|| self.mint.server(names, now))?;
+        let due = renewal(&minted, now);
+        Ok((minted, due))
+    }
+
     fn make(&self, slot: &Slot, now: SystemTime) -> Result<(), CertsError> {
         let Key { account, pod_uid } = &slot.key;
         let minted = self.stats.counted(|| self.mint.workload(account, pod_uid.as_deref(), now))?;
         let spiffe_id = self.mint.spiffe_id(account)?.text().into();
-        let left = minted.leaf.not_after.duration_since(now).unwrap_or_default();
-        // Two thirds, and what was made together is not renewed together.
-        slot.due_at(now + left.mul_f64(0.6) + backoff::spread(left.mul_f64(2.0 / 15.0)));
+        slot.due_at(renewal(&minted, now));
         slot.in_use.store(false, Relaxed);
         let of = OfWorkload { spiffe_id, issuer: self.me.clone(), retired: AtomicBool::new(false) };
         slot.put(Some(Arc::new(IdentitySnapshot {
@@ -330,6 +339,12 @@ impl Slot {
 fn millis(at: SystemTime) -> u64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// After two thirds of what is left of it; what was made together is not renewed together.
+fn renewal(minted: &Minted, now: SystemTime) -> SystemTime {
+    let left = minted.leaf.not_after.duration_since(now).unwrap_or_default();
+    now + left.mul_f64(0.6) + backoff::spread(left.mul_f64(2.0 / 15.0))
 }
 
 fn is_good(current: &IdentitySnapshot, now: SystemTime) -> bool {

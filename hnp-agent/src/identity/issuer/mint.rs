@@ -146,16 +146,16 @@ impl Mint {
         self.leaf(&Leaf { subject: &subject, names: &[id], client: true, server: false }, now)
     }
 
-    /// A server's certificate for one name.
+    /// A server's certificate for some names.
     ///
     /// # Errors
-    /// The intermediate has expired, or may not issue for this name.
-    pub fn server(&self, name: Name, now: SystemTime) -> Result<Minted, CertsError> {
+    /// The intermediate has expired, or may not issue for one of the names.
+    pub fn server(&self, names: &[Name], now: SystemTime) -> Result<Minted, CertsError> {
         let subject: Subject = ORGANISATION.parse().map_err(CertsError::Wrong)?;
-        let leaf =
-            Leaf { subject: &subject, names: std::slice::from_ref(&name), client: false, server: true };
-        let minted = self.leaf(&leaf, now)?;
-        self.authority.judged(&minted.certified_key.cert, false, true, Some(&name), now)?;
+        let minted = self.leaf(&Leaf { subject: &subject, names, client: false, server: true }, now)?;
+        for name in names {
+            self.authority.judged(&minted.certified_key.cert, false, true, Some(name), now)?;
+        }
         Ok(minted)
     }
 

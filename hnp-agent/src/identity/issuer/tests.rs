@@ -160,7 +160,7 @@ fn a_leaf_is_what_a_manager_expects_and_nothing_more() {
     // Of no one pod, the subject says nothing of one.
     let shared = mint.workload(&account("runner"), None, now()).unwrap();
     assert_eq!(shared.leaf.subject, "O=hnp");
-    let server = mint.server(names::dns("git.prod.example").unwrap(), now()).unwrap();
+    let server = mint.server(&[names::dns("git.prod.example").unwrap()], now()).unwrap();
     let server = x509::parse(&server.certified_key.cert[0]).unwrap();
     let usage = server.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && !usage.client_auth);
