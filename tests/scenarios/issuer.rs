@@ -94,7 +94,8 @@ fn five_hundred(world: &Issued) {
     let requests = world.manager.requests();
     assert_eq!(requests.len() as u64, MANY as u64 * EACH);
     let seen: BTreeSet<String> = requests.iter().map(spiffe_id).collect();
-    assert_eq!(seen, ids, "as many SPIFFE IDs as workloads");
+    let missing: Vec<_> = ids.difference(&seen).take(3).collect();
+    assert_eq!((seen.len(), missing), (MANY, Vec::new()), "as many SPIFFE IDs as workloads");
     requests.iter().for_each(assert_is_the_callers);
     // The control: they could not be told apart by their addresses.
     let lines = world.access_lines(MANY * usize::try_from(EACH).expect("few"));
@@ -191,8 +192,10 @@ fn who_asks_the_gateway_is_known_by_an_address_which_proves_nothing() {
     assert_is_the_callers(&world.manager.last_request().expect("it came"));
 }
 
+/// Also while the API server is gone, and by another intermediate.
 #[test]
-fn certificates_of_seconds_are_renewed_under_load_also_without_an_api_server_and_by_another_intermediate() {
+fn certificates_of_seconds_are_renewed_under_load_and_whoever_issues_them() {
+    let _alone = topology::alone();
     const RATE: u64 = 100;
     const SECONDS: f64 = 24.0;
     let world = Issued::with(|_| {}, |route| route.set("upstream_protocol", "http/1.1"));

@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 18] = [
+const HOST_ONLY: [(&str, &str); 21] = [
     (
         "a_day::of_short_certificates_shows_none_that_is_over_and_fails_no_request",
         "rate: a day in a minute and a half",
@@ -32,6 +32,12 @@ const HOST_ONLY: [(&str, &str); 18] = [
         "count, and a rate beside them",
     ),
     ("idle::tunnels_up_to_the_descriptor_limit", "count"),
+    ("issuer::five_hundred_workloads_are_told_apart_under_churn", "count"),
+    ("issuer::five_hundred_workloads_over_http2_share_no_connection_and_hold_few", "count"),
+    (
+        "issuer::certificates_of_seconds_are_renewed_under_load_and_whoever_issues_them",
+        "rate: lifetimes of seconds",
+    ),
     ("reload::ten_reloads_at_load_cost_no_request_and_no_byte", "rate: 300 requests a second, 48 MiB"),
     (
         "upgrade::in_the_middle_of_a_swap_programs_of_both_builds_work_together",
