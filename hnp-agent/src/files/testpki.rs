@@ -26,6 +26,11 @@ impl Ca {
         self.0.pem()
     }
 
+    /// Its key.
+    pub(crate) fn key_pem(&self) -> String {
+        self.0.key().serialize_pem()
+    }
+
     /// A signature as on a certificate.
     pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.0.key().sign(message).unwrap()

@@ -99,6 +99,30 @@ async fn a_changed_file_becomes_the_next_generation_and_what_is_the_same_stays()
 }
 
 #[tokio::test]
+async fn an_issuer_needs_a_cluster_that_is_in_force_already() {
+    let mut scene = Scene::start();
+    let dir = scene.dir.path().display().to_string();
+    std::fs::write(scene.dir.path().join("root.key"), scene.ca.key_pem()).unwrap();
+    let plain = text(&scene.dir, "kubernetes: {api: 'https://10.96.0.1:443', node_name: n1}\n");
+    let issuer =
+        format!("{{issuer: {{certificate: {dir}/ca.crt, key: {dir}/root.key, trust_domain: a.test}}}}");
+    let at = plain.find("c: {").unwrap() + 3;
+    let end = at + plain[at..].find('}').unwrap() + 1;
+    scene.write(&format!("{}{issuer}{}", &plain[..at], &plain[end..]));
+    scene.look();
+    let error = scene.failing().unwrap();
+    assert!(
+        error.contains("identities.c.issuer: needs `kubernetes`") && error.contains("restart"),
+        "{error}"
+    );
+    // The control: without the issuer the rest is taken, and the cluster waits.
+    scene.write(&plain);
+    scene.look();
+    assert_eq!(scene.failing(), None);
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn all_mistakes_are_said_as_check_does_and_the_old_one_stays_in_force() {
     let mut scene = Scene::start();
     scene.write(&text(&scene.dir, "workers: none\nadmins: off\n"));

@@ -75,6 +75,14 @@ impl Keys {
         *known = Some(key.clone());
         key
     }
+
+    fn retain(&mut self, holds: impl Fn(&PoolKey) -> bool) {
+        for key in [&mut self.any, &mut self.http1] {
+            if key.as_ref().is_some_and(|key| !holds(key)) {
+                *key = None;
+            }
+        }
+    }
 }
 
 impl Upstreams {
@@ -178,14 +186,15 @@ impl Upstreams {
         Some(route.upstream.pool_idle)
     }
 
-    /// Forgets pods that have gone, and those that have asked for nothing for a while.
+    /// Forgets keys that are over, which hold private keys, and pods that have gone or have asked for nothing for a while.
     pub(super) fn sweep_keys(&self) {
-        for keys in self.keys.borrow_mut().iter_mut() {
+        for (route, keys) in self.keys.borrow_mut().iter_mut().enumerate() {
+            keys.own.retain(|key| self.is_live(route, key));
             keys.pods.retain(|_, of_pod| {
                 of_pod.left = of_pod.left.saturating_sub(1);
                 of_pod.left > 0 && !of_pod.slot.is_gone()
             });
-            keys.pods.values_mut().for_each(OfPod::sweep);
+            keys.pods.values_mut().for_each(|of_pod| of_pod.keys.retain(|key| self.is_live(route, key)));
         }
     }
 }
@@ -220,18 +229,6 @@ impl RouteKeys {
 impl OfPod {
     fn is_of(&self, issuer: &Arc<Issuer>) -> bool {
         Arc::ptr_eq(&self.issuer, issuer) && !self.slot.is_gone()
-    }
-
-    /// Keys that are over hold private keys.
-    fn sweep(&mut self) {
-        for key in [&mut self.keys.any, &mut self.keys.http1] {
-            let is_over = |key: &Rc<PoolKey>| {
-                key.identity.of_workload().is_none_or(|of| !of.is_presented_by(&self.issuer))
-            };
-            if key.as_ref().is_some_and(is_over) {
-                *key = None;
-            }
-        }
     }
 }
 

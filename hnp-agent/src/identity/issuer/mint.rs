@@ -87,6 +87,10 @@ pub(super) fn of_files(
                    issue intermediate` makes one that has";
         return Err(cannot(why.into()));
     }
+    if matches!(parsed.extended_key_usage(), Ok(Some(usage)) if !usage.value.any && !usage.value.client_auth)
+    {
+        return Err(cannot("its extendedKeyUsage leaves out clients, and so does all that it issues".into()));
+    }
     if is_self_signed(own) {
         warnings.push(IdentityWarning::RootIssues { path: path.clone() });
     } else if authority.path_length() != Some(0) {

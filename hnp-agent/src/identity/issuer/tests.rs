@@ -3,8 +3,8 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, IsCa,
-    Issuer as RcgenIssuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer as RcgenIssuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -34,6 +34,7 @@ fn write_key(path: &Path, pem: &str) {
 struct Intermediate {
     path_length: BasicConstraints,
     usages: Vec<KeyUsagePurpose>,
+    uses: Vec<ExtendedKeyUsagePurpose>,
     /// A permitted (`0xa0`) or excluded (`0xa1`) URI host.
     uris: Option<(u8, &'static str)>,
     years: (i32, i32),
@@ -44,6 +45,7 @@ impl Default for Intermediate {
         Self {
             path_length: BasicConstraints::Constrained(0),
             usages: vec![KeyUsagePurpose::KeyCertSign],
+            uses: Vec::new(),
             uris: None,
             years: (2020, 2090),
         }
@@ -70,6 +72,7 @@ impl World {
         params.distinguished_name.push(DnType::CommonName, "node-1");
         params.is_ca = IsCa::Ca(intermediate.path_length);
         params.key_usages = intermediate.usages;
+        params.extended_key_usages = intermediate.uses;
         params.not_before = date_time_ymd(intermediate.years.0, 1, 1);
         params.not_after = date_time_ymd(intermediate.years.1, 1, 1);
         if let Some((which, host)) = intermediate.uris {
@@ -191,6 +194,9 @@ fn what_cannot_issue_for_the_domain_is_refused_and_what_is_risky_is_said() {
     let uris = |which, host| Intermediate { uris: Some((which, host)), ..Intermediate::default() };
     refused(Intermediate { usages: vec![], ..Intermediate::default() }, "keyCertSign");
     refused(Intermediate { usages: vec![KeyUsagePurpose::CrlSign], ..Intermediate::default() }, "keyUsage");
+    let only = |uses| Intermediate { uses: vec![uses], ..Intermediate::default() };
+    refused(only(ExtendedKeyUsagePurpose::ServerAuth), "leaves out clients");
+    mint::load(&world.write(only(ExtendedKeyUsagePurpose::ClientAuth)), now()).unwrap();
     refused(Intermediate { years: (2001, 2002), ..Intermediate::default() }, "has expired");
     refused(Intermediate { years: (2089, 2090), ..Intermediate::default() }, "becomes valid only");
     refused(uris(0xa0, "test.example"), "name constraints of CN=node-1");
