@@ -57,6 +57,8 @@ fn of_short_certificates_shows_none_that_is_over_and_fails_no_request() {
     let metrics = day.agent.metrics();
     assert!(metrics.sum("hnp_identity_generation", &[("identity", IDENTITY)]) >= shown.len() as f64);
     assert_eq!(metrics.sum("hnp_identity_reload_failures", &[("identity", IDENTITY)]), 0.0);
+    // What is renewed after two thirds has had its half, and nothing later.
+    assert!(day.agent.log().contains("half of its lifetime is over"), "{}", day.agent.log());
     for never in ["three quarters", "nine tenths", "it has expired"] {
         assert!(!day.agent.log().contains(never), "{never} is said of none that is renewed in time");
     }
