@@ -1,6 +1,6 @@
 //! Identities: where certificate and key come from, and what is published of them.
 //!
-//! Each kind of source has a room of its own and hands validated snapshots to a [`Publisher`], which keeps
+//! Each kind of source has a room of its own and hands validated snapshots to a publisher, which keeps
 //! the last good one: what is broken is logged once and raises a metric, and a source that never had
 //! anything keeps readiness down and says why. Nobody beyond this room knows which kind it is.
 
