@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod reload;
 pub mod resolve;
 pub mod serving;
+pub mod spiffe;
 pub mod tasks;
 pub mod telemetry;
 pub mod trust;

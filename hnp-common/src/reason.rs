@@ -177,11 +177,13 @@ reasons! {
     UpstreamRevocationUnknown = 86, "upstream_revocation_unknown", Upstream, 502, "Renew the lists under the trust's `crls`, one of each CA in the chain; the message says what is missing. `crl_unknown` and `crl_expired` can allow it.";
 
     /// The identity this route presents could not be loaded, so nothing was sent.
-    IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for the file and the mistake in it.";
+    IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for where it comes from, and the mistake there.";
     /// The agent has as many connections as it may have.
     TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
     /// The credentials for the proxy could not be read, so nobody was dialled.
     ProxyCredentialsUnavailable = 92, "proxy_credentials_unavailable", Local, 503, "The message names the file and what is wrong with it: one line, user:password.";
+    /// The identity this route presents has expired, and its source gives no other; so nothing was sent.
+    IdentityExpired = 95, "identity_expired", Local, 503, "See the log for what the source says: an SVID that is not renewed is a SPIRE agent that is gone, or does not reach its server. `hnp-agent doctor --route` looks at it.";
     /// The gateway was asked by somebody it does not serve: none that is known as a pod of this node by his
     /// address, or one outside of `gateway.sources`.
     CallerRefused = 110, "caller_refused", Client, 403, "Ask the gateway on the pod's own node, not from hostNetwork and not through address translation; or list the caller's range under `gateway.sources`.";

@@ -15,10 +15,11 @@ use std::process::ExitCode;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 
-use crate::config::plan::{CaptureMode, Identity, IdentityPlace, IdentitySource, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::expiry::Expiry;
+use crate::identity::snapshot::Origin;
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
 use summary::{
@@ -180,10 +181,14 @@ impl Report {
                 let leaf = loaded.leaf;
                 // An end that is past was said.
                 if leaf.is_valid_at(crate::clock::now()) {
-                    self.age(&key, Expiry::of_leaf(&loaded.certificate, leaf.lifetime()));
+                    self.age(&key, Expiry::of_leaf(&loaded.origin, leaf.lifetime()));
                 }
                 let shown = loaded.certified_key.cert.first().cloned();
                 let leaf = LeafSummary {
+                    spiffe_id: match &loaded.origin {
+                        Origin::WorkloadApi { id, .. } => Some(id.to_string()),
+                        Origin::File(_) => None,
+                    },
                     subject: leaf.subject,
                     issuer: leaf.issuer,
                     serial: leaf.serial,
@@ -199,20 +204,7 @@ impl Report {
                 (None, None)
             }
         };
-        let IdentitySource::Files(files) = &identity.source;
-        let (certificate, key_file, directory) = match &files.place {
-            IdentityPlace::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
-            IdentityPlace::Directory(directory) => (None, None, Some(directory.clone())),
-        };
-        let summary = IdentitySummary {
-            name: identity.name.to_string(),
-            certificate,
-            key: key_file,
-            directory,
-            passphrase_file: files.passphrase_file.clone(),
-            leaf,
-        };
-        (summary, shown)
+        (IdentitySummary::of(identity, leaf), shown)
     }
 
     fn trust(&mut self, trust: &Trust) -> TrustSummary {

@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn pair(plan: &Plan) -> (&Path, &Path) {
-        let IdentitySource::Files(files) = &plan.identities[0].source;
+        let IdentitySource::Files(files) = &plan.identities[0].source else { panic!() };
         match &files.place {
             IdentityPlace::Pair { certificate, key } => (certificate, key),
             IdentityPlace::Directory(_) => panic!("variables name files"),

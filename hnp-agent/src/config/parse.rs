@@ -17,6 +17,7 @@ use super::plan::{
     Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
 };
 use super::read::{Reader, Section};
+use super::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
 use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
 use super::yaml::{self, Mark, Node};
@@ -54,7 +55,8 @@ const CAPTURE: &[&str] = &[
     "raw_sockets",
     "destroy_older_flows",
 ];
-const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
+const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file", "spiffe"];
+const SPIFFE_IDENTITY: &[&str] = &["socket", "hint", "id"];
 const TRUST: &[&str] = &["roots", "crls", "crl_unknown", "crl_expired"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
@@ -71,6 +73,7 @@ fn all_keys() -> Vec<String> {
         below("gateway.tls", modes::END_TO_END),
         below("gateway.timeouts", gateway::TIMEOUTS),
         below("identities.NAME", IDENTITY),
+        below("identities.NAME.spiffe", SPIFFE_IDENTITY),
         below("trusts.NAME", TRUST),
         below("upstream_proxies.NAME", upstream_proxies::KEYS),
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
@@ -106,7 +109,7 @@ pub(super) fn plan(
     let top = r.known(&root, String::new(), TOP);
 
     let capture = capture(&mut r, &top);
-    let mut identities = identities(&mut r, &top);
+    let mut identities = identities(&mut r, &top, around);
     let mut trusts = trusts(&mut r, &top);
     let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let kubernetes = kubernetes(&mut r, &top, around);
@@ -232,9 +235,14 @@ impl<T> Named<T> {
     }
 }
 
-fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
+fn identities(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
+        if section.get("spiffe").is_some() {
+            let source = IdentitySource::Spiffe(spiffe_identity(r, &section, around));
+            all.push(Arc::clone(&name), section.mark, Identity { name, source });
+            continue;
+        }
         let place = match r.optional(&section, "directory", values::path) {
             Some(directory) => {
                 for other in ["certificate", "key"].into_iter().filter(|key| section.get(key).is_some()) {
@@ -259,6 +267,37 @@ fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
         all.push(name, section.mark, identity);
     }
     all
+}
+
+/// An identity that is given out on the node.
+fn spiffe_identity(r: &mut Reader, section: &Section<'_>, around: &Surroundings) -> SpiffeIdentity {
+    for (other, _) in section.entries().filter(|(key, _)| *key != "spiffe") {
+        let what = "stands beside `spiffe`, which gives certificate and key; allowed: one of the two";
+        r.mistake(section.mark_of(other), section.key(other), what);
+    }
+    let s = r.section(section, "spiffe", SPIFFE_IDENTITY);
+    let api = workload_api(r, &s, around);
+    let hint = r.optional(&s, "hint", values::hint);
+    let id = r.optional(&s, "id", values::spiffe_id);
+    if hint.is_some() && id.is_some() {
+        r.mistake(s.mark_of("id"), s.key("id"), "stands beside `hint`; allowed: one of the two");
+    }
+    let choice = match (hint, id) {
+        (Some(hint), _) => SvidChoice::Hint(hint),
+        (None, Some(id)) => SvidChoice::Id(id),
+        (None, None) => SvidChoice::First,
+    };
+    SpiffeIdentity { api, choice }
+}
+
+/// The Workload API that is written, or that the environment names.
+fn workload_api(r: &mut Reader, s: &Section<'_>, around: &Surroundings) -> WorkloadApi {
+    let socket = written_or_around(r, s, "socket", around.spiffe_socket.as_deref(), values::unix_socket);
+    if socket.is_none() && s.get("socket").is_none() && around.spiffe_socket.is_none() {
+        let what = "is missing; allowed: the path of the Workload API's socket, or the variable SPIFFE_ENDPOINT_SOCKET";
+        r.mistake(s.mark, s.key("socket"), what);
+    }
+    WorkloadApi { socket: socket.unwrap_or_default() }
 }
 
 fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::end_to_end::EndToEnd;
 use super::gateway::Gateway;
 use super::selector::{Labels, Selector};
+use super::spiffe::SpiffeIdentity;
 use super::upstream_proxy::UpstreamProxy;
 
 /// The whole configuration, validated.
@@ -367,6 +368,8 @@ pub struct Identity {
 pub enum IdentitySource {
     /// From files, which whoever renews the certificate replaces.
     Files(IdentityFiles),
+    /// From the SPIFFE Workload API, which pushes it.
+    Spiffe(SpiffeIdentity),
 }
 
 /// A certificate chain and its private key in files.

@@ -12,6 +12,8 @@ use super::plan::{
     UpstreamProtocol,
 };
 
+use super::spiffe::SpiffeId;
+
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Wrong {
@@ -150,6 +152,37 @@ pub(super) fn path(text: &str) -> Value<PathBuf> {
     } else {
         Err(Wrong::not(text, "an absolute path", "a path that begins with /"))
     }
+}
+
+/// The path of a UNIX socket, as it is or as a URI (SPIFFE Workload Endpoint section 4).
+pub(super) fn unix_socket(text: &str) -> Value<PathBuf> {
+    // sockaddr_un has room for 108 bytes, one of which ends the path.
+    const MAX: usize = 107;
+    const ALLOWED: &str = "an absolute path of at most 107 bytes, or that after unix://";
+    let path = text.strip_prefix("unix://").or(text.strip_prefix("unix:")).unwrap_or(text);
+    match self::path(path) {
+        Ok(socket) if path.len() <= MAX => Ok(socket),
+        Ok(_) => Err(Wrong::new(format!("{text:?} is too long for a socket"), ALLOWED)),
+        Err(_) if text.starts_with("tcp:") => {
+            Err(Wrong::new(format!("{text:?} is no UNIX socket, and others are not asked for keys"), ALLOWED))
+        }
+        Err(_) => Err(Wrong::not(text, "a UNIX socket", ALLOWED)),
+    }
+}
+
+/// The hint of an SVID: whatever was written beside its entry, on one line.
+pub(super) fn hint(text: &str) -> Value<Arc<str>> {
+    if text.is_empty() || text.len() > 1024 || text.chars().any(char::is_control) {
+        return Err(Wrong::not(text, "a hint", "the hint of the SVID's entry, on one line"));
+    }
+    Ok(text.into())
+}
+
+/// A workload's SPIFFE ID.
+pub(super) fn spiffe_id(text: &str) -> Value<SpiffeId> {
+    SpiffeId::parse(text).map_err(|why| {
+        Wrong::new(format!("{text:?} is no SPIFFE ID: {why}"), "such as spiffe://example.org/ns/ci/sa/runner")
+    })
 }
 
 /// `true` or `false`.

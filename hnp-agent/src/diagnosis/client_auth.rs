@@ -153,7 +153,7 @@ impl Look<'_> {
                     ours.first().map_or("nobody", |(_, name)| name)
                 ),
             };
-            let next = own.and_then(|own| own.verify()).unwrap_or_default();
+            let next = own.map(|own| own.verify().unwrap_or_else(|| own.inspect())).unwrap_or_default();
             let detail = format!("refused ({refusal}): {cause}");
             return Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(next);
         }

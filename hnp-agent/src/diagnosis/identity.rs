@@ -12,6 +12,7 @@ use crate::certs::verify::{self, Role, by_itself};
 use crate::config::plan::{Identity, IdentityPlace, IdentitySource};
 use crate::finding::{Finding, State};
 use crate::identity::files::load::{IdentityError, Loaded};
+use crate::identity::snapshot::Origin;
 use crate::telemetry::rfc3339;
 
 /// The identity that the route presents.
@@ -34,21 +35,25 @@ impl Own {
         (now > leaf.not_after).then(|| format!("it has expired at {}", rfc3339(leaf.not_after)))
     }
 
-    /// The command that shows its files.
+    /// The command that shows its files, or what is given out.
     pub(super) fn inspect(&self) -> String {
-        let IdentitySource::Files(files) = &self.identity.source;
-        match &files.place {
-            IdentityPlace::Pair { certificate, key } => {
-                format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
+        match &self.identity.source {
+            IdentitySource::Files(files) => match &files.place {
+                IdentityPlace::Pair { certificate, key } => {
+                    format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
+                }
+                IdentityPlace::Directory(dir) => format!("hnp-agent certs inspect {}/*", dir.display()),
+            },
+            IdentitySource::Spiffe(spiffe) => {
+                format!("spire-agent api fetch x509 -socketPath {}", spiffe.api)
             }
-            IdentityPlace::Directory(dir) => format!("hnp-agent certs inspect {}/*", dir.display()),
         }
     }
 
-    /// The command that judges its certificate as the upstream does.
+    /// The command that judges its certificate as the upstream does, where it is in a file.
     pub(super) fn verify(&self) -> Option<String> {
-        let certificate = &self.loaded.as_ref().ok()?.certificate;
-        let IdentitySource::Files(files) = &self.identity.source;
+        let Origin::File(certificate) = &self.loaded.as_ref().ok()?.origin else { return None };
+        let IdentitySource::Files(files) = &self.identity.source else { return None };
         let key = match &files.place {
             IdentityPlace::Pair { key, .. } => format!(" --key {}", key.display()),
             IdentityPlace::Directory(_) => String::new(),
@@ -90,7 +95,10 @@ impl Look<'_> {
                     rfc3339(self.now),
                     loaded.leaf.subject
                 );
-                let renew = format!("date -u; hnp-agent certs renew {}", loaded.certificate.display());
+                let renew = match &loaded.origin {
+                    Origin::File(path) => format!("date -u; hnp-agent certs renew {}", path.display()),
+                    Origin::WorkloadApi { .. } => format!("date -u; {}", own.inspect()),
+                };
                 Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(renew)
             }
         };

@@ -7,6 +7,7 @@
 pub mod files;
 mod publisher;
 pub mod snapshot;
+pub mod spiffe;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +28,8 @@ use snapshot::{IdentitySnapshot, SharedIdentity};
 pub enum Source {
     /// Files.
     Files(files::Source),
+    /// The SPIFFE Workload API.
+    Spiffe(spiffe::Source),
 }
 
 impl Source {
@@ -40,6 +43,7 @@ impl Source {
         let publisher = Publisher::new(Arc::clone(&identity.name), former, readiness);
         match &identity.source {
             IdentitySource::Files(files) => Self::Files(files::Source::open(files.clone(), publisher)),
+            IdentitySource::Spiffe(spiffe) => Self::Spiffe(spiffe::Source::open(spiffe.clone(), publisher)),
         }
     }
 
@@ -47,6 +51,7 @@ impl Source {
     pub fn published(&self) -> Published<IdentitySnapshot> {
         match self {
             Self::Files(source) => source.published(),
+            Self::Spiffe(source) => source.published(),
         }
     }
 
@@ -54,6 +59,7 @@ impl Source {
     pub async fn watch(self, cancel: CancellationToken) {
         match self {
             Self::Files(source) => source.watch(cancel).await,
+            Self::Spiffe(source) => source.watch(cancel).await,
         }
     }
 }
@@ -65,6 +71,7 @@ impl Source {
 pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
     match &identity.source {
         IdentitySource::Files(files) => files::load::load(files),
+        IdentitySource::Spiffe(spiffe) => spiffe::load(spiffe),
     }
 }
 
@@ -79,6 +86,7 @@ pub fn usable(
     let serving = former.and_then(|former| former.shared.load_full());
     match &identity.source {
         IdentitySource::Files(files) => files::usable(files, serving.as_deref()),
+        IdentitySource::Spiffe(spiffe) => spiffe::usable(spiffe),
     }
 }
 

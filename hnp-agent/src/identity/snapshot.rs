@@ -1,10 +1,12 @@
 //! What an identity source publishes: a certificate chain and key that belong together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
 
+use crate::config::spiffe::SpiffeId;
 use crate::expiry::Lifetime;
 
 /// One validated generation of an identity. Never half-loaded.
@@ -18,6 +20,39 @@ pub struct IdentitySnapshot {
     pub certified_key: Arc<CertifiedKey>,
     /// What the leaf says.
     pub leaf: LeafInfo,
+    /// The last moment at which it may be presented; `None`: for as long as there is no better one.
+    pub until: Option<SystemTime>,
+}
+
+impl IdentitySnapshot {
+    /// Whether it may be presented at this moment.
+    pub fn is_presentable(&self) -> bool {
+        // The clock is asked where it matters only: this is on the way of every request.
+        self.until.is_none_or(|until| crate::clock::now() <= until)
+    }
+}
+
+/// Where a chain and key are from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// The file that the leaf is in.
+    File(PathBuf),
+    /// A Workload API.
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the leaf is for.
+        id: SpiffeId,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::WorkloadApi { socket, id } => write!(f, "{}: the SVID {id}", socket.display()),
+        }
+    }
 }
 
 /// The facts of a leaf certificate that logs, metrics and people need.

@@ -90,7 +90,7 @@ impl Ca {
             version: 3,
         };
         let certified_key = Arc::new(CertifiedKey::new(chain, key));
-        Arc::new(IdentitySnapshot { name: "i".into(), generation, certified_key, leaf })
+        Arc::new(IdentitySnapshot { name: "i".into(), generation, certified_key, leaf, until: None })
     }
 }
 

@@ -12,6 +12,7 @@ mod version1;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hnp_common::Reason;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -61,9 +62,22 @@ pub enum Unavailable {
     /// None of its certificates, or not its trust, could be loaded.
     #[error("{0} could not be loaded; see the log for the file and the mistake in it")]
     NotLoaded(String),
+    /// None of its certificates may be shown any more.
+    #[error("identity `{0}` has expired and its source gives no other; see the log for what it says")]
+    Expired(String),
     /// rustls refuses what was made of them; not seen in practice.
     #[error("no TLS configuration could be made: {0}")]
     Refused(String),
+}
+
+impl Unavailable {
+    /// The operator's code.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotLoaded(_) | Self::Refused(_) => Reason::IdentityUnavailable,
+            Self::Expired(_) => Reason::IdentityExpired,
+        }
+    }
 }
 
 impl Serving {
@@ -96,9 +110,13 @@ impl Serving {
             return Ok(Arc::clone(terms));
         }
         // Those that are there: a broken one beside them is in the log and in the metrics.
-        let loaded: Vec<_> = mode.serving.iter().filter_map(|index| identities[*index].load_full()).collect();
+        let loaded: Vec<_> =
+            mode.serving.iter().filter_map(|index| presentable(&identities[*index])).collect();
         if loaded.is_empty() {
             let name = &plan.identities[mode.serving[0]].name;
+            if identities[mode.serving[0]].load().is_some() {
+                return Err(Unavailable::Expired(name.to_string()));
+            }
             return Err(Unavailable::NotLoaded(format!("identity `{name}`")));
         }
         let trust =
@@ -112,6 +130,11 @@ impl Serving {
         *known = Some(Arc::clone(&terms));
         Ok(terms)
     }
+}
+
+/// An identity that is there and may be shown.
+fn presentable(identity: &SharedIdentity) -> Option<Arc<IdentitySnapshot>> {
+    identity.load_full().filter(|loaded| loaded.is_presentable())
 }
 
 /// The verifier of clients' certificates that routes use, for whoever wants to know what it would say.
@@ -159,8 +182,8 @@ impl Terms {
     /// Whether they are of the certificates and roots that are loaded now.
     fn is_current(&self, mode: &PodTls, identities: &[SharedIdentity], trusts: &[SharedTrust]) -> bool {
         let mut mine = self.identities.iter();
-        let served = mode.serving.iter().all(|index| match &*identities[*index].load() {
-            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, loaded)),
+        let served = mode.serving.iter().all(|index| match presentable(&identities[*index]) {
+            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, &loaded)),
             None => true,
         });
         let trusted = match (&mode.client_auth, &self.trust) {

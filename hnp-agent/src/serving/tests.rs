@@ -23,7 +23,13 @@ fn snapshot(pair: &Pair) -> Arc<IdentitySnapshot> {
         not_after: std::time::UNIX_EPOCH,
         version: 3,
     };
-    Arc::new(IdentitySnapshot { name: "i".into(), generation: 1, certified_key: certified(pair), leaf })
+    Arc::new(IdentitySnapshot {
+        name: "i".into(),
+        generation: 1,
+        certified_key: certified(pair),
+        leaf,
+        until: None,
+    })
 }
 
 fn certified(pair: &Pair) -> Arc<CertifiedKey> {
@@ -312,6 +318,16 @@ fn terms_are_kept_while_nothing_changes_and_sessions_end_with_them() {
     let renewed = terms();
     assert!(!Arc::ptr_eq(&before, &renewed) && renewed.admits_as(&before), "only what is shown has changed");
     assert_eq!(handshake(&renewed, &client).unwrap().handshake_kind(), Some(HandshakeKind::Full));
+
+    // What may not be presented any more is not shown, and what was made with it is not used on.
+    let over = snapshot(&world.server);
+    let over = IdentitySnapshot { until: Some(std::time::UNIX_EPOCH), ..Arc::into_inner(over).unwrap() };
+    let good = identities[mode.serving[0]].swap(Some(Arc::new(over)));
+    let error = serving.terms(&plan, place, &mode, &identities, &trusts).unwrap_err();
+    assert!(matches!(&error, Unavailable::Expired(name) if name == "j"), "{error}");
+    assert_eq!(error.reason(), Reason::IdentityExpired);
+    identities[mode.serving[0]].store(good);
+    assert!(terms().admits_as(&before));
 
     roots.store(Some(trust(&Ca::new("new pods"))));
     assert!(!terms().admits_as(&before), "other roots are other terms");

@@ -14,7 +14,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::h2::{Terms, Turn, Waited};
-use super::{ConnectionInfo, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
+use super::{
+    ConnectionInfo, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs, presentable,
+};
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::{ResolveError, Resolved};
 use crate::telemetry::record::{HttpVersion, WayRecord};
@@ -137,6 +139,7 @@ impl Upstreams {
         let (transport, addr) = self.way(plan, key.proxy.as_ref(), end).await?;
 
         let failed = |reason, detail| DialError::new(reason, detail, Some(addr));
+        presentable(&key.identity)?;
         let config = self
             .shared
             .configs

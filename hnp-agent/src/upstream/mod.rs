@@ -38,8 +38,10 @@ use tokio::time::Instant;
 
 use crate::config::plan::{Host, Plan, Route, RouteIndex};
 use crate::generation::Generation;
+use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
+use crate::telemetry::rfc3339;
 use crate::telemetry::stats::WorkerStats;
 use h2::Links;
 use pool::Pool;
@@ -339,6 +341,7 @@ impl Upstreams {
         let identity = identity
             .as_ref()
             .ok_or_else(|| unavailable("identity", &self.plan().identities[mode.identity].name))?;
+        presentable(identity)?;
         let trust =
             trust.as_ref().ok_or_else(|| unavailable("trust", &self.plan().trusts[mode.trust].name))?;
         let proxy = self.proxy(plan)?;
@@ -371,7 +374,21 @@ impl Upstreams {
 }
 
 fn unavailable(what: &str, name: &str) -> DialError {
-    let detail =
-        format!("{what} `{name}` could not be loaded; see the log for the file and the mistake in it");
+    let detail = format!(
+        "{what} `{name}` could not be loaded; see the log for where it comes from and the mistake in it"
+    );
     DialError::new(Reason::IdentityUnavailable, detail, None)
+}
+
+/// Whether an identity may be presented now. Asked for every request, pooled connections included, and again before
+/// each handshake: what comes before that takes time.
+fn presentable(identity: &IdentitySnapshot) -> Result<(), DialError> {
+    if identity.is_presentable() {
+        return Ok(());
+    }
+    let (name, since) = (&identity.name, rfc3339(identity.leaf.not_after));
+    let detail = format!(
+        "identity `{name}` has expired at {since} and its source gives no other; see the log for what it says"
+    );
+    Err(DialError::new(Reason::IdentityExpired, detail, None))
 }

@@ -9,7 +9,10 @@ use super::promises;
 use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
-use crate::config::plan::{Capture, CaptureMode, Guard, Plan, RawSockets, Route, UpstreamWay};
+use crate::config::plan::{
+    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Plan, RawSockets, Route,
+    UpstreamWay,
+};
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
 /// The Plan in words.
@@ -108,13 +111,54 @@ pub(super) struct IdentitySummary {
     pub(super) directory: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) passphrase_file: Option<PathBuf>,
+    /// Missing where it is in files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spiffe: Option<SpiffeSummary>,
     /// Missing when it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) leaf: Option<LeafSummary>,
 }
 
+/// A Workload API, and what is asked of it.
+#[derive(Debug, Serialize)]
+pub(super) struct SpiffeSummary {
+    pub(super) socket: PathBuf,
+    pub(super) wanted: String,
+}
+
+impl IdentitySummary {
+    pub(super) fn of(identity: &Identity, leaf: Option<LeafSummary>) -> Self {
+        let name = identity.name.to_string();
+        let (certificate, key, directory, passphrase_file, spiffe) = (None, None, None, None, None);
+        let summary = Self { name, certificate, key, directory, passphrase_file, spiffe, leaf };
+        match &identity.source {
+            IdentitySource::Files(files) => {
+                let passphrase_file = files.passphrase_file.clone();
+                match &files.place {
+                    IdentityPlace::Pair { certificate, key } => Self {
+                        certificate: Some(certificate.clone()),
+                        key: Some(key.clone()),
+                        passphrase_file,
+                        ..summary
+                    },
+                    IdentityPlace::Directory(directory) => {
+                        Self { directory: Some(directory.clone()), passphrase_file, ..summary }
+                    }
+                }
+            }
+            IdentitySource::Spiffe(spiffe) => {
+                let (socket, wanted) = (spiffe.api.socket.clone(), spiffe.choice.to_string());
+                Self { spiffe: Some(SpiffeSummary { socket, wanted }), ..summary }
+            }
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub(super) struct LeafSummary {
+    /// Missing where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spiffe_id: Option<String>,
     pub(super) subject: String,
     pub(super) issuer: String,
     pub(super) serial: String,
@@ -444,7 +488,12 @@ impl IdentitySummary {
         ];
         let shown = |(what, path): (_, &Option<PathBuf>)| Some((what, path.as_ref()?.display().to_string()));
         let mut rows: Vec<_> = files.into_iter().filter_map(shown).collect();
+        if let Some(spiffe) = &self.spiffe {
+            rows.push(("socket", spiffe.socket.display().to_string()));
+            rows.push(("asks for", spiffe.wanted.clone()));
+        }
         if let Some(leaf) = &self.leaf {
+            rows.extend(leaf.spiffe_id.iter().map(|id| ("SPIFFE ID", id.clone())));
             rows.push(("subject", leaf.subject.clone()));
             rows.push(("issuer", leaf.issuer.clone()));
             rows.push(("serial", leaf.serial.clone()));

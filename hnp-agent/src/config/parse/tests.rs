@@ -93,7 +93,7 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.pool_idle, 0);
     let mode = route.reverse_proxy().expect("not a tunnel");
     assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    let IdentitySource::Files(files) = &plan.identities[mode.identity].source;
+    let IdentitySource::Files(files) = &plan.identities[mode.identity].source else { panic!() };
     let IdentityPlace::Pair { key, .. } = &files.place else { panic!() };
     assert_eq!(key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
@@ -608,7 +608,7 @@ fn an_identity_is_two_files_or_a_directory() {
              identity: i}}\n"
         );
         crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| {
-            let IdentitySource::Files(files) = &plan.identities[0].source;
+            let IdentitySource::Files(files) = &plan.identities[0].source else { panic!() };
             files.clone()
         })
     };
@@ -621,6 +621,62 @@ fn an_identity_is_two_files_or_a_directory() {
         ("key: /k", "identities.i.certificate: is missing; allowed: the path of a PEM file, or `directory`"),
     ] {
         let shown = with(written).unwrap_err().to_string();
+        assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
+    }
+}
+
+#[test]
+fn an_identity_of_the_workload_api_is_a_socket_and_which_of_several() {
+    let with = |identity: &str, socket: Option<&str>| {
+        let text = format!(
+            "identities: {{i: {{{identity}}}}}\nroutes:\n- {{name: a, destinations: ['a.test:80'], upstream: 'https://a.test', \
+             identity: i}}\n"
+        );
+        let around = Surroundings { spiffe_socket: socket.map(Into::into), ..alone(1) };
+        let read = plan(&text, Path::new("hnp.yaml"), &around).map_err(|errors| errors.to_string());
+        read.map(|(plan, _)| {
+            let IdentitySource::Spiffe(spiffe) = &plan.identities[0].source else { panic!() };
+            (spiffe.api.socket.display().to_string(), spiffe.choice.to_string())
+        })
+    };
+    let read = |identity: &str| with(identity, None).unwrap();
+    assert_eq!(read("spiffe: {socket: /s}"), ("/s".into(), "the first SVID".into()));
+    assert_eq!(
+        read("spiffe: {socket: 'unix:///run/s', hint: internal}"),
+        ("/run/s".into(), "the SVID with the hint internal".into())
+    );
+    assert_eq!(read("spiffe: {socket: /s, id: 'spiffe://A.test/b'}").1, "the SVID spiffe://a.test/b");
+    let around = with("spiffe: {hint: x}", Some("unix:///run/around")).unwrap();
+    assert_eq!(around.0, "/run/around");
+    assert_eq!(with("spiffe: {socket: /s}", Some("unix:///run/around")).unwrap().0, "/s");
+    let long = format!("spiffe: {{socket: /{}}}", "s".repeat(107));
+    for (written, socket, expected) in [
+        (
+            "spiffe: {}",
+            None,
+            "identities.i.spiffe.socket: is missing; allowed: the path of the Workload API's socket",
+        ),
+        (
+            "spiffe: {}",
+            Some("tcp://127.0.0.1:1"),
+            "identities.i.spiffe.socket: from the environment: \"tcp://",
+        ),
+        (
+            "spiffe: {socket: 'tcp://127.0.0.1:1'}",
+            None,
+            "is no UNIX socket, and others are not asked for keys",
+        ),
+        ("spiffe: {socket: s}", None, "\"s\" is not a UNIX socket"),
+        (&long, None, "is too long for a socket"),
+        (
+            "spiffe: {socket: /s, hint: a, id: 'spiffe://a/b'}",
+            None,
+            "identities.i.spiffe.id: stands beside `hint`",
+        ),
+        ("spiffe: {socket: /s, id: 'spiffe://a'}", None, "is no SPIFFE ID: it has no path"),
+        ("spiffe: {socket: /s}, key: /k", None, "identities.i.key: stands beside `spiffe`"),
+    ] {
+        let shown = with(written, socket).unwrap_err();
         assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
     }
 }
