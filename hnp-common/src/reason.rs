@@ -135,7 +135,7 @@ reasons! {
     /// The upstream accepted the connection and did not finish the TLS handshake in time.
     UpstreamTlsTimeout = 65, "upstream_tls_timeout", Upstream, 504, "Something accepts connections and does not speak TLS in time.";
     /// The TLS handshake with the upstream failed for a reason other than certificates.
-    UpstreamTlsFailed = 66, "upstream_tls_failed", Upstream, 502, "Does the upstream speak TLS 1.2 or 1.3 on that port?";
+    UpstreamTlsFailed = 66, "upstream_tls_failed", Upstream, 502, "Does the upstream speak TLS 1.2 or 1.3 on that port; 1.3, where the trust's `tls_min` wants it?";
     /// The upstream did not begin its answer in time.
     UpstreamResponseTimeout = 67, "upstream_response_timeout", Upstream, 504, "The manager is slow; raise `timeouts.response` if that is expected.";
     /// The upstream closed the connection before its answer began.
@@ -164,9 +164,9 @@ reasons! {
     /// The upstream's certificate has expired, or is not valid yet.
     UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock.";
     /// The upstream's certificate is for another name.
-    UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host with the names in its certificate.";
+    UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host, and the `ids` and `names` of the trust, with the names in its certificate.";
     /// The upstream's certificate was not issued by a CA this route trusts.
-    UpstreamCertificateUnknownCa = 82, "upstream_certificate_unknown_ca", Upstream, 502, "Compare the route's trust with the chain the manager sends.";
+    UpstreamCertificateUnknownCa = 82, "upstream_certificate_unknown_ca", Upstream, 502, "Compare the route's trust with the chain the manager sends; with SPIFFE, whether there is a bundle of its trust domain.";
     /// The upstream's certificate cannot be used for another reason.
     UpstreamCertificateBad = 83, "upstream_certificate_bad", Upstream, 502, "The message has the verifier's words.";
     /// The upstream refused our client certificate, or wants one and got none it accepts.
@@ -211,7 +211,7 @@ reasons! {
     /// The pod's certificate was not issued by a CA that the route takes.
     PodCertificateUnknownCa = 104, "pod_certificate_unknown_ca", Client, 0, "Compare the issuer of the workload's certificate with the roots under `end_to_end.client_trust`.";
     /// The pod's certificate is for somebody whom the route does not take.
-    PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`.";
+    PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`, and with `ids` and `names` of the trust.";
     /// The pod's certificate cannot be verified.
     PodCertificateBad = 106, "pod_certificate_bad", Client, 0, "The message says what is wrong with it: its encoding, its usage, or how it is signed.";
     /// The pod's certificate, or one above it, was revoked by its CA.

@@ -213,7 +213,7 @@ impl Report {
             Ok(loaded) => {
                 self.warnings
                     .extend(loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning)));
-                if trust.roots != Roots::System {
+                if matches!(trust.roots, Roots::File(_)) {
                     let origin = trust.roots.to_string();
                     for root in &loaded.dates {
                         self.age(&key, Expiry::of_root(&root.subject, &origin, root.lifetime));
@@ -232,6 +232,9 @@ impl Report {
             crls: trust.revocation.crls.clone(),
             lists: roots.map(|(_, lists)| lists).filter(|_| trust.revocation.crls.is_some()),
             roots: roots.map(|(roots, _)| roots),
+            ids: trust.peers.ids.iter().map(ToString::to_string).collect(),
+            names: trust.peers.names.iter().map(ToString::to_string).collect(),
+            tls_min: trust.tls_min.as_str(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
     Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Kubernetes, Limits,
-    Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
+    Log, NamePattern, OnDoubt, Peers, Plan, Resolver, Revocation, Roots, TlsVersion, Trust,
 };
 use super::read::{Reader, Section};
 use super::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
@@ -57,7 +57,8 @@ const CAPTURE: &[&str] = &[
 ];
 const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file", "spiffe"];
 const SPIFFE_IDENTITY: &[&str] = &["socket", "hint", "id"];
-const TRUST: &[&str] = &["roots", "crls", "crl_unknown", "crl_expired"];
+const TRUST: &[&str] = &["roots", "spiffe", "ids", "names", "tls_min", "crls", "crl_unknown", "crl_expired"];
+const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
@@ -75,6 +76,7 @@ fn all_keys() -> Vec<String> {
         below("identities.NAME", IDENTITY),
         below("identities.NAME.spiffe", SPIFFE_IDENTITY),
         below("trusts.NAME", TRUST),
+        below("trusts.NAME.spiffe", SPIFFE_TRUST),
         below("upstream_proxies.NAME", upstream_proxies::KEYS),
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
         below("routes[]", routes::KEYS),
@@ -110,7 +112,7 @@ pub(super) fn plan(
 
     let capture = capture(&mut r, &top);
     let mut identities = identities(&mut r, &top, around);
-    let mut trusts = trusts(&mut r, &top);
+    let mut trusts = trusts(&mut r, &top, around);
     let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
@@ -300,7 +302,7 @@ fn workload_api(r: &mut Reader, s: &Section<'_>, around: &Surroundings) -> Workl
     WorkloadApi { socket: socket.unwrap_or_default() }
 }
 
-fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
+fn trusts(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Named<Trust> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "trusts", TRUST) {
         if &*name == SYSTEM {
@@ -313,8 +315,13 @@ fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
                 Wrong::new(format!("{path:?} is no roots"), "the absolute path of a PEM file, or system")
             }),
         };
-        let roots = r.required(&section, "roots", "the path of a PEM file, or system", roots);
-        let roots = roots.unwrap_or(Roots::System);
+        let roots = if section.get("spiffe").is_some() {
+            Roots::Spiffe(spiffe_bundles(r, &section, around))
+        } else {
+            let roots =
+                r.required(&section, "roots", "the path of a PEM file, or system; or `spiffe`", roots);
+            roots.unwrap_or(Roots::System)
+        };
         let revocation = Revocation {
             crls: r.optional(&section, "crls", values::path),
             unknown: r.or(&section, "crl_unknown", OnDoubt::Refuse, values::on_doubt),
@@ -326,9 +333,62 @@ fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
                 r.mistake(section.mark_of(key), section.key(key), what);
             }
         }
-        all.push(Arc::clone(&name), section.mark, Trust { name, roots, revocation });
+        let peers = peers(r, &section);
+        if matches!(roots, Roots::Spiffe(_)) && section.get("ids").is_none() {
+            let what = "is missing: a bundle vouches for every workload of its trust domain; allowed: SPIFFE IDs such as \
+                        spiffe://example.org/manager, or spiffe://example.org/* for all of them";
+            r.mistake(section.mark, section.key("ids"), what);
+        }
+        let tls_min = r.or(&section, "tls_min", TlsVersion::default(), values::tls_version);
+        all.push(Arc::clone(&name), section.mark, Trust { name, roots, revocation, peers, tls_min });
     }
     all
+}
+
+/// Where bundles come from.
+fn spiffe_bundles(r: &mut Reader, section: &Section<'_>, around: &Surroundings) -> WorkloadApi {
+    for (other, what) in [
+        ("roots", "stands beside `spiffe`, which gives the roots; allowed: one of the two"),
+        (
+            "crls",
+            "stands beside `spiffe`, which gives revocation lists with its bundles; allowed: with `roots`",
+        ),
+    ] {
+        if section.get(other).is_some() {
+            r.mistake(section.mark_of(other), section.key(other), what);
+        }
+    }
+    let s = r.section(section, "spiffe", SPIFFE_TRUST);
+    workload_api(r, &s, around)
+}
+
+/// Who is taken of those that the roots vouch for. Of a list that is empty nobody knows whether it means all or none.
+fn peers(r: &mut Reader, section: &Section<'_>) -> Peers {
+    let (mut ids, mut names) = (Vec::new(), Vec::new());
+    for (index, node) in r.list(section, "ids").iter().enumerate() {
+        ids.extend(r.item(node, &format!("{}[{index}]", section.key("ids")), values::id_pattern));
+    }
+    for (index, node) in r.list(section, "names").iter().enumerate() {
+        names.extend(r.item(node, &format!("{}[{index}]", section.key("names")), peer_name));
+    }
+    for key in ["ids", "names"] {
+        if matches!(section.get(key).map(|node| &node.kind), Some(yaml::Kind::List(items)) if items.is_empty())
+        {
+            let what = "is empty; allowed: one at least, or take it out";
+            r.mistake(section.mark_of(key), section.key(key), what);
+        }
+    }
+    Peers { ids, names }
+}
+
+fn peer_name(text: &str) -> Result<NamePattern, Wrong> {
+    hosts::name_pattern(text).map_err(|_| {
+        Wrong::not(
+            text,
+            "a name in a certificate",
+            "a DNS name, or *.SUFFIX with two labels at least; SPIFFE IDs go under `ids`",
+        )
+    })
 }
 
 /// The entries of a mapping from names to sections, with names and keys checked.
@@ -365,11 +425,7 @@ fn reference<T>(
 /// The trust for routes that name none: the system's roots, one for all of them.
 fn system_trust(trusts: &mut Named<Trust>, mark: Mark) -> usize {
     trusts.find(SYSTEM).unwrap_or_else(|| {
-        trusts.push(
-            SYSTEM.into(),
-            mark,
-            Trust { name: SYSTEM.into(), roots: Roots::System, revocation: Revocation::default() },
-        );
+        trusts.push(SYSTEM.into(), mark, Trust::of_roots(SYSTEM.into(), Roots::System));
         trusts.find(SYSTEM).expect("it was just added")
     })
 }

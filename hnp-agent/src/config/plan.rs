@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::end_to_end::EndToEnd;
 use super::gateway::Gateway;
 use super::selector::{Labels, Selector};
-use super::spiffe::SpiffeIdentity;
+use super::spiffe::{IdPattern, SpiffeIdentity, WorkloadApi};
 use super::upstream_proxy::UpstreamProxy;
 
 /// The whole configuration, validated.
@@ -404,6 +404,47 @@ pub struct Trust {
     pub roots: Roots,
     /// What is known of certificates that were revoked.
     pub revocation: Revocation,
+    /// Who is taken of those that the roots vouch for.
+    pub peers: Peers,
+    /// The oldest TLS that is spoken with whoever is verified by it.
+    pub tls_min: TlsVersion,
+}
+
+/// Who is taken of those that a trust's roots vouch for. Of each list that is not empty one entry must fit.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Peers {
+    /// SPIFFE IDs. Never empty where the roots are SPIFFE bundles.
+    pub ids: Vec<IdPattern>,
+    /// DNS names among those of the certificate.
+    pub names: Vec<NamePattern>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    #[default]
+    V1_2,
+    /// TLS 1.3 (RFC 8446).
+    V1_3,
+}
+
+impl TlsVersion {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V1_2 => "1.2",
+            Self::V1_3 => "1.3",
+        }
+    }
+}
+
+impl Trust {
+    /// One that takes whoever these roots vouch for.
+    pub fn of_roots(name: Arc<str>, roots: Roots) -> Self {
+        let (revocation, peers, tls_min) = Default::default();
+        Self { name, roots, revocation, peers, tls_min }
+    }
 }
 
 /// Where a trust's revocation lists (CRLs) come from, and what holds where they say nothing.
@@ -434,6 +475,8 @@ pub enum Roots {
     File(PathBuf),
     /// The system's store.
     System,
+    /// The bundles of a SPIFFE Workload API, each for its own trust domain.
+    Spiffe(WorkloadApi),
 }
 
 impl std::fmt::Display for Roots {
@@ -442,6 +485,7 @@ impl std::fmt::Display for Roots {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::System => f.write_str("the system's store"),
+            Self::Spiffe(api) => write!(f, "the SPIFFE bundles of {api}"),
         }
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{
-    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, Unreadable,
-    UpstreamProtocol,
+    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, TlsVersion,
+    Unreadable, UpstreamProtocol,
 };
 
-use super::spiffe::SpiffeId;
+use super::spiffe::{IdPattern, SpiffeId};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -183,6 +183,21 @@ pub(super) fn spiffe_id(text: &str) -> Value<SpiffeId> {
     SpiffeId::parse(text).map_err(|why| {
         Wrong::new(format!("{text:?} is no SPIFFE ID: {why}"), "such as spiffe://example.org/ns/ci/sa/runner")
     })
+}
+
+/// A SPIFFE ID, or those below a path.
+pub(super) fn id_pattern(text: &str) -> Value<IdPattern> {
+    IdPattern::parse(text).map_err(|why| {
+        let allowed = "such as spiffe://example.org/ns/ci/sa/runner, spiffe://example.org/ns/ci/* or spiffe://example.org/*";
+        Wrong::new(format!("{text:?} is no SPIFFE ID: {why}"), allowed)
+    })
+}
+
+/// A version of TLS that is spoken.
+pub(super) fn tls_version(text: &str) -> Value<TlsVersion> {
+    let versions = [TlsVersion::V1_2, TlsVersion::V1_3];
+    let found = versions.into_iter().find(|version| version.as_str() == text);
+    found.ok_or_else(|| Wrong::not(text, "a version of TLS that is spoken", "1.2 or 1.3"))
 }
 
 /// `true` or `false`.

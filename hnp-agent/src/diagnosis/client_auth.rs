@@ -61,7 +61,7 @@ impl Look<'_> {
             return Without::Unclear("the upstream could not be dialled again".into());
         };
         let offer = if self.speaks_http() { Offer::Http1 } else { Offer::Nothing };
-        let (config, _) = match probe::config(Some(trust.verifier.clone()), offer) {
+        let (config, _) = match probe::config(Some(&**trust), offer) {
             Ok(made) => made,
             Err(error) => return Without::Unclear(error.to_string()),
         };

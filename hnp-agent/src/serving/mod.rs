@@ -148,6 +148,15 @@ pub fn client_verifier(
     Ok(Arc::new(PodVerifier::of(anchors, Arc::default(), names)?))
 }
 
+/// The same by all that a trust says.
+#[cfg(test)]
+pub(crate) fn verifier_by(
+    trust: &TrustSnapshot,
+    names: Vec<ClientName>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    Ok(Arc::new(PodVerifier::by(trust, names)?))
+}
+
 impl Terms {
     fn new(
         mode: &PodTls,
@@ -156,16 +165,16 @@ impl Terms {
         trust: Option<Arc<TrustSnapshot>>,
     ) -> Result<Self, String> {
         let words = |error: rustls::Error| error.to_string();
+        let least = trust.as_ref().map(|trust| trust.tls_min).unwrap_or_default();
         let provider = crate::crypto::provider();
         let verifier = match (&trust, &mode.client_auth) {
             (Some(trust), ClientAuth::Required { names, .. }) => {
-                let (anchors, lists) = (Arc::clone(&trust.anchors), Arc::clone(&trust.lists));
-                Some(Arc::new(PodVerifier::of(anchors, lists, names.clone())?))
+                Some(Arc::new(PodVerifier::by(trust, names.clone())?))
             }
             _ => None,
         };
         let builder = ServerConfig::builder_with_details(provider, crate::clock::for_tls())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .with_protocol_versions(crate::crypto::versions(least))
             .map_err(words)?;
         let builder = match &verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),

@@ -271,7 +271,8 @@ fn admits_with(world: &World, lists: &str, pair: &Pair) -> Result<(), Reason> {
     std::fs::write(&crls, lists).unwrap();
     let revocation = crate::config::plan::Revocation { crls: Some(crls), ..Default::default() };
     let roots = crate::config::plan::Roots::File(roots);
-    let trust = crate::config::plan::Trust { name: "t".into(), roots, revocation };
+    let trust =
+        crate::config::plan::Trust { revocation, ..crate::config::plan::Trust::of_roots("t".into(), roots) };
     let loaded = crate::trust::load::load(&trust).unwrap();
     let verifier = PodVerifier::of(loaded.anchors, loaded.lists, Vec::new()).unwrap();
     let leaf = CertificateDer::from_pem_slice(pair.0.as_bytes()).unwrap();

@@ -34,6 +34,11 @@ const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// A message's prefix: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
+/// How long `check` and `doctor` wait for an answer.
+pub const LOOK: Duration = Duration::from_secs(5);
+/// The same where others wait behind it, at the start and at a reload.
+pub const BRIEF_LOOK: Duration = Duration::from_secs(2);
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Method {

@@ -152,7 +152,7 @@ impl Upstreams {
             Ok(Err(error)) => {
                 // What TLS itself objects to stays; a connection that broke may have met a restart.
                 let broke = trust::tls_reason(&error).is_none();
-                return Err(failed(trust::reason_of_io(&error), error.to_string()).may_pass(broke));
+                return Err(failed(trust::reason_of_io(&error), trust::words_of_io(&error)).may_pass(broke));
             }
             Err(_) => {
                 let detail = format!("no TLS handshake within {:?}", plan.timeouts.tls);

@@ -181,6 +181,13 @@ pub(super) struct TrustSummary {
     /// How many revocation lists; missing when they could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lists: Option<usize>,
+    /// SPIFFE IDs that are taken; missing where any is, or none is needed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) ids: Vec<String>,
+    /// DNS names, one of which is needed; missing where none is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) names: Vec<String>,
+    pub(super) tls_min: &'static str,
 }
 
 /// Without credentials, whatever they are.
@@ -515,6 +522,12 @@ impl TrustSummary {
             let count = self.lists.map_or("not loaded".into(), |lists| lists.to_string());
             rows.push(("revoked", format!("{count} list(s) from {}", crls.display())));
         }
+        for (what, list) in [("only IDs", &self.ids), ("only names", &self.names)] {
+            if !list.is_empty() {
+                rows.push((what, list.join(", ")));
+            }
+        }
+        rows.push(("TLS from", self.tls_min.into()));
         table(text, format!("trust {}", self.name), &rows);
     }
 }

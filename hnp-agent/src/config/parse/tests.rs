@@ -682,6 +682,58 @@ fn an_identity_of_the_workload_api_is_a_socket_and_which_of_several() {
 }
 
 #[test]
+fn a_trust_says_whose_roots_who_is_taken_and_how_old_tls_may_be() {
+    let with = |trust: &str| {
+        let text = format!(
+            "identities: {{i: {{directory: /d}}}}\ntrusts: {{t: {{{trust}}}}}\nroutes:\n- {{name: a, destinations: \
+             ['a.test:80'], upstream: 'https://a.test', identity: i, trust: t}}\n"
+        );
+        plan(&text, Path::new("hnp.yaml"), &alone(1))
+            .map(|(plan, _)| (*plan.trusts[0]).clone())
+            .map_err(|errors| errors.to_string())
+    };
+    let plain = with("roots: /r").unwrap();
+    assert_eq!((plain.peers, plain.tls_min), (Peers::default(), TlsVersion::V1_2));
+    let spiffe =
+        with("spiffe: {socket: 'unix:///s'}, ids: ['spiffe://a.test/m', 'spiffe://b.test/*'], tls_min: 1.3")
+            .unwrap();
+    assert_eq!(spiffe.roots.to_string(), "the SPIFFE bundles of /s");
+    assert_eq!(spiffe.tls_min, TlsVersion::V1_3);
+    let ids: Vec<String> = spiffe.peers.ids.iter().map(ToString::to_string).collect();
+    assert_eq!(ids, ["spiffe://a.test/m", "spiffe://b.test/*"]);
+    let names = with("roots: /r, names: [m.test, '*.m.test']").unwrap().peers.names;
+    assert_eq!(names, [NamePattern::Exact("m.test".into()), NamePattern::Below("m.test".into())]);
+    for (written, expected) in [
+        (
+            "spiffe: {socket: /s}",
+            "trusts.t.ids: is missing: a bundle vouches for every workload of its trust domain",
+        ),
+        ("spiffe: {socket: /s}, ids: []", "trusts.t.ids: is empty"),
+        (
+            "spiffe: {socket: /s}, ids: ['spiffe://a'], names: [m.test]",
+            "trusts.t.ids[0]: \"spiffe://a\" is no SPIFFE ID",
+        ),
+        ("spiffe: {socket: /s}, ids: ['*']", "is no SPIFFE ID: it does not begin with spiffe://"),
+        ("spiffe: {socket: /s}, ids: ['spiffe://a/*'], roots: /r", "trusts.t.roots: stands beside `spiffe`"),
+        ("spiffe: {socket: /s}, ids: ['spiffe://a/*'], crls: /c", "trusts.t.crls: stands beside `spiffe`"),
+        ("spiffe: {sockets: /s}, ids: ['spiffe://a/*']", "did you mean `socket`?"),
+        (
+            "ids: ['spiffe://a/*']",
+            "trusts.t.roots: is missing; allowed: the path of a PEM file, or system; or `spiffe`",
+        ),
+        ("roots: /r, names: ['spiffe://a/b']", "SPIFFE IDs go under `ids`"),
+        ("roots: /r, names: []", "trusts.t.names: is empty"),
+        (
+            "roots: /r, tls_min: 1.1",
+            "trusts.t.tls_min: \"1.1\" is not a version of TLS that is spoken; allowed: 1.2 or 1.3",
+        ),
+    ] {
+        let shown = with(written).unwrap_err();
+        assert!(shown.contains(expected), "{written}: {shown}");
+    }
+}
+
+#[test]
 fn revocation_is_closed_unless_the_trust_says_otherwise() {
     let with = |trust: &str| {
         let text = format!(

@@ -19,12 +19,8 @@ use super::snapshot::IdentitySnapshot;
 use crate::config::spiffe::SpiffeIdentity;
 use crate::files::published::Published;
 use crate::spiffe::SpiffeError;
-use crate::spiffe::endpoint::{self, Message, Method, Subscription};
+use crate::spiffe::endpoint::{self, BRIEF_LOOK, LOOK, Message, Method, Subscription};
 
-/// How long `check` and `doctor` wait for an answer.
-const LOOK: Duration = Duration::from_secs(5);
-/// The same where others wait behind it, at the start and at a reload.
-const BRIEF_LOOK: Duration = Duration::from_secs(2);
 /// How often it is looked at how old the SVID is, and whether one that was too early is valid now.
 const TICK: Duration = Duration::from_secs(1);
 
