@@ -306,18 +306,41 @@ fn status(headers: &HeaderMap) -> Option<Result<(), Trouble>> {
     Some(Err(Trouble::Status { code, message }))
 }
 
-/// A server's words on one line, not without end.
+/// A server's words on one line, not without end. They come percent-encoded; what nobody can read stays so.
 fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for byte in bytes.iter().take(512) {
+    let mut rest = bytes.iter().take(512);
+    while let Some(byte) = rest.next() {
+        let mut ahead = rest.clone();
+        let digits = [ahead.next(), ahead.next()].map(|digit| char::from(*digit?).to_digit(16));
+        let byte = match (byte, digits) {
+            (b'%', [Some(high), Some(low)]) => {
+                rest = ahead;
+                u8::try_from(high << 4 | low).expect("two digits")
+            }
+            _ => *byte,
+        };
         match byte {
-            0x20..0x7f => text.push(char::from(*byte)),
+            0x20..0x7f => text.push(char::from(byte)),
             _ => {
                 let _ = write!(text, "%{byte:02X}");
             }
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn a_servers_words_are_decoded_and_stay_on_their_line() {
+        assert_eq!(printable(b"no%20identity%20issued"), "no identity issued");
+        assert_eq!(printable(b"100% of%zz%4"), "100% of%zz%4");
+        assert_eq!(printable(b"a%0ab%C3%A4%1b[0m\r"), "a%0Ab%C3%A4%1B[0m%0D");
+        assert_eq!(printable(&[b'a'; 4096]).len(), 512);
+    }
 }
 
 fn broken(error: &h2::Error) -> Trouble {

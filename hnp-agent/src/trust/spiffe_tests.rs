@@ -197,15 +197,18 @@ fn roots_of_files_take_only_the_names_that_are_listed() {
     let both = leaf(OURS, &["whatever.test", "m1.example.test"]);
     let below = NamePattern::Below("example.test".into());
     assert_eq!(verdict(&by(&[], &[]), &both), Ok(()));
-    assert_eq!(verdict(&by(&[], &[below.clone()]), &both), Ok(()));
-    assert_eq!(verdict(&by(&[OURS], &[below.clone()]), &both), Ok(()));
+    assert_eq!(verdict(&by(&[], std::slice::from_ref(&below)), &both), Ok(()));
+    assert_eq!(verdict(&by(&[OURS], std::slice::from_ref(&below)), &both), Ok(()));
     let (reason, words) = refusal(&by(&[], &[NamePattern::Exact("other.test".into())]), &both);
     assert_eq!(reason, Reason::UpstreamCertificateName);
     assert_eq!(
         words,
         "its certificate is for whatever.test, m1.example.test, and the trust takes other.test"
     );
-    assert_eq!(refusal(&by(&[THEIRS], &[below.clone()]), &both).0, Reason::UpstreamCertificateName);
+    assert_eq!(
+        refusal(&by(&[THEIRS], std::slice::from_ref(&below)), &both).0,
+        Reason::UpstreamCertificateName
+    );
     // The host's name is looked at all the same.
     let elsewhere = refusal(&by(&[OURS], &[below]), &leaf(OURS, &["m1.example.test"]));
     assert_eq!(elsewhere.0, Reason::UpstreamCertificateName);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use rustls::ServerConnection;
 
@@ -36,6 +37,8 @@ pub struct TlsFacts {
     pub server_name: Option<String>,
     /// The client's certificate.
     pub client: Option<pki::Facts>,
+    /// When the handshake was finished.
+    pub at: SystemTime,
 }
 
 impl TlsFacts {
@@ -46,6 +49,7 @@ impl TlsFacts {
             key_exchange: connection.negotiated_key_exchange_group().map(name).unwrap_or_default(),
             server_name: connection.server_name().map(str::to_owned),
             client: connection.peer_certificates().and_then(<[_]>::first).map(pki::facts),
+            at: SystemTime::now(),
         }
     }
 }
