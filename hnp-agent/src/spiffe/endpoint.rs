@@ -22,7 +22,9 @@ use crate::backoff;
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause: an agent that comes back is found within it.
+/// The longest pause while there is nobody to ask: it costs one connect(2), and an agent that comes back is found within it.
+const LONGEST_ALONE: Duration = Duration::from_secs(1);
+/// The longest pause while somebody answers with errors.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// The pause after an answer that says that asking again is no use. Somebody may have put another server there.
 const FINAL_PAUSE: Duration = Duration::from_secs(300);
@@ -87,7 +89,9 @@ impl Subscription {
             loop {
                 let ended = stream(&socket, method, &sender).await;
                 failures = if ended.gave { 1 } else { failures + 1 };
-                let mut pause = backoff::pause(FIRST_PAUSE, LONGEST_PAUSE, failures);
+                let alone = matches!(ended.trouble, Some(Trouble::Unreachable(_)));
+                let longest = if alone { LONGEST_ALONE } else { LONGEST_PAUSE };
+                let mut pause = backoff::pause(FIRST_PAUSE, longest, failures);
                 match ended.trouble {
                     None if sender.is_closed() => return,
                     None => {

@@ -87,8 +87,10 @@ impl Source {
 
     fn refused(&mut self, error: &SpiffeError) {
         let words = error.to_string();
-        let first = self.said.as_ref() != Some(&words);
-        self.publisher.refused(&words, first);
-        self.said = Some(words);
+        // It is tried again and again, and counts once.
+        if self.said.as_ref() != Some(&words) {
+            self.publisher.refused(&words, true);
+            self.said = Some(words);
+        }
     }
 }

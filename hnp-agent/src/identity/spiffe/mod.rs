@@ -98,13 +98,11 @@ impl Source {
 
     fn refused(&mut self, error: SpiffeError) {
         let words = error.to_string();
-        // One that waits for its time is tried every second, and counts once.
-        let again = self.said.as_ref() == Some(&words);
-        if again && self.early.is_some() {
-            return;
+        // It is tried again and again, and counts once.
+        if self.said.as_ref() != Some(&words) {
+            self.said = Some(words);
+            self.publisher.refused(&IdentityError::Spiffe(error), true);
         }
-        self.said = Some(words);
-        self.publisher.refused(&IdentityError::Spiffe(error), !again);
     }
 }
 
