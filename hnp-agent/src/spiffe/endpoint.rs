@@ -334,6 +334,10 @@ fn printable(bytes: &[u8]) -> String {
     text
 }
 
+fn broken(error: &h2::Error) -> Trouble {
+    Trouble::Broken(error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::printable;
@@ -345,8 +349,4 @@ mod tests {
         assert_eq!(printable(b"a%0ab%C3%A4%1b[0m\r"), "a%0Ab%C3%A4%1B[0m%0D");
         assert_eq!(printable(&[b'a'; 4096]).len(), 512);
     }
-}
-
-fn broken(error: &h2::Error) -> Trouble {
-    Trouble::Broken(error.to_string())
 }

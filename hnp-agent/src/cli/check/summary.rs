@@ -10,7 +10,7 @@ use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
-    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Plan, RawSockets, Route,
+    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Plan, RawSockets, Roots, Route,
     UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
@@ -77,6 +77,9 @@ pub(super) struct ReverseProxySummary {
     pub(super) upstream_protocol: &'static str,
     pub(super) authority: &'static str,
     pub(super) server_name: String,
+    /// What the upstream's certificate must be for, in words.
+    #[serde(skip)]
+    pub(super) certificate_for: String,
     pub(super) identity: String,
     pub(super) trust: String,
     pub(super) pool_idle: usize,
@@ -239,6 +242,10 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             upstream_protocol: mode.upstream_protocol.as_str(),
             authority: mode.authority.as_str(),
             server_name: route.upstream.server_name.to_str().into_owned(),
+            certificate_for: match &plan.trusts[mode.trust].roots {
+                Roots::Spiffe(_) => format!("the IDs of trust {}", plan.trusts[mode.trust].name),
+                Roots::File(_) | Roots::System => route.upstream.server_name.to_str().into_owned(),
+            },
             identity: plan.identities[mode.identity].name.to_string(),
             trust: plan.trusts[mode.trust].name.to_string(),
             pool_idle: route.upstream.pool_idle,
@@ -443,7 +450,7 @@ impl RouteSummary {
         if let Some(mode) = &self.reverse_proxy {
             kind.insert(1, mode.protocol);
             rows.extend([
-                ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.server_name)),
+                ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.certificate_for)),
                 ("speaks", mode.upstream_protocol.into()),
                 ("authority", mode.authority.into()),
                 ("identity", mode.identity.clone()),
