@@ -4,9 +4,9 @@
 //! weeks before. Half the lifetime is worth a line, three quarters a warning, because what was to renew it has not.
 //! Pure: `now` is an argument.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::identity::snapshot::Origin;
 use crate::telemetry::rfc3339;
 use crate::x509::span;
 
@@ -80,16 +80,16 @@ pub struct Expiry {
 /// Which certificate, for people.
 #[derive(Clone, Debug)]
 enum Certificate {
-    /// An identity's leaf, in this file.
-    Leaf(PathBuf),
+    /// An identity's leaf, from there.
+    Leaf(Origin),
     /// A root, of this name, from there.
     Root { name: String, origin: String },
 }
 
 impl Expiry {
     /// Of an identity's certificate.
-    pub fn of_leaf(path: &Path, lifetime: Lifetime) -> Self {
-        Self { certificate: Certificate::Leaf(path.to_owned()), lifetime, said: None }
+    pub fn of_leaf(origin: &Origin, lifetime: Lifetime) -> Self {
+        Self { certificate: Certificate::Leaf(origin.clone()), lifetime, said: None }
     }
 
     /// Of a root; `origin` is the file or directory it was in.
@@ -116,13 +116,17 @@ impl Expiry {
         };
         let over = stage.as_str();
         match &self.certificate {
-            Certificate::Leaf(path) => {
+            Certificate::Leaf(Origin::File(path)) => {
                 let path = path.display();
                 format!(
                     "{path}: {over}, and {end}; see that whatever renews it does, or renew it (hnp-agent certs renew {path} \
                      --ca CA.crt --ca-key CA.key)"
                 )
             }
+            Certificate::Leaf(origin @ Origin::WorkloadApi { .. }) => format!(
+                "{origin}: {over}, and {end}; the SPIRE agent should have given out another by now: see its log, and \
+                 whether it reaches its server"
+            ),
             Certificate::Root { name, origin } => format!(
                 "{origin}: the root {name}: {over}, and {end}; add its successor beside it before that (hnp-agent certs \
                  inspect {origin} shows what is there)"
@@ -139,11 +143,15 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
     }
 
+    fn file() -> Origin {
+        Origin::File("/c.crt".into())
+    }
+
     const HOUR: fn() -> Lifetime = || Lifetime { not_before: at(0), not_after: at(3600) };
 
     #[test]
     fn each_stage_is_said_once_and_the_last_one_first_where_some_were_skipped() {
-        let mut expiry = Expiry::of_leaf(Path::new("/c.crt"), HOUR());
+        let mut expiry = Expiry::of_leaf(&file(), HOUR());
         let mut said = Vec::new();
         for second in (0..4000).step_by(10) {
             said.extend(expiry.look(at(second)).map(|(stage, _)| (second, stage)));
@@ -156,7 +164,7 @@ mod tests {
         ];
         assert_eq!(said, expected);
         assert_eq!(expected.map(|(_, stage)| stage.is_warning()), [false, true, true, true]);
-        let mut late = Expiry::of_leaf(Path::new("/c.crt"), HOUR());
+        let mut late = Expiry::of_leaf(&file(), HOUR());
         assert_eq!(late.look(at(3300)).unwrap().0, Stage::NineTenths);
         assert_eq!(late.look(at(3301)), None);
         // A clock that is put back says nothing twice.
@@ -165,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_line_names_the_file_what_is_left_and_the_next_command() {
-        let (_, words) = Expiry::of_leaf(Path::new("/c.crt"), HOUR()).look(at(2700)).unwrap();
+        let (_, words) = Expiry::of_leaf(&file(), HOUR()).look(at(2700)).unwrap();
         assert!(
             words.starts_with("/c.crt: three quarters of its lifetime are over, and it ends in 15 min;")
                 && words.contains("hnp-agent certs renew /c.crt"),

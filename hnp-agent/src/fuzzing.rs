@@ -6,27 +6,29 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
-use crate::config::plan::{OnDoubt, Revocation};
+use crate::config::plan::{OnDoubt, Revocation, Roots, Trust};
+use crate::config::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
 use crate::proxy::hello::HelloReader;
 use crate::proxy::http1::body::{Decoder, Framing};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::request::Request;
 use crate::proxy::http1::response::{Asked, Response};
 use crate::serving::certificate::ClientCertificate;
+use crate::spiffe::SpiffeError;
 use crate::trust::revocation::Lists;
-use crate::{config, identity, serving, x509};
+use crate::{config, identity, serving, spiffe, trust, x509};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     ("certificates", certificates),
     ("keys", keys),
     ("der", der),
@@ -36,6 +38,8 @@ pub const TARGETS: [Target; 9] = [
     ("body", body),
     ("hello", hello),
     ("config", configuration),
+    ("svids", svids),
+    ("bundles", bundles),
 ];
 
 /// As large as a head may be by default.
@@ -166,6 +170,50 @@ fn configuration(bytes: &[u8]) {
     if let Err(errors) = config::parse_with_warnings(text, Path::new("fuzz.yaml")) {
         names_its_file(&errors.to_string(), "fuzz.yaml");
     }
+}
+
+/// What a Workload API answers with SVIDs and keys in it.
+fn svids(bytes: &[u8]) {
+    for choice in [SvidChoice::First, SvidChoice::Hint("internal".into())] {
+        let wanted = SpiffeIdentity { api: api(), choice };
+        match identity::spiffe::svid::read(bytes, &wanted, SystemTime::UNIX_EPOCH + NOW) {
+            Ok(loaded) => {
+                let leaf = loaded.certified_key.cert.first().expect("never empty");
+                let id = spiffe::id_of_leaf(leaf).expect("an SVID is one");
+                assert!(loaded.origin.to_string().ends_with(&id.to_string()));
+                assert!(
+                    loaded.leaf.is_valid_at(SystemTime::UNIX_EPOCH + NOW),
+                    "it is presented out of its time"
+                );
+            }
+            Err(error) => one_line_of_the_socket(&error.to_string()),
+        }
+    }
+    let _ = spiffe::id_of_leaf(bytes);
+}
+
+/// What a Workload API answers with bundles in it.
+fn bundles(bytes: &[u8]) {
+    let trust = Trust::of_roots("t".into(), Roots::Spiffe(api()));
+    match trust::domains::read(bytes, &trust) {
+        Ok(loaded) => assert!(loaded.roots > 0 && loaded.anchors.is_empty(), "roots for whoever asks"),
+        Err(what) => {
+            let socket = api().socket;
+            one_line_of_the_socket(&SpiffeError { socket, what }.to_string());
+        }
+    }
+}
+
+/// A moment at which what is committed of the corpus is valid.
+const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+fn api() -> WorkloadApi {
+    WorkloadApi { socket: "/fuzz.sock".into() }
+}
+
+fn one_line_of_the_socket(words: &str) {
+    names_its_file(words, "/fuzz.sock");
+    assert!(!words.chars().any(char::is_control), "more than a line: {words:?}");
 }
 
 fn names_its_file(words: &str, file: &str) {

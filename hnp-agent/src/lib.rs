@@ -30,6 +30,7 @@ pub mod reload;
 pub mod resolve;
 pub mod serving;
 pub mod skew;
+pub mod spiffe;
 pub mod tasks;
 pub mod telemetry;
 pub mod trust;

@@ -135,7 +135,7 @@ reasons! {
     /// The upstream accepted the connection and did not finish the TLS handshake in time.
     UpstreamTlsTimeout = 65, "upstream_tls_timeout", Upstream, 504, "Something accepts connections and does not speak TLS in time.";
     /// The TLS handshake with the upstream failed for a reason other than certificates.
-    UpstreamTlsFailed = 66, "upstream_tls_failed", Upstream, 502, "Does the upstream speak TLS 1.2 or 1.3 on that port?";
+    UpstreamTlsFailed = 66, "upstream_tls_failed", Upstream, 502, "Does the upstream speak TLS 1.2 or 1.3 on that port; 1.3, where the trust's `tls_min` wants it?";
     /// The upstream did not begin its answer in time.
     UpstreamResponseTimeout = 67, "upstream_response_timeout", Upstream, 504, "The manager is slow; raise `timeouts.response` if that is expected.";
     /// The upstream closed the connection before its answer began.
@@ -164,9 +164,9 @@ reasons! {
     /// The upstream's certificate has expired, or is not valid yet.
     UpstreamCertificateExpired = 80, "upstream_certificate_expired", Upstream, 502, "Renew the manager's certificate, or correct this node's clock; the message has both clocks, as far as the upstream's is known.";
     /// The upstream's certificate is for another name.
-    UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host with the names in its certificate.";
+    UpstreamCertificateName = 81, "upstream_certificate_name", Upstream, 502, "Compare the upstream's host, and the `ids` and `names` of the trust, with the names in its certificate.";
     /// The upstream's certificate was not issued by a CA this route trusts.
-    UpstreamCertificateUnknownCa = 82, "upstream_certificate_unknown_ca", Upstream, 502, "Compare the route's trust with the chain the manager sends.";
+    UpstreamCertificateUnknownCa = 82, "upstream_certificate_unknown_ca", Upstream, 502, "Compare the route's trust with the chain the manager sends; with SPIFFE, whether there is a bundle of its trust domain.";
     /// The upstream's certificate cannot be used for another reason.
     UpstreamCertificateBad = 83, "upstream_certificate_bad", Upstream, 502, "The message has the verifier's words.";
     /// The upstream refused our client certificate, or wants one and got none it accepts.
@@ -177,7 +177,7 @@ reasons! {
     UpstreamRevocationUnknown = 86, "upstream_revocation_unknown", Upstream, 502, "Renew the lists under the trust's `crls`, one of each CA in the chain; the message says what is missing. `crl_unknown` and `crl_expired` can allow it.";
 
     /// The identity this route presents could not be loaded, so nothing was sent.
-    IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for the file and the mistake in it.";
+    IdentityUnavailable = 90, "identity_unavailable", Local, 503, "See the log for where it comes from, and the mistake there.";
     /// The agent has as many connections as it may have.
     TooManyConnections = 91, "too_many_connections", Local, 503, "Raise `limits.connections` or look for a leak.";
     /// The credentials for the proxy could not be read, so nobody was dialled.
@@ -186,6 +186,8 @@ reasons! {
     WorkloadUnknown = 93, "workload_unknown", Client, 403, "Have the workload dial the destination itself, from a pod on this node: a client of the gateway is known by his address alone, which proves nothing.";
     /// Each workload has an identity of its own on this route, and the API server has not confirmed which service account the caller's pod runs as.
     ServiceAccountUnconfirmed = 94, "service_account_unconfirmed", Local, 503, "Does the API server answer this agent (`hnp_pod_labels_in_step`, its log), and does it know the pod? Static pods have no service account.";
+    /// The identity this route presents has expired, and its source gives no other; so nothing was sent.
+    IdentityExpired = 95, "identity_expired", Local, 503, "See the log for what the source says: an SVID that is not renewed is a SPIRE agent that is gone, or does not reach its server. `hnp-agent doctor --route` looks at it.";
     /// The gateway was asked by somebody it does not serve: none that is known as a pod of this node by his
     /// address, or one outside of `gateway.sources`.
     CallerRefused = 110, "caller_refused", Client, 403, "Ask the gateway on the pod's own node, not from hostNetwork and not through address translation; or list the caller's range under `gateway.sources`.";
@@ -213,7 +215,7 @@ reasons! {
     /// The pod's certificate was not issued by a CA that the route takes.
     PodCertificateUnknownCa = 104, "pod_certificate_unknown_ca", Client, 0, "Compare the issuer of the workload's certificate with the roots under `end_to_end.client_trust`.";
     /// The pod's certificate is for somebody whom the route does not take.
-    PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`.";
+    PodCertificateName = 105, "pod_certificate_name", Client, 0, "Compare the names in the workload's certificate with `end_to_end.client_names`, and with `ids` and `names` of the trust.";
     /// The pod's certificate cannot be verified.
     PodCertificateBad = 106, "pod_certificate_bad", Client, 0, "The message says what is wrong with it: its encoding, its usage, or how it is signed.";
     /// The pod's certificate, or one above it, was revoked by its CA.

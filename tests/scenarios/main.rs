@@ -48,6 +48,7 @@ mod reload;
 mod restart;
 mod revocation;
 mod rotation;
+mod spiffe;
 mod startup_taint;
 mod tunnel;
 mod unguardable;

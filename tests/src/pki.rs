@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
+    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SanType, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -35,7 +35,8 @@ pub struct Ca {
 pub struct Spec {
     common_name: String,
     names: Vec<String>,
-    usage: ExtendedKeyUsagePurpose,
+    uris: Vec<String>,
+    usages: Vec<ExtendedKeyUsagePurpose>,
     rsa: bool,
     /// In these years, from the first day of one to the first of the other.
     years: Option<(i32, i32)>,
@@ -59,7 +60,8 @@ impl Spec {
         Self {
             common_name: names.first().copied().unwrap_or("nameless").to_owned(),
             names: names.iter().map(|&name| name.to_owned()).collect(),
-            usage: ExtendedKeyUsagePurpose::ServerAuth,
+            uris: Vec::new(),
+            usages: vec![ExtendedKeyUsagePurpose::ServerAuth],
             rsa: false,
             years: None,
             dates: None,
@@ -70,7 +72,17 @@ impl Spec {
     pub fn client(common_name: &str) -> Self {
         Self {
             common_name: common_name.to_owned(),
-            usage: ExtendedKeyUsagePurpose::ClientAuth,
+            usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
+            ..Self::server(&[])
+        }
+    }
+
+    /// An X.509-SVID: for clients and servers, with these URIs, of which there should be one.
+    pub fn svid(ids: &[&str]) -> Self {
+        Self {
+            common_name: "hnp test workload".to_owned(),
+            uris: ids.iter().map(|&id| id.to_owned()).collect(),
+            usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
             ..Self::server(&[])
         }
     }
@@ -165,7 +177,10 @@ impl Ca {
         params.distinguished_name.push(DnType::OrganizationName, "Example ORG");
         params.distinguished_name.push(DnType::CommonName, &*spec.common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![spec.usage.clone()];
+        params.subject_alt_names.extend(
+            spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("URIs are ASCII"))),
+        );
+        params.extended_key_usages = spec.usages.clone();
         if let Some((first, last)) = spec.years {
             (params.not_before, params.not_after) = (date_time_ymd(first, 1, 1), date_time_ymd(last, 1, 1));
         }

@@ -31,7 +31,8 @@ const PATIENCE: u32 = 10;
 
 /// Look for input that the agent's readers take badly
 ///
-/// A target is one reader: of certificates, keys, revocation lists, heads, bodies, hellos, configurations. A finding lies in
+/// A target is one reader: of certificates, keys, revocation lists, heads, bodies, hellos, configurations, SVIDs, bundles.
+/// A finding lies in
 /// target/fuzz/findings, and the run ends with 1; put it into tests/fuzz/corpus/TARGET when it is mended. Needs a C++
 /// compiler (Debian: g++).
 #[derive(Args)]

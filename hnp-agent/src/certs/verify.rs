@@ -113,11 +113,7 @@ impl Question {
         let roles = self.roles(&parsed);
         let wanted: Vec<Wanted> = roles.iter().map(|role| self.wanted(*role, &parsed)).collect();
         let mut checks = vec![version(&parsed), self.key(&chain[0])];
-        match trust::load::load(&Trust {
-            name: "ca".into(),
-            roots: self.roots.clone(),
-            revocation: Default::default(),
-        }) {
+        match trust::load::load(&Trust::of_roots("ca".into(), self.roots.clone())) {
             Ok(_) if parsed.is_ca() && self.usage.is_none() => {
                 checks.push(self.dates(&chain, roles[0]));
                 checks.push(self.path_of_ca(&chain));

@@ -14,16 +14,17 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::plan::{CaptureMode, Identity, IdentityPlace, Plan, Roots, Trust};
+use crate::config::plan::{CaptureMode, Identity, Plan, Roots, Trust};
 use crate::config::upstream_proxy::UpstreamProxy;
 use crate::config::{self, LoadError, Mistake};
 use crate::expiry::Expiry;
 use crate::identity::issuer::mint;
+use crate::identity::snapshot::Origin;
 use crate::telemetry::rfc3339;
 use crate::{identity, trust, upstream};
 use promises::Shown;
 use summary::{
-    IdentitySummary, IssuerSummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
+    IdentitySummary, LeafSummary, Summary, TrustSummary, UpstreamProxySummary, agent_summary,
     gateway_summary, route_summary, upstream_proxy_summary,
 };
 
@@ -190,9 +191,13 @@ impl Report {
                 let leaf = loaded.leaf;
                 // An end that is past was said.
                 if leaf.is_valid_at(crate::clock::now()) {
-                    self.age(&key, Expiry::of_leaf(&loaded.certificate, leaf.lifetime()));
+                    self.age(&key, Expiry::of_leaf(&loaded.origin, leaf.lifetime()));
                 }
                 let leaf = LeafSummary {
+                    spiffe_id: match &loaded.origin {
+                        Origin::WorkloadApi { id, .. } => Some(id.to_string()),
+                        Origin::File(_) => None,
+                    },
                     subject: leaf.subject,
                     issuer: leaf.issuer,
                     serial: leaf.serial,
@@ -208,21 +213,7 @@ impl Report {
                 (None, None)
             }
         };
-        let files = identity.source.files();
-        let (certificate, key_file, directory) = match &files.place {
-            IdentityPlace::Pair { certificate, key } => (Some(certificate.clone()), Some(key.clone()), None),
-            IdentityPlace::Directory(directory) => (None, None, Some(directory.clone())),
-        };
-        let summary = IdentitySummary {
-            name: identity.name.to_string(),
-            certificate,
-            key: key_file,
-            directory,
-            passphrase_file: files.passphrase_file.clone(),
-            issuer: identity.source.issuer().map(IssuerSummary::of),
-            leaf,
-        };
-        (summary, shown)
+        (IdentitySummary::of(identity, leaf), shown)
     }
 
     fn trust(&mut self, trust: &Trust) -> TrustSummary {
@@ -231,7 +222,7 @@ impl Report {
             Ok(loaded) => {
                 self.warnings
                     .extend(loaded.warnings.iter().map(|warning| Finding::elsewhere(key.clone(), warning)));
-                if trust.roots != Roots::System {
+                if matches!(trust.roots, Roots::File(_)) {
                     let origin = trust.roots.to_string();
                     for root in &loaded.dates {
                         self.age(&key, Expiry::of_root(&root.subject, &origin, root.lifetime));
@@ -250,6 +241,9 @@ impl Report {
             crls: trust.revocation.crls.clone(),
             lists: roots.map(|(_, lists)| lists).filter(|_| trust.revocation.crls.is_some()),
             roots: roots.map(|(roots, _)| roots),
+            ids: trust.peers.ids.iter().map(ToString::to_string).collect(),
+            names: trust.peers.names.iter().map(ToString::to_string).collect(),
+            tls_min: trust.tls_min.as_str(),
         }
     }
 

@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn pair(plan: &Plan) -> (&Path, &Path) {
-        let files = plan.identities[0].source.files();
+        let files = plan.identities[0].source.files().expect("variables name files");
         match &files.place {
             IdentityPlace::Pair { certificate, key } => (certificate, key),
             IdentityPlace::Directory(_) => panic!("variables name files"),

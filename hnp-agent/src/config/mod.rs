@@ -2,7 +2,7 @@
 //!
 //! `yaml` turns text into a tree with positions, `read` takes typed values out of it and collects
 //! mistakes, `values` and `hosts` know what single values look like, `parse` is the table of keys, `upstream_proxy` says which
-//! upstreams a proxy is for, `gateway` whom the gateway serves, `environment` what variables amount to where there is no file. A pure
+//! upstreams a proxy is for, `gateway` whom the gateway serves, `spiffe` what a SPIFFE ID is, `environment` what variables amount to where there is no file. A pure
 //! function of the text and of `surroundings` (CPUs, a few environment variables) from start to end: files that the configuration names are looked at by `hnp-agent check`
 //! and when the agent starts, not here.
 
@@ -11,6 +11,7 @@ pub mod end_to_end;
 pub mod gateway;
 pub mod plan;
 pub mod selector;
+pub mod spiffe;
 pub mod upstream_proxy;
 
 mod environment;

@@ -14,9 +14,10 @@ use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
     Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer, Kubernetes,
-    Limits, Log, OnDoubt, Plan, Resolver, Revocation, Roots, Trust,
+    Limits, Log, NamePattern, OnDoubt, Peers, Plan, Resolver, Revocation, Roots, TlsVersion, Trust,
 };
 use super::read::{Reader, Section};
+use super::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
 use super::surroundings::Surroundings;
 use super::values::{self, Wrong, nearest};
 use super::yaml::{self, Mark, Node};
@@ -55,9 +56,11 @@ const CAPTURE: &[&str] = &[
     "destroy_older_flows",
 ];
 const FILES: &[&str] = &["certificate", "key", "directory", "passphrase_file"];
-const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file", "issuer"];
+const IDENTITY: &[&str] = &["certificate", "key", "directory", "passphrase_file", "spiffe", "issuer"];
+const SPIFFE_IDENTITY: &[&str] = &["socket", "hint", "id"];
 const ISSUER: [&[&str]; 2] = [FILES, &["trust_domain", "lifetime", "pod_uid", "max_identities"]];
-const TRUST: &[&str] = &["roots", "crls", "crl_unknown", "crl_expired"];
+const TRUST: &[&str] = &["roots", "spiffe", "ids", "names", "tls_min", "crls", "crl_unknown", "crl_expired"];
+const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
@@ -74,7 +77,9 @@ fn all_keys() -> Vec<String> {
         below("gateway.timeouts", gateway::TIMEOUTS),
         below("identities.NAME", IDENTITY),
         below("identities.NAME.issuer", &ISSUER.concat()),
+        below("identities.NAME.spiffe", SPIFFE_IDENTITY),
         below("trusts.NAME", TRUST),
+        below("trusts.NAME.spiffe", SPIFFE_TRUST),
         below("upstream_proxies.NAME", upstream_proxies::KEYS),
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
         below("routes[]", routes::KEYS),
@@ -111,8 +116,8 @@ pub(super) fn plan(
     let capture = capture(&mut r, &top);
     let kubernetes = kubernetes(&mut r, &top, around);
     let cluster = kubernetes.is_some();
-    let mut identities = identities(&mut r, &top);
-    let mut trusts = trusts(&mut r, &top);
+    let mut identities = identities(&mut r, &top, around);
+    let mut trusts = trusts(&mut r, &top, around);
     let mut proxies = upstream_proxies::upstream_proxies(&mut r, &top, &mut trusts);
     let unknown_workloads = match capture.mode {
         _ if !cluster => Some(
@@ -249,12 +254,13 @@ impl<T> Named<T> {
     }
 }
 
-fn identities(r: &mut Reader, top: &Section<'_>) -> Named<Identity> {
+fn identities(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Named<Identity> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "identities", IDENTITY) {
-        let source = match section.get("issuer") {
-            Some(_) => IdentitySource::Issuer(issuer(r, &section)),
-            None => IdentitySource::Files(identity_files(r, &section)),
+        let source = match ["spiffe", "issuer"].map(|kind| section.get(kind).is_some()) {
+            [true, _] => IdentitySource::Spiffe(spiffe_identity(r, &section, around)),
+            [false, true] => IdentitySource::Issuer(issuer(r, &section)),
+            [false, false] => IdentitySource::Files(identity_files(r, &section)),
         };
         let identity = Identity { name: Arc::clone(&name), source };
         all.push(name, section.mark, identity);
@@ -313,7 +319,38 @@ fn issuer(r: &mut Reader, identity: &Section<'_>) -> Issuer {
     }
 }
 
-fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
+/// An identity that is given out on the node.
+fn spiffe_identity(r: &mut Reader, section: &Section<'_>, around: &Surroundings) -> SpiffeIdentity {
+    for (other, _) in section.entries().filter(|(key, _)| *key != "spiffe") {
+        let what = "stands beside `spiffe`, which gives certificate and key; allowed: one of the two";
+        r.mistake(section.mark_of(other), section.key(other), what);
+    }
+    let s = r.section(section, "spiffe", SPIFFE_IDENTITY);
+    let api = workload_api(r, &s, around);
+    let hint = r.optional(&s, "hint", values::hint);
+    let id = r.optional(&s, "id", values::spiffe_id);
+    if hint.is_some() && id.is_some() {
+        r.mistake(s.mark_of("id"), s.key("id"), "stands beside `hint`; allowed: one of the two");
+    }
+    let choice = match (hint, id) {
+        (Some(hint), _) => SvidChoice::Hint(hint),
+        (None, Some(id)) => SvidChoice::Id(id),
+        (None, None) => SvidChoice::First,
+    };
+    SpiffeIdentity { api, choice }
+}
+
+/// The Workload API that is written, or that the environment names.
+fn workload_api(r: &mut Reader, s: &Section<'_>, around: &Surroundings) -> WorkloadApi {
+    let socket = written_or_around(r, s, "socket", around.spiffe_socket.as_deref(), values::unix_socket);
+    if socket.is_none() && s.get("socket").is_none() && around.spiffe_socket.is_none() {
+        let what = "is missing; allowed: the path of the Workload API's socket, or the variable SPIFFE_ENDPOINT_SOCKET";
+        r.mistake(s.mark, s.key("socket"), what);
+    }
+    WorkloadApi { socket: socket.unwrap_or_default() }
+}
+
+fn trusts(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Named<Trust> {
     let mut all = Named::new();
     for (name, section) in entries(r, top, "trusts", TRUST) {
         if &*name == SYSTEM {
@@ -326,8 +363,13 @@ fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
                 Wrong::new(format!("{path:?} is no roots"), "the absolute path of a PEM file, or system")
             }),
         };
-        let roots = r.required(&section, "roots", "the path of a PEM file, or system", roots);
-        let roots = roots.unwrap_or(Roots::System);
+        let roots = if section.get("spiffe").is_some() {
+            Roots::Spiffe(spiffe_bundles(r, &section, around))
+        } else {
+            let roots =
+                r.required(&section, "roots", "the path of a PEM file, or system; or `spiffe`", roots);
+            roots.unwrap_or(Roots::System)
+        };
         let revocation = Revocation {
             crls: r.optional(&section, "crls", values::path),
             unknown: r.or(&section, "crl_unknown", OnDoubt::Refuse, values::on_doubt),
@@ -339,9 +381,62 @@ fn trusts(r: &mut Reader, top: &Section<'_>) -> Named<Trust> {
                 r.mistake(section.mark_of(key), section.key(key), what);
             }
         }
-        all.push(Arc::clone(&name), section.mark, Trust { name, roots, revocation });
+        let peers = peers(r, &section);
+        if matches!(roots, Roots::Spiffe(_)) && section.get("ids").is_none() {
+            let what = "is missing: a bundle vouches for every workload of its trust domain; allowed: SPIFFE IDs such as \
+                        spiffe://example.org/manager, or spiffe://example.org/* for all of them";
+            r.mistake(section.mark, section.key("ids"), what);
+        }
+        let tls_min = r.or(&section, "tls_min", TlsVersion::default(), values::tls_version);
+        all.push(Arc::clone(&name), section.mark, Trust { name, roots, revocation, peers, tls_min });
     }
     all
+}
+
+/// Where bundles come from.
+fn spiffe_bundles(r: &mut Reader, section: &Section<'_>, around: &Surroundings) -> WorkloadApi {
+    for (other, what) in [
+        ("roots", "stands beside `spiffe`, which gives the roots; allowed: one of the two"),
+        (
+            "crls",
+            "stands beside `spiffe`, which gives revocation lists with its bundles; allowed: with `roots`",
+        ),
+    ] {
+        if section.get(other).is_some() {
+            r.mistake(section.mark_of(other), section.key(other), what);
+        }
+    }
+    let s = r.section(section, "spiffe", SPIFFE_TRUST);
+    workload_api(r, &s, around)
+}
+
+/// Who is taken of those that the roots vouch for. Of a list that is empty nobody knows whether it means all or none.
+fn peers(r: &mut Reader, section: &Section<'_>) -> Peers {
+    let (mut ids, mut names) = (Vec::new(), Vec::new());
+    for (index, node) in r.list(section, "ids").iter().enumerate() {
+        ids.extend(r.item(node, &format!("{}[{index}]", section.key("ids")), values::id_pattern));
+    }
+    for (index, node) in r.list(section, "names").iter().enumerate() {
+        names.extend(r.item(node, &format!("{}[{index}]", section.key("names")), peer_name));
+    }
+    for key in ["ids", "names"] {
+        if matches!(section.get(key).map(|node| &node.kind), Some(yaml::Kind::List(items)) if items.is_empty())
+        {
+            let what = "is empty; allowed: one at least, or take it out";
+            r.mistake(section.mark_of(key), section.key(key), what);
+        }
+    }
+    Peers { ids, names }
+}
+
+fn peer_name(text: &str) -> Result<NamePattern, Wrong> {
+    hosts::name_pattern(text).map_err(|_| {
+        Wrong::not(
+            text,
+            "a name in a certificate",
+            "a DNS name, or *.SUFFIX with two labels at least; SPIFFE IDs go under `ids`",
+        )
+    })
 }
 
 /// The entries of a mapping from names to sections, with names and keys checked.
@@ -378,11 +473,7 @@ fn reference<T>(
 /// The trust for routes that name none: the system's roots, one for all of them.
 fn system_trust(trusts: &mut Named<Trust>, mark: Mark) -> usize {
     trusts.find(SYSTEM).unwrap_or_else(|| {
-        trusts.push(
-            SYSTEM.into(),
-            mark,
-            Trust { name: SYSTEM.into(), roots: Roots::System, revocation: Revocation::default() },
-        );
+        trusts.push(SYSTEM.into(), mark, Trust::of_roots(SYSTEM.into(), Roots::System));
         trusts.find(SYSTEM).expect("it was just added")
     })
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::end_to_end::EndToEnd;
 use super::gateway::Gateway;
 use super::selector::{Labels, Selector};
+use super::spiffe::{IdPattern, SpiffeIdentity, WorkloadApi};
 use super::upstream_proxy::UpstreamProxy;
 
 /// The whole configuration, validated.
@@ -367,23 +368,26 @@ pub struct Identity {
 pub enum IdentitySource {
     /// From files, which whoever renews the certificate replaces.
     Files(IdentityFiles),
+    /// From the SPIFFE Workload API, which pushes it.
+    Spiffe(SpiffeIdentity),
     /// Issued by the agent, for each workload its own.
     Issuer(Issuer),
 }
 
 impl IdentitySource {
-    /// The files it is made of: those of the identity, or of the intermediate that issues it.
-    pub fn files(&self) -> &IdentityFiles {
+    /// The files it is made of, if it is: those of the identity, or of the intermediate that issues it.
+    pub fn files(&self) -> Option<&IdentityFiles> {
         match self {
-            Self::Files(files) => files,
-            Self::Issuer(issuer) => &issuer.intermediate,
+            Self::Files(files) => Some(files),
+            Self::Spiffe(_) => None,
+            Self::Issuer(issuer) => Some(&issuer.intermediate),
         }
     }
 
     /// Set where each workload has an identity of its own.
     pub fn issuer(&self) -> Option<&Issuer> {
         match self {
-            Self::Files(_) => None,
+            Self::Files(_) | Self::Spiffe(_) => None,
             Self::Issuer(issuer) => Some(issuer),
         }
     }
@@ -436,6 +440,47 @@ pub struct Trust {
     pub roots: Roots,
     /// What is known of certificates that were revoked.
     pub revocation: Revocation,
+    /// Who is taken of those that the roots vouch for.
+    pub peers: Peers,
+    /// The oldest TLS that is spoken with whoever is verified by it.
+    pub tls_min: TlsVersion,
+}
+
+/// Who is taken of those that a trust's roots vouch for. Of each list that is not empty one entry must fit.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Peers {
+    /// SPIFFE IDs. Never empty where the roots are SPIFFE bundles.
+    pub ids: Vec<IdPattern>,
+    /// DNS names among those of the certificate.
+    pub names: Vec<NamePattern>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    #[default]
+    V1_2,
+    /// TLS 1.3 (RFC 8446).
+    V1_3,
+}
+
+impl TlsVersion {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V1_2 => "1.2",
+            Self::V1_3 => "1.3",
+        }
+    }
+}
+
+impl Trust {
+    /// One that takes whoever these roots vouch for.
+    pub fn of_roots(name: Arc<str>, roots: Roots) -> Self {
+        let (revocation, peers, tls_min) = Default::default();
+        Self { name, roots, revocation, peers, tls_min }
+    }
 }
 
 /// Where a trust's revocation lists (CRLs) come from, and what holds where they say nothing.
@@ -466,6 +511,8 @@ pub enum Roots {
     File(PathBuf),
     /// The system's store.
     System,
+    /// The bundles of a SPIFFE Workload API, each for its own trust domain.
+    Spiffe(WorkloadApi),
 }
 
 impl std::fmt::Display for Roots {
@@ -474,6 +521,7 @@ impl std::fmt::Display for Roots {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::System => f.write_str("the system's store"),
+            Self::Spiffe(api) => write!(f, "the SPIFFE bundles of {api}"),
         }
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Surroundings {
     pub(super) node_name: Option<String>,
     /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`, which every pod has, as a URL.
     pub(super) api: Option<String>,
+    /// `SPIFFE_ENDPOINT_SOCKET`: where the SPIFFE Workload API is (SPIFFE Workload Endpoint section 4).
+    pub(super) spiffe_socket: Option<String>,
 }
 
 impl Surroundings {
@@ -25,6 +27,7 @@ impl Surroundings {
             let host = if host.contains(':') { format!("[{host}]") } else { host };
             format!("https://{host}:{port}")
         });
-        Self { workers, node_name: variable("NODE_NAME"), api }
+        let spiffe_socket = variable("SPIFFE_ENDPOINT_SOCKET");
+        Self { workers, node_name: variable("NODE_NAME"), api, spiffe_socket }
     }
 }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{
-    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, Unreadable,
-    UpstreamProtocol,
+    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, TlsVersion,
+    Unreadable, UpstreamProtocol,
 };
+
+use super::spiffe::{IdPattern, SpiffeId};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -161,6 +163,52 @@ pub(super) fn path(text: &str) -> Value<PathBuf> {
     } else {
         Err(Wrong::not(text, "an absolute path", "a path that begins with /"))
     }
+}
+
+/// The path of a UNIX socket, as it is or as a URI (SPIFFE Workload Endpoint section 4).
+pub(super) fn unix_socket(text: &str) -> Value<PathBuf> {
+    // sockaddr_un has room for 108 bytes, one of which ends the path.
+    const MAX: usize = 107;
+    const ALLOWED: &str = "an absolute path of at most 107 bytes, or that after unix://";
+    let path = text.strip_prefix("unix://").or(text.strip_prefix("unix:")).unwrap_or(text);
+    match self::path(path) {
+        Ok(socket) if path.len() <= MAX => Ok(socket),
+        Ok(_) => Err(Wrong::new(format!("{text:?} is too long for a socket"), ALLOWED)),
+        Err(_) if text.starts_with("tcp:") => {
+            Err(Wrong::new(format!("{text:?} is no UNIX socket, and others are not asked for keys"), ALLOWED))
+        }
+        Err(_) => Err(Wrong::not(text, "a UNIX socket", ALLOWED)),
+    }
+}
+
+/// The hint of an SVID: whatever was written beside its entry, on one line.
+pub(super) fn hint(text: &str) -> Value<Arc<str>> {
+    if text.is_empty() || text.len() > 1024 || text.chars().any(char::is_control) {
+        return Err(Wrong::not(text, "a hint", "the hint of the SVID's entry, on one line"));
+    }
+    Ok(text.into())
+}
+
+/// A workload's SPIFFE ID.
+pub(super) fn spiffe_id(text: &str) -> Value<SpiffeId> {
+    SpiffeId::parse(text).map_err(|why| {
+        Wrong::new(format!("{text:?} is no SPIFFE ID: {why}"), "such as spiffe://example.org/ns/ci/sa/runner")
+    })
+}
+
+/// A SPIFFE ID, or those below a path.
+pub(super) fn id_pattern(text: &str) -> Value<IdPattern> {
+    IdPattern::parse(text).map_err(|why| {
+        let allowed = "such as spiffe://example.org/ns/ci/sa/runner, spiffe://example.org/ns/ci/* or spiffe://example.org/*";
+        Wrong::new(format!("{text:?} is no SPIFFE ID: {why}"), allowed)
+    })
+}
+
+/// A version of TLS that is spoken.
+pub(super) fn tls_version(text: &str) -> Value<TlsVersion> {
+    let versions = [TlsVersion::V1_2, TlsVersion::V1_3];
+    let found = versions.into_iter().find(|version| version.as_str() == text);
+    found.ok_or_else(|| Wrong::not(text, "a version of TLS that is spoken", "1.2 or 1.3"))
 }
 
 /// `true` or `false`.

@@ -63,7 +63,7 @@ impl Look<'_> {
             return Without::Unclear("the upstream could not be dialled again".into());
         };
         let offer = if self.speaks_http() { Offer::Http1 } else { Offer::Nothing };
-        let (config, _) = match probe::config(Some(trust.verifier.clone()), offer) {
+        let (config, _) = match probe::config(Some(&**trust), offer) {
             Ok(made) => made,
             Err(error) => return Without::Unclear(error.to_string()),
         };
@@ -153,7 +153,7 @@ impl Look<'_> {
                     ours.first().map_or("nobody", |(_, name)| name)
                 ),
             };
-            let next = own.and_then(|own| own.verify()).unwrap_or_default();
+            let next = own.map(|own| own.verify().unwrap_or_else(|| own.inspect())).unwrap_or_default();
             let detail = format!("refused ({refusal}): {cause}");
             return Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(next);
         }

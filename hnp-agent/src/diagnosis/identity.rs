@@ -9,10 +9,11 @@ use serde_json::json;
 use super::Look;
 use crate::certs::facts::CertificateFacts;
 use crate::certs::verify::{self, Role, by_itself};
-use crate::config::plan::{Identity, IdentityPlace, Issuer};
+use crate::config::plan::{Identity, IdentityPlace, IdentitySource, Issuer};
 use crate::finding::{Finding, State};
 use crate::identity::files::load::{IdentityError, Loaded};
 use crate::identity::issuer::mint::{self, Minted};
+use crate::identity::snapshot::Origin;
 use crate::telemetry::rfc3339;
 use crate::workload::Account;
 use crate::x509;
@@ -48,7 +49,7 @@ impl Own {
         let issued = mint.workload(workload, None, now).map(|Minted { certified_key, leaf }| Loaded {
             certified_key,
             leaf,
-            certificate: intermediate.certificate.clone(),
+            origin: intermediate.origin.clone(),
             warnings: Vec::new(),
         });
         let issued = issued.map_err(|error| IdentityError::CannotIssue(error.to_string()));
@@ -78,9 +79,16 @@ impl Own {
         self.loaded.as_ref().ok()?.leaf.lifetime().not_valid_at(now)
     }
 
-    /// The command that shows its files.
+    /// The command that shows its files, or what is given out.
     pub(super) fn inspect(&self) -> String {
-        match &self.identity.source.files().place {
+        let files = match &self.identity.source {
+            IdentitySource::Files(files) => files,
+            IdentitySource::Issuer(issuer) => &issuer.intermediate,
+            IdentitySource::Spiffe(spiffe) => {
+                return format!("spire-agent api fetch x509 -socketPath {}", spiffe.api);
+            }
+        };
+        match &files.place {
             IdentityPlace::Pair { certificate, key } => {
                 format!("hnp-agent certs inspect {} {}", certificate.display(), key.display())
             }
@@ -88,16 +96,16 @@ impl Own {
         }
     }
 
-    /// The command that judges its certificate as the upstream does.
+    /// The command that judges its certificate as the upstream does, where it is in a file.
     pub(super) fn verify(&self) -> Option<String> {
-        let certificate = &self.loaded.as_ref().ok()?.certificate;
+        let Origin::File(certificate) = &self.loaded.as_ref().ok()?.origin else { return None };
         if self.intermediate.is_some() {
             return Some(format!(
                 "hnp-agent certs verify {} --ca UPSTREAM-CA-FOR-CLIENTS.crt",
                 certificate.display()
             ));
         }
-        let key = match &self.identity.source.files().place {
+        let key = match &self.identity.source.files()?.place {
             IdentityPlace::Pair { key, .. } => format!(" --key {}", key.display()),
             IdentityPlace::Directory(_) => String::new(),
         };
@@ -152,7 +160,10 @@ impl Look<'_> {
                     rfc3339(self.now),
                     loaded.leaf.subject
                 );
-                let renew = format!("date -u; hnp-agent certs renew {}", loaded.certificate.display());
+                let renew = match &loaded.origin {
+                    Origin::File(path) => format!("date -u; hnp-agent certs renew {}", path.display()),
+                    Origin::WorkloadApi { .. } => format!("date -u; {}", own.inspect()),
+                };
                 Finding::bad(area, what, Reason::ClientCertificateRefused, detail).next(renew)
             }
         };

@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, Signa
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use crate::trust::snapshot::TrustSnapshot;
 use crate::upstream::{self, Offer};
 
 /// What a server showed.
@@ -70,13 +71,15 @@ struct Presenting(Arc<Mutex<Notes>>);
 /// # Errors
 /// rustls' words, where the provider lacks what TLS 1.2 and 1.3 need; not seen in practice.
 pub(super) fn config(
-    judge: Option<Arc<dyn ServerCertVerifier>>,
+    trust: Option<&TrustSnapshot>,
     offer: Offer,
 ) -> Result<(Arc<ClientConfig>, Arc<Mutex<Notes>>), Error> {
     let notes = Arc::<Mutex<Notes>>::default();
+    let judge = trust.map(|trust| Arc::clone(&trust.verifier));
+    let versions = crate::crypto::versions(trust.map(|trust| trust.tls_min).unwrap_or_default());
     let verifier = Arc::new(Noting { judge, notes: Arc::clone(&notes) });
     let mut config = ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_protocol_versions(versions)?
         .dangerous() // rustls' word for any verifier handed over; this one asks the route's, or refuses
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(Presenting(Arc::clone(&notes))));
@@ -90,10 +93,10 @@ pub(super) fn config(
 pub(super) async fn handshake(
     mut io: impl AsyncRead + AsyncWrite + Unpin,
     name: ServerName<'static>,
-    judge: Option<Arc<dyn ServerCertVerifier>>,
+    trust: Option<&TrustSnapshot>,
     offer: Offer,
 ) -> Result<Shown, Error> {
-    let (config, notes) = config(judge, offer)?;
+    let (config, notes) = config(trust, offer)?;
     let mut session = ClientConnection::new(config, name)?;
     let failed = drive(&mut session, &mut io).await.err();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

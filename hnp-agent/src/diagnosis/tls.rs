@@ -17,7 +17,7 @@ use crate::config::humane;
 use crate::config::plan::{NamePattern, Roots, Trust};
 use crate::finding::{Finding, State};
 use crate::telemetry::rfc3339;
-use crate::trust;
+use crate::{spiffe, trust};
 
 /// More of a tunnel's names than that are not asked for.
 const NAMES: usize = 8;
@@ -81,8 +81,7 @@ impl Look<'_> {
         let transport =
             transport.map_err(|error| dial_failed("tls", &*what, &error, &route.upstream.host))?;
         let judge = self.trust.as_ref().and_then(|(_, trust)| trust.as_ref().ok());
-        let judge = judge.map(|trust| trust.verifier.clone());
-        let handshake = probe::handshake(transport, name.clone(), judge, self.offer());
+        let handshake = probe::handshake(transport, name.clone(), judge.map(|trust| &**trust), self.offer());
         match timeout(route.timeouts.tls, handshake).await {
             Ok(Ok(shown)) => Ok(shown),
             Ok(Err(error)) => Err(Finding::bad("tls", what, Reason::Internal, error.to_string())),
@@ -119,7 +118,15 @@ impl Look<'_> {
             (None, Some(_)) => skipped(area, what, "there are no roots to judge it by"),
             (None, None) => self.name_in_tunnel(what, name, shown, &facts),
             (Some(Ok(())), _) => {
-                let name = self.route().upstream.server_name.to_str();
+                // What was looked for is not the host's name where roots are SPIFFE's.
+                let name = match self.trust.as_ref().map(|(trust, _)| &trust.roots) {
+                    Some(Roots::Spiffe(_)) => {
+                        shown.chain.first().and_then(|leaf| spiffe::id_of_leaf(leaf).ok())
+                    }
+                    _ => None,
+                };
+                let name = name
+                    .map_or_else(|| self.route().upstream.server_name.to_str().into(), |id| id.to_string());
                 Finding::new(
                     area,
                     what,
@@ -148,7 +155,7 @@ impl Look<'_> {
         let good = || facts.iter().filter_map(|facts| facts.as_ref().ok());
         let roots = match trust.map(|trust| &trust.roots) {
             Some(Roots::File(path)) => path.display().to_string(),
-            Some(Roots::System) => "the system's store".into(),
+            Some(other @ (Roots::System | Roots::Spiffe(_))) => other.to_string(),
             None => "nobody".into(),
         };
         let inspect = format!("hnp-agent certs inspect {roots}");
@@ -207,7 +214,7 @@ impl Look<'_> {
                 );
                 (detail, inspect)
             }
-            other => (other.to_string(), self.s_client()),
+            other => (trust::peer::words(other), self.s_client()),
         }
     }
 

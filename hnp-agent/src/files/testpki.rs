@@ -8,6 +8,11 @@ use rcgen::{
 /// A CA of its own.
 pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
+/// A name of a certificate.
+pub(crate) fn uri(uri: &str) -> rcgen::SanType {
+    rcgen::SanType::URI(rcgen::string::Ia5String::try_from(uri).unwrap())
+}
+
 /// Years a certificate is valid, first and last.
 pub(crate) const VALID: (i32, i32) = (2020, 2090);
 pub(crate) const EXPIRED: (i32, i32) = (2001, 2002);
@@ -20,6 +25,25 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// An X.509-SVID and its PKCS#8 key, in DER, of now for an hour; `change` it into whatever else it should be.
+    pub(crate) fn svid(&self, id: &str, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Vec<u8>) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.subject_alt_names = vec![uri(id)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = (crate::clock::now() - std::time::Duration::from_secs(60)).into();
+        params.not_after = (crate::clock::now() + std::time::Duration::from_secs(3600)).into();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap().der().to_vec(), key.serialize_der())
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.0.der().to_vec()
     }
 
     pub(crate) fn pem(&self) -> String {

@@ -8,6 +8,7 @@ pub mod files;
 pub mod issuer;
 mod publisher;
 pub mod snapshot;
+pub mod spiffe;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,6 +31,8 @@ use snapshot::{IdentitySnapshot, SharedIdentity};
 pub enum Source {
     /// Files.
     Files(files::Source),
+    /// The SPIFFE Workload API.
+    Spiffe(spiffe::Source),
     /// An intermediate, with which the agent issues one for each workload.
     Issuer(issuer::Source),
 }
@@ -46,6 +49,7 @@ impl Source {
         let publisher = Publisher::new(Arc::clone(&identity.name), former, readiness);
         match &identity.source {
             IdentitySource::Files(files) => Self::Files(files::Source::open(files.clone(), publisher)),
+            IdentitySource::Spiffe(spiffe) => Self::Spiffe(spiffe::Source::open(spiffe.clone(), publisher)),
             IdentitySource::Issuer(issuer) => {
                 Self::Issuer(issuer::Source::open(issuer.clone(), publisher, accounts.clone(), former))
             }
@@ -56,6 +60,7 @@ impl Source {
     pub fn published(&self) -> Published<IdentitySnapshot> {
         match self {
             Self::Files(source) => source.published(),
+            Self::Spiffe(source) => source.published(),
             Self::Issuer(source) => source.published(),
         }
     }
@@ -64,6 +69,7 @@ impl Source {
     pub async fn watch(self, cancel: CancellationToken) {
         match self {
             Self::Files(source) => source.watch(cancel).await,
+            Self::Spiffe(source) => source.watch(cancel).await,
             Self::Issuer(source) => source.watch(cancel).await,
         }
     }
@@ -76,6 +82,7 @@ impl Source {
 pub fn load(identity: &Identity) -> Result<Loaded, IdentityError> {
     match &identity.source {
         IdentitySource::Files(files) => files::load::load(files),
+        IdentitySource::Spiffe(spiffe) => spiffe::load(spiffe),
         IdentitySource::Issuer(issuer) => {
             issuer::mint::load(issuer, crate::clock::now()).map(|(loaded, _)| loaded)
         }
@@ -93,6 +100,7 @@ pub fn usable(
     let serving = former.and_then(|former| former.shared.load_full());
     match &identity.source {
         IdentitySource::Files(files) => files::usable(files, serving.as_deref()),
+        IdentitySource::Spiffe(spiffe) => spiffe::usable(spiffe),
         IdentitySource::Issuer(issuer) => issuer::usable(issuer, crate::clock::now()),
     }
 }

@@ -81,7 +81,7 @@ impl Publisher {
             certificates = loaded.certified_key.cert.len(),
             "identity loaded"
         );
-        let mut expiry = Expiry::of_leaf(&loaded.certificate, loaded.leaf.lifetime());
+        let mut expiry = Expiry::of_leaf(&loaded.origin, loaded.leaf.lifetime());
         if loaded.warnings.iter().any(|warning| matches!(warning, IdentityWarning::Expired { .. })) {
             // That is said already.
             let _ = expiry.look(crate::clock::now());
@@ -110,7 +110,7 @@ impl Publisher {
 
     /// The source holds again what is presented.
     pub(super) fn restored(&self) {
-        tracing::info!(identity = %self.name, "the files hold again what is presented");
+        tracing::info!(identity = %self.name, "the source holds again what is presented");
         self.status.good();
     }
 

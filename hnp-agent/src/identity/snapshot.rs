@@ -1,5 +1,6 @@
 //! What an identity source publishes: a certificate chain and key that belong together.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -7,6 +8,7 @@ use std::time::SystemTime;
 use rustls::sign::CertifiedKey;
 
 use super::issuer::Issuer;
+use crate::config::spiffe::SpiffeId;
 use crate::expiry::Lifetime;
 
 /// One validated generation of an identity. Never half-loaded.
@@ -22,6 +24,8 @@ pub struct IdentitySnapshot {
     pub leaf: LeafInfo,
     /// Whose it is.
     pub holder: Holder,
+    /// The last moment at which it may be presented; `None`: for as long as there is no better one.
+    pub until: Option<SystemTime>,
 }
 
 /// Whose an identity is.
@@ -46,6 +50,12 @@ pub struct OfWorkload {
 }
 
 impl IdentitySnapshot {
+    /// Whether it may be presented at this moment.
+    pub fn is_presentable(&self) -> bool {
+        // The clock is asked where it matters only: this is on the way of every request.
+        self.until.is_none_or(|until| crate::clock::now() <= until)
+    }
+
     /// The issuer, where this is its intermediate.
     pub fn issuer(&self) -> Option<&Arc<Issuer>> {
         match &self.holder {
@@ -67,6 +77,29 @@ impl OfWorkload {
     /// Whether `issuer` issued it and has it presented still.
     pub fn is_presented_by(&self, issuer: &Arc<Issuer>) -> bool {
         !self.retired.load(Relaxed) && std::ptr::eq(self.issuer.as_ptr(), Arc::as_ptr(issuer))
+    }
+}
+
+/// Where a chain and key are from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// The file that the leaf is in.
+    File(PathBuf),
+    /// A Workload API.
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the leaf is for.
+        id: SpiffeId,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::WorkloadApi { socket, id } => write!(f, "{}: the SVID {id}", socket.display()),
+        }
     }
 }
 

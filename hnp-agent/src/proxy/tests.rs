@@ -96,6 +96,7 @@ impl Ca {
             certified_key,
             leaf,
             holder: Holder::Agent,
+            until: None,
         })
     }
 }

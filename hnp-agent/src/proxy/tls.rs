@@ -86,7 +86,7 @@ async fn end(
     let terms = match worker.generation.terms(route, mode) {
         Ok(terms) => terms,
         Err(error) => {
-            refuse(client, recording, Reason::IdentityUnavailable, error.to_string()).await;
+            refuse(client, recording, error.reason(), error.to_string()).await;
             return None;
         }
     };

@@ -13,6 +13,7 @@ mod version1;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hnp_common::Reason;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -64,9 +65,22 @@ pub enum Unavailable {
     /// None of its certificates, or not its trust, could be loaded.
     #[error("{0} could not be loaded; see the log for the file and the mistake in it")]
     NotLoaded(String),
+    /// None of its certificates may be shown any more.
+    #[error("identity `{0}` has expired and its source gives no other; see the log for what it says")]
+    Expired(String),
     /// rustls refuses what was made of them; not seen in practice.
     #[error("no TLS configuration could be made: {0}")]
     Refused(String),
+}
+
+impl Unavailable {
+    /// The operator's code.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotLoaded(_) | Self::Refused(_) => Reason::IdentityUnavailable,
+            Self::Expired(_) => Reason::IdentityExpired,
+        }
+    }
 }
 
 impl Serving {
@@ -99,9 +113,13 @@ impl Serving {
             return Ok(Arc::clone(terms));
         }
         // Those that are there: a broken one beside them is in the log and in the metrics.
-        let loaded: Vec<_> = mode.serving.iter().filter_map(|index| identities[*index].load_full()).collect();
+        let loaded: Vec<_> =
+            mode.serving.iter().filter_map(|index| presentable(&identities[*index])).collect();
         if loaded.is_empty() {
             let name = &plan.identities[mode.serving[0]].name;
+            if identities[mode.serving[0]].load().is_some() {
+                return Err(Unavailable::Expired(name.to_string()));
+            }
             return Err(Unavailable::NotLoaded(format!("identity `{name}`")));
         }
         let trust =
@@ -122,6 +140,11 @@ impl Serving {
     }
 }
 
+/// An identity that is there and may be shown.
+fn presentable(identity: &SharedIdentity) -> Option<Arc<IdentitySnapshot>> {
+    identity.load_full().filter(|loaded| loaded.is_presentable())
+}
+
 /// The verifier of clients' certificates that routes use, for whoever wants to know what it would say.
 ///
 /// # Errors
@@ -133,6 +156,15 @@ pub fn client_verifier(
     Ok(Arc::new(PodVerifier::of(anchors, Arc::default(), names)?))
 }
 
+/// The same by all that a trust says.
+#[cfg(test)]
+pub(crate) fn verifier_by(
+    trust: &TrustSnapshot,
+    names: Vec<ClientName>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    Ok(Arc::new(PodVerifier::by(trust, names)?))
+}
+
 impl Terms {
     fn new(
         mode: &PodTls,
@@ -142,16 +174,16 @@ impl Terms {
         names: Names,
     ) -> Result<Self, String> {
         let words = |error: rustls::Error| error.to_string();
+        let least = trust.as_ref().map(|trust| trust.tls_min).unwrap_or_default();
         let provider = crate::crypto::provider();
         let verifier = match (&trust, &mode.client_auth) {
             (Some(trust), ClientAuth::Required { names, .. }) => {
-                let (anchors, lists) = (Arc::clone(&trust.anchors), Arc::clone(&trust.lists));
-                Some(Arc::new(PodVerifier::of(anchors, lists, names.clone())?))
+                Some(Arc::new(PodVerifier::by(trust, names.clone())?))
             }
             _ => None,
         };
         let builder = ServerConfig::builder_with_details(provider, crate::clock::for_tls())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .with_protocol_versions(crate::crypto::versions(least))
             .map_err(words)?;
         let builder = match &verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
@@ -168,8 +200,8 @@ impl Terms {
     /// Whether they are of the certificates and roots that are loaded now.
     fn is_current(&self, mode: &PodTls, identities: &[SharedIdentity], trusts: &[SharedTrust]) -> bool {
         let mut mine = self.identities.iter();
-        let served = mode.serving.iter().all(|index| match &*identities[*index].load() {
-            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, loaded)),
+        let served = mode.serving.iter().all(|index| match presentable(&identities[*index]) {
+            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, &loaded)),
             None => true,
         });
         let trusted = match (&mode.client_auth, &self.trust) {

@@ -3,6 +3,8 @@
 use hnp_common::Reason;
 use rustls::{CertificateError, Error};
 
+use crate::trust::peer::{self, Refused};
+
 /// The reason, and the words for the log.
 pub fn of(error: &Error) -> (Reason, String) {
     let reason = match error {
@@ -14,7 +16,7 @@ pub fn of(error: &Error) -> (Reason, String) {
     };
     let detail = match error {
         Error::AlertReceived(alert) => format!("the workload's TLS sent the alert {alert:?}"),
-        other => other.to_string(),
+        other => peer::words(other),
     };
     (reason, detail)
 }
@@ -42,6 +44,11 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::UnknownRevocationStatus
         | CertificateError::ExpiredRevocationList
         | CertificateError::ExpiredRevocationListContext { .. } => Reason::PodRevocationUnknown,
+        CertificateError::Other(_) => match Refused::within(error) {
+            Some(Refused::Name { .. }) => Reason::PodCertificateName,
+            Some(Refused::UnknownDomain { .. }) => Reason::PodCertificateUnknownCa,
+            Some(Refused::NoSvid(_)) | None => Reason::PodCertificateBad,
+        },
         // Not our own enum, and it grows.
         _ => Reason::PodCertificateBad,
     }

@@ -29,6 +29,7 @@ fn snapshot(pair: &Pair) -> Arc<IdentitySnapshot> {
         certified_key: certified(pair),
         leaf,
         holder: crate::identity::snapshot::Holder::Agent,
+        until: None,
     })
 }
 
@@ -278,7 +279,8 @@ fn admits_with(world: &World, lists: &str, pair: &Pair) -> Result<(), Reason> {
     std::fs::write(&crls, lists).unwrap();
     let revocation = crate::config::plan::Revocation { crls: Some(crls), ..Default::default() };
     let roots = crate::config::plan::Roots::File(roots);
-    let trust = crate::config::plan::Trust { name: "t".into(), roots, revocation };
+    let trust =
+        crate::config::plan::Trust { revocation, ..crate::config::plan::Trust::of_roots("t".into(), roots) };
     let loaded = crate::trust::load::load(&trust).unwrap();
     let verifier = PodVerifier::of(loaded.anchors, loaded.lists, Vec::new()).unwrap();
     let leaf = CertificateDer::from_pem_slice(pair.0.as_bytes()).unwrap();
@@ -325,6 +327,16 @@ fn terms_are_kept_while_nothing_changes_and_sessions_end_with_them() {
     let renewed = terms();
     assert!(!Arc::ptr_eq(&before, &renewed) && renewed.admits_as(&before), "only what is shown has changed");
     assert_eq!(handshake(&renewed, &client).unwrap().handshake_kind(), Some(HandshakeKind::Full));
+
+    // What may not be presented any more is not shown, and what was made with it is not used on.
+    let over = snapshot(&world.server);
+    let over = IdentitySnapshot { until: Some(std::time::UNIX_EPOCH), ..Arc::into_inner(over).unwrap() };
+    let good = identities[mode.serving[0]].swap(Some(Arc::new(over)));
+    let error = serving.terms(&plan, place, &mode, &identities, &trusts).unwrap_err();
+    assert!(matches!(&error, Unavailable::Expired(name) if name == "j"), "{error}");
+    assert_eq!(error.reason(), Reason::IdentityExpired);
+    identities[mode.serving[0]].store(good);
+    assert!(terms().admits_as(&before));
 
     roots.store(Some(trust(&Ca::new("new pods"))));
     assert!(!terms().admits_as(&before), "other roots are other terms");

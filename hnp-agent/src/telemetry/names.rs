@@ -61,8 +61,8 @@ metrics! {
     IDENTITY_NOT_BEFORE = "hnp_identity_not_before_seconds", Gauge, "First moment the presented certificate is valid, in seconds since 1970";
     IDENTITY_NOT_AFTER = "hnp_identity_not_after_seconds", Gauge, "Last moment the presented certificate is valid, in seconds since 1970";
     IDENTITY_GENERATION = "hnp_identity_generation", Gauge, "Generation of the identity that is presented; 0 while none was loaded";
-    IDENTITY_RELOAD_FAILURES = "hnp_identity_reload_failures", Counter, "Changed files of an identity that were refused";
-    IDENTITY_RELOAD_FAILING = "hnp_identity_reload_failing", Gauge, "1 while the files of an identity are not the ones that are presented, because they are broken";
+    IDENTITY_RELOAD_FAILURES = "hnp_identity_reload_failures", Counter, "Changed files, or answers of a Workload API, that could not be used for an identity";
+    IDENTITY_RELOAD_FAILING = "hnp_identity_reload_failing", Gauge, "1 while what an identity's source holds is not what is presented, because it is broken or the source is gone";
     ISSUED = "hnp_issued_certificates", Counter, "Certificates that an issuer has made for workloads, by identity";
     ISSUE_FAILURES = "hnp_issue_failures", Counter, "Certificates for workloads that could not be made, by identity";
     ISSUE_CPU = "hnp_issue_cpu_seconds", Counter, "CPU time that making certificates for workloads took, by identity";
@@ -72,8 +72,8 @@ metrics! {
     TRUST_ROOT_NOT_BEFORE = "hnp_trust_root_not_before_seconds", Gauge, "First moment a root is valid, in seconds since 1970, for the eight roots of a trust that end first";
     TRUST_ROOT_NOT_AFTER = "hnp_trust_root_not_after_seconds", Gauge, "Last moment a root is valid, in seconds since 1970, for the eight roots of a trust that end first";
     TRUST_CRL_NEXT_UPDATE = "hnp_trust_crl_next_update_seconds", Gauge, "When the first revocation list of a trust is to be renewed, in seconds since 1970; missing where it has none";
-    TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots that were refused";
-    TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while the roots in the file are not the ones in use, because they are broken";
+    TRUST_RELOAD_FAILURES = "hnp_trust_reload_failures", Counter, "Changed roots, or answers of a Workload API, that could not be used for a trust";
+    TRUST_RELOAD_FAILING = "hnp_trust_reload_failing", Gauge, "1 while what a trust's source holds is not what is in use, because it is broken or the source is gone";
     TAKE_OVER_PAUSE = "hnp_take_over_pause_seconds", Gauge, "How long no connection was accepted while this agent took over from the one before; 0 when it did not";
     HANDOVERS_FAILED = "hnp_handovers_failed", Counter, "Successors that asked to take over and did not: this agent went on";
     OLDER_FLOWS_DESTROYED = "hnp_older_flows_destroyed", Counter, "Flows to strict destinations that were older than their capture and were destroyed; missing unless capture.destroy_older_flows is set";

@@ -1,4 +1,4 @@
-//! From PEM files, a directory of them or the system's store to a verifier.
+//! From PEM files, a directory of them, the system's store or SPIFFE bundles to a verifier.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -10,27 +10,38 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::SectionKind;
 
+use super::domains::{self, Domains};
+use super::peer::Particular;
 use super::revocation::Lists;
 use super::snapshot::{RootDates, TrustSnapshot};
-use crate::config::plan::{Roots, Trust};
+use crate::config::plan::{Peers, Roots, TlsVersion, Trust};
+use crate::config::spiffe::WorkloadApi;
 use crate::files::ReadFile;
 use crate::files::pem::{self, PemError};
 use crate::files::reload::{Fingerprint, LoadError};
 use crate::files::watch::Fingerprints;
+use crate::spiffe::SpiffeError;
+use crate::spiffe::endpoint::{self, LOOK, Message, Method};
 
 /// A verifier and what it was made of.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// Verifies chain, dates and name against the roots.
     pub verifier: Arc<dyn ServerCertVerifier>,
-    /// The roots themselves.
+    /// The roots themselves; none where each trust domain has its own.
     pub anchors: Arc<RootCertStore>,
+    /// Those of trust domains, where they come from SPIFFE.
+    pub domains: Option<Arc<Domains>>,
     /// How many roots it holds. Never zero.
     pub roots: usize,
     /// Those that expire first.
     pub dates: Vec<RootDates>,
     /// What is known of revoked certificates.
     pub lists: Arc<Lists>,
+    /// Who is taken of those that the roots vouch for.
+    pub peers: Peers,
+    /// The oldest TLS that is spoken.
+    pub tls_min: TlsVersion,
     /// Certificates that could not be used as roots, and lists that are late, in words.
     pub warnings: Vec<String>,
 }
@@ -92,6 +103,9 @@ pub enum TrustError {
         /// What went wrong with parts of it.
         why: Vec<String>,
     },
+    /// The Workload API gives no bundles.
+    #[error(transparent)]
+    Spiffe(#[from] SpiffeError),
     /// rustls made no verifier of the roots.
     #[error("no verifier could be made: {0}")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
@@ -106,8 +120,8 @@ impl LoadError for TrustError {
 impl Loaded {
     /// As it is published.
     pub fn snapshot(self, name: Arc<str>, generation: u64) -> TrustSnapshot {
-        let Self { verifier, anchors, roots, dates, lists, warnings: _ } = self;
-        TrustSnapshot { name, generation, verifier, anchors, roots, dates, lists }
+        let Self { verifier, anchors, domains, roots, dates, lists, peers, tls_min, warnings: _ } = self;
+        TrustSnapshot { name, generation, verifier, anchors, domains, roots, dates, lists, peers, tls_min }
     }
 }
 
@@ -132,6 +146,8 @@ enum Certificates {
     /// Of a file, or of a directory's.
     Files(PathBuf, std::io::Result<Vec<ReadFile>>),
     System(Vec<CertificateDer<'static>>, Vec<String>),
+    /// A Workload API's answer.
+    Spiffe(WorkloadApi, Result<Message, SpiffeError>),
 }
 
 impl Source {
@@ -141,6 +157,9 @@ impl Source {
             Roots::System => {
                 let found = rustls_native_certs::load_native_certs();
                 Certificates::System(found.certs, found.errors.iter().map(ToString::to_string).collect())
+            }
+            Roots::Spiffe(api) => {
+                Certificates::Spiffe(api.clone(), endpoint::once(&api.socket, Method::X509Bundles, LOOK))
             }
         };
         Self { roots, lists: trust.revocation.crls.as_deref().map(crate::files::read_all) }
@@ -152,6 +171,9 @@ impl Source {
             Certificates::Files(_, files) => pieces_of(files, &mut pieces),
             Certificates::System(certificates, _) => {
                 pieces.extend(certificates.iter().map(|der| Ok(der.as_ref())));
+            }
+            Certificates::Spiffe(_, message) => {
+                pieces.extend(message.iter().map(|message| Ok(message.as_slice())));
             }
         }
         // What is a root must not be taken for a list.
@@ -178,6 +200,10 @@ impl Source {
                 why.truncate(3);
                 why
             }
+            Certificates::Spiffe(api, message) => {
+                let socket = api.socket;
+                return domains::read(&message?, trust).map_err(|what| SpiffeError { socket, what }.into());
+            }
         };
         let roots = store.len();
         let anchors = Arc::new(store);
@@ -185,9 +211,13 @@ impl Source {
         warnings.extend(late);
         let provider = crate::crypto::provider();
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::clone(&anchors), provider);
-        let verifier = lists.for_servers(builder).build()?;
+        let mut verifier: Arc<dyn ServerCertVerifier> = lists.for_servers(builder).build()?;
+        let (peers, tls_min) = (trust.peers.clone(), trust.tls_min);
+        if peers != Peers::default() {
+            verifier = Arc::new(Particular { inner: verifier, peers: peers.clone() });
+        }
         let (lists, dates) = (Arc::new(lists), RootDates::first_to_end(dates));
-        Ok(Loaded { verifier, anchors, roots, dates, lists, warnings })
+        Ok(Loaded { verifier, anchors, domains: None, roots, dates, lists, peers, tls_min, warnings })
     }
 }
 

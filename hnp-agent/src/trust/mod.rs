@@ -1,9 +1,14 @@
 //! Trust: what the agent accepts from the other side.
 //!
-//! Roots come from a file or the system's store, are reloaded like identities (a broken change keeps
-//! the old ones), and become rustls' own verifier: there is no way to switch verification off.
+//! Roots come from files, the system's store or the SPIFFE Workload API, are reloaded like identities (a broken change
+//! keeps the old ones), and become rustls' own verifier: there is no way to switch verification off. Who is taken of
+//! those they vouch for can be narrowed (`peer`), and each SPIFFE trust domain has its own (`domains`).
 
+mod bundles;
+pub mod domains;
 pub mod load;
+pub mod peer;
+mod publisher;
 pub mod reason;
 pub mod revocation;
 pub mod snapshot;
@@ -12,39 +17,33 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::{Roots, Trust};
-use crate::expiry::{Expiry, Lifetime};
+use crate::expiry::Lifetime;
 use crate::files::published::{AllPublished, Published};
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
 use crate::identity::seconds;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
-use crate::telemetry::readiness::{Pending, Readiness};
-use load::Loaded;
-pub use reason::{reason_of, reason_of_io, tls_reason};
-use snapshot::{RootDates, SharedTrust, TrustSnapshot};
+use crate::telemetry::readiness::Readiness;
+use publisher::Publisher;
+pub use reason::{reason_of, reason_of_io, tls_reason, words_of_io};
+use snapshot::{SharedTrust, TrustSnapshot};
 
 /// How often the system's store is compared: it changes with package upgrades, and reading it means
 /// parsing some 140 certificates.
 const SYSTEM_POLL: Duration = Duration::from_secs(60);
 
-/// One trust's roots and what became of them.
-#[derive(Debug)]
-pub struct Source {
-    trust: Arc<Trust>,
-    shared: SharedTrust,
-    status: Arc<ReloadStatus>,
-    reload: Reload,
-    fingerprints: Fingerprints,
-    pending: Option<Pending>,
-    /// The last generation of the source this one took over from.
-    before: u64,
-    /// What was said of the age of the roots in use.
-    expiry: Vec<Expiry>,
+/// A trust's source, opened: good roots are published when this exists.
+pub struct Source(Kind);
+
+enum Kind {
+    /// Files, or the system's store.
+    Files(Files),
+    /// The SPIFFE Workload API.
+    Spiffe(bundles::Source),
 }
 
 impl Source {
@@ -53,114 +52,79 @@ impl Source {
     /// `former` is what an earlier definition under this name has published: its generations and failures are counted
     /// on.
     pub fn open(trust: Arc<Trust>, former: Option<&Published<TrustSnapshot>>, readiness: &Readiness) -> Self {
-        let before = former.and_then(|former| former.shared.load().as_ref().map(|one| one.generation));
-        let name = format!("trust {}", trust.name);
-        let mut source = Self {
-            pending: Some(readiness.pending(name, "not loaded yet")),
-            trust,
-            shared: Arc::new(ArcSwapOption::empty()),
-            status: former.map_or_else(Arc::default, |former| Arc::clone(&former.status)),
-            reload: Reload::new(),
-            fingerprints: Fingerprints::default(),
-            before: before.unwrap_or(0),
-            expiry: Vec::new(),
-        };
-        source.look(Instant::now());
-        source
+        let publisher = Publisher::new(Arc::clone(&trust), former, readiness);
+        Self(match &trust.roots {
+            Roots::File(_) | Roots::System => Kind::Files(Files::open(publisher)),
+            Roots::Spiffe(api) => Kind::Spiffe(bundles::Source::open(api.clone(), publisher)),
+        })
     }
 
-    /// What is published, and how the files are doing.
+    /// What is published, and how the source is doing.
     pub fn published(&self) -> Published<TrustSnapshot> {
-        Published {
-            name: Arc::clone(&self.trust.name),
-            shared: Arc::clone(&self.shared),
-            status: Arc::clone(&self.status),
+        match &self.0 {
+            Kind::Files(source) => source.publisher.published(),
+            Kind::Spiffe(source) => source.published(),
         }
     }
 
     /// Publishes changes until cancelled.
-    pub async fn watch(mut self, cancel: CancellationToken) {
-        let named = match &self.trust.roots {
+    pub async fn watch(self, cancel: CancellationToken) {
+        match self.0 {
+            Kind::Files(source) => source.watch(cancel).await,
+            Kind::Spiffe(source) => source.watch(cancel).await,
+        }
+    }
+}
+
+/// One trust's files and what became of them.
+struct Files {
+    publisher: Publisher,
+    reload: Reload,
+    fingerprints: Fingerprints,
+}
+
+impl Files {
+    fn open(publisher: Publisher) -> Self {
+        let mut source = Self { publisher, reload: Reload::new(), fingerprints: Fingerprints::default() };
+        source.look(Instant::now());
+        source
+    }
+
+    async fn watch(mut self, cancel: CancellationToken) {
+        let trust = Arc::clone(&self.publisher.trust);
+        let named = match &trust.roots {
             Roots::File(path) => Some(path),
-            Roots::System => None,
+            Roots::System | Roots::Spiffe(_) => None,
         };
-        let named: Vec<_> = named.into_iter().chain(&self.trust.revocation.crls).collect();
+        let named: Vec<_> = named.into_iter().chain(&trust.revocation.crls).collect();
         // Of a directory, what lies in it, too: it is watched by its own name.
         let files: Vec<PathBuf> =
             named.iter().flat_map(|path| [path.to_path_buf(), path.join("all")]).collect();
         let poll = if named.is_empty() { SYSTEM_POLL } else { watch::POLL };
         watch::follow(&files, poll, cancel, |now| {
             let again = self.look(now);
-            self.remind(crate::clock::now());
+            self.publisher.remind(crate::clock::now());
             again
         })
         .await;
     }
 
-    /// Says how far the lifetime of roots is over, once for each stage of it. Nobody asked for those of the system's store
-    /// by name, and whoever maintains it takes out what has ended.
-    fn remind(&mut self, now: SystemTime) {
-        if self.trust.roots == Roots::System {
-            return;
-        }
-        let (trust, generation) = (&self.trust.name, self.generation());
-        for (stage, words) in self.expiry.iter_mut().filter_map(|expiry| expiry.look(now)) {
-            if stage.is_warning() {
-                tracing::warn!(%trust, generation, "{words}");
-            } else {
-                tracing::info!(%trust, generation, "{words}");
-            }
-        }
-    }
-
     /// One look at the roots; when to look again, if sooner than usual.
     fn look(&mut self, now: Instant) -> Option<Instant> {
-        let source = load::Source::read(&self.trust);
+        let trust = &self.publisher.trust;
+        let source = load::Source::read(trust);
         let content = source.fingerprint(&self.fingerprints);
-        match self.reload.look(now, content, || source.load(&self.trust)) {
+        match self.reload.look(now, content, || source.load(trust)) {
             Step::Same => {}
             Step::LookAgain(at) => {
-                if let Some(pending) = &self.pending {
-                    pending.because("the roots cannot be read; waiting for a change to finish");
-                }
+                self.publisher.waiting("the roots cannot be read; waiting for a change to finish");
                 return Some(at);
             }
-            Step::Publish(loaded) => self.publish(loaded),
-            Step::Refuse { error, first } => {
-                if first {
-                    tracing::error!(trust = %self.trust.name, serving = self.generation(), "{error}");
-                }
-                if let Some(pending) = &self.pending {
-                    pending.because(error.to_string());
-                }
-                self.status.refused(error.to_string());
-            }
-            Step::Restored => {
-                tracing::info!(trust = %self.trust.name, "the file holds again the roots in use");
-                self.status.good();
-            }
+            Step::Publish(loaded) => self.publisher.publish(loaded),
+            Step::Refuse { error, first } => self.publisher.refused(&error.to_string(), first),
+            Step::Restored => self.publisher.restored(),
         }
         None
-    }
-
-    fn publish(&mut self, loaded: Loaded) {
-        let generation = self.generation() + 1;
-        let name = Arc::clone(&self.trust.name);
-        for warning in &loaded.warnings {
-            tracing::warn!(trust = %name, "{warning}");
-        }
-        let (roots, crls) = (loaded.roots, loaded.lists.count());
-        tracing::info!(trust = %name, generation, roots, crls, "trust loaded");
-        let origin = self.trust.roots.to_string();
-        let expiry = |root: &RootDates| Expiry::of_root(&root.subject, &origin, root.lifetime);
-        self.expiry = loaded.dates.iter().map(expiry).collect();
-        self.shared.store(Some(Arc::new(loaded.snapshot(name, generation))));
-        self.status.good();
-        self.pending = None;
-    }
-
-    fn generation(&self) -> u64 {
-        self.shared.load().as_ref().map_or(self.before, |snapshot| snapshot.generation)
     }
 }
 
@@ -204,5 +168,7 @@ pub fn metrics(all: AllPublished<TrustSnapshot>) -> impl Fn(&mut Exposition<'_, 
     }
 }
 
+#[cfg(test)]
+mod spiffe_tests;
 #[cfg(test)]
 mod tests;

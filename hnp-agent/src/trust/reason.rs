@@ -7,6 +7,8 @@
 use hnp_common::Reason;
 use rustls::{AlertDescription, CertificateError, Error};
 
+use super::peer::{self, Refused};
+
 /// The reason of a failed handshake, or of a read or write on a connection that was up.
 pub fn reason_of(error: &Error) -> Reason {
     match error {
@@ -24,6 +26,14 @@ pub fn reason_of(error: &Error) -> Reason {
 /// the connection broke in the handshake.
 pub fn reason_of_io(error: &std::io::Error) -> Reason {
     tls_reason(error).unwrap_or(Reason::UpstreamTlsFailed)
+}
+
+/// The words of such an error, for the log.
+pub fn words_of_io(error: &std::io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(tls) => peer::words(tls),
+        None => error.to_string(),
+    }
 }
 
 /// The reason in an I/O error that TLS made, after the handshake; `None` where the error is the
@@ -49,6 +59,11 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::UnknownRevocationStatus
         | CertificateError::ExpiredRevocationList
         | CertificateError::ExpiredRevocationListContext { .. } => Reason::UpstreamRevocationUnknown,
+        CertificateError::Other(_) => match Refused::within(error) {
+            Some(Refused::Name { .. }) => Reason::UpstreamCertificateName,
+            Some(Refused::UnknownDomain { .. }) => Reason::UpstreamCertificateUnknownCa,
+            Some(Refused::NoSvid(_)) | None => Reason::UpstreamCertificateBad,
+        },
         // Not our own enum, and it grows: what is new is bad in a way of its own.
         _ => Reason::UpstreamCertificateBad,
     }

@@ -70,6 +70,22 @@ impl Lists {
         Ok((Self { lists, unknown: revocation.unknown, expired: revocation.expired }, warnings))
     }
 
+    /// Those that a Workload API gives out. They are of whichever domain has some, so a certificate without a list is
+    /// nothing unusual; a late one is.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub(super) fn of_api(ders: &[&[u8]], anchors: &Arc<RootCertStore>) -> Result<Self, TrustError> {
+        let mut lists = Vec::new();
+        for (at, der) in ders.iter().enumerate() {
+            let (list, _) =
+                List::of(&PathBuf::from(format!("list {}", at + 1)), None, der.to_vec(), anchors)?;
+            lists.push(list);
+        }
+        lists.sort_by_key(|list| Reverse(list.this_update));
+        Ok(Self { lists, unknown: OnDoubt::Allow, expired: OnDoubt::Refuse })
+    }
+
     /// How many there are; none where revocation is not looked at.
     pub fn count(&self) -> usize {
         self.lists.len()

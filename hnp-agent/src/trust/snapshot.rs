@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 
+use super::domains::Domains;
 use super::revocation::Lists;
+use crate::config::plan::{Peers, TlsVersion};
 use crate::expiry::Lifetime;
 use crate::x509;
 
@@ -17,14 +19,20 @@ pub struct TrustSnapshot {
     pub generation: u64,
     /// Verifies chain, dates and name. There is no variant that does not.
     pub verifier: Arc<dyn ServerCertVerifier>,
-    /// The roots themselves, for whoever verifies clients.
+    /// The roots themselves, for whoever verifies clients; none where each trust domain has its own.
     pub anchors: Arc<rustls::RootCertStore>,
+    /// Those of trust domains, where they come from SPIFFE.
+    pub domains: Option<Arc<Domains>>,
     /// How many roots it holds. Never zero.
     pub roots: usize,
     /// Those that expire first, the very first one before the others.
     pub dates: Vec<RootDates>,
     /// What is known of revoked certificates, for whoever verifies clients.
     pub lists: Arc<Lists>,
+    /// Who is taken of those that the roots vouch for; [`Self::verifier`] knows already.
+    pub peers: Peers,
+    /// The oldest TLS that is spoken with whoever is verified by it.
+    pub tls_min: TlsVersion,
 }
 
 /// How many roots of a trust are watched for their end: a system's store has 140, and the first to end matters first.
@@ -88,6 +96,9 @@ impl TrustSnapshot {
             anchors,
             dates: Vec::new(),
             lists: Arc::default(),
+            domains: None,
+            peers: Peers::default(),
+            tls_min: TlsVersion::default(),
         }
     }
 }

@@ -12,10 +12,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::plan::{OnDoubt, Revocation};
+use crate::config::plan::{OnDoubt, Revocation, TlsVersion};
 use crate::files::reload::SETTLE;
 use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
 use crate::workload::Accounts;
+use load::Loaded;
 
 type Pair = (String, String);
 
@@ -31,11 +32,7 @@ impl RootsFile {
     }
 
     fn trust(&self) -> Arc<Trust> {
-        Arc::new(Trust {
-            name: "t".into(),
-            roots: Roots::File(self.dir.path().join("ca.crt")),
-            revocation: Default::default(),
-        })
+        Arc::new(Trust::of_roots("t".into(), Roots::File(self.dir.path().join("ca.crt"))))
     }
 
     fn load(&self) -> Result<Loaded, String> {
@@ -48,6 +45,13 @@ impl RootsFile {
 /// with `clients`, the server wants a certificate of that CA and the client presents that pair.
 fn handshake(roots: &Ca, server: &Pair, clients: Option<(&Ca, Pair)>) -> Result<(), (rustls::Error, Reason)> {
     let (client_config, server_config) = configs(roots, server, clients);
+    shake_hands(client_config, server_config)
+}
+
+fn shake_hands(
+    client_config: ClientConfig,
+    server_config: ServerConfig,
+) -> Result<(), (rustls::Error, Reason)> {
     let name = ServerName::try_from("manager.test").unwrap();
     let mut client = ClientConnection::new(Arc::new(client_config), name).unwrap();
     let mut server = ServerConnection::new(Arc::new(server_config)).unwrap();
@@ -226,17 +230,17 @@ fn all_roots_of_a_file_are_taken_and_bad_ones_are_named() {
 fn broken_roots_keep_the_old_ones() {
     let roots = RootsFile::with(Ca::new("first").pem());
     let readiness = Readiness::new();
-    let mut source = Source::open(roots.trust(), None, &readiness);
+    let mut source = Files::open(Publisher::new(roots.trust(), None, &readiness));
     assert!(readiness.is_ready());
-    let (shared, now) = (source.published().shared, Instant::now());
+    let (shared, now) = (source.publisher.published().shared, Instant::now());
     std::fs::write(roots.dir.path().join("ca.crt"), "nothing").unwrap();
     source.look(now);
     source.look(now + SETTLE);
-    assert!(source.published().status.is_failing());
+    assert!(source.publisher.published().status.is_failing());
     assert_eq!(shared.load().as_ref().unwrap().generation, 1);
     std::fs::write(roots.dir.path().join("ca.crt"), Ca::new("second").pem()).unwrap();
     source.look(now + SETTLE * 2);
-    assert!(!source.published().status.is_failing());
+    assert!(!source.publisher.published().status.is_failing());
     assert_eq!(shared.load().as_ref().unwrap().generation, 2);
 }
 
@@ -269,6 +273,37 @@ fn metrics_of_identities_and_trusts_are_written() {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
     assert!(!text.contains("hnp_identity_not_after_seconds{"), "nothing was loaded");
+}
+
+#[test]
+fn a_trust_says_how_old_tls_may_be() {
+    let ca = Ca::new("CA");
+    let server = ca.issue("manager.test", VALID);
+    for (speaks, least, comes_about) in [
+        (&[&rustls::version::TLS12][..], TlsVersion::V1_2, true),
+        (&[&rustls::version::TLS12], TlsVersion::V1_3, false),
+        (&[&rustls::version::TLS12, &rustls::version::TLS13], TlsVersion::V1_3, true),
+    ] {
+        let roots = RootsFile::with(ca.pem());
+        let loaded = load::load(&Trust { tls_min: least, ..(*roots.trust()).clone() }).unwrap();
+        let client = ClientConfig::builder_with_provider(crate::crypto::provider())
+            .with_protocol_versions(crate::crypto::versions(loaded.snapshot("t".into(), 1).tls_min))
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(roots.load().unwrap().verifier)
+            .with_no_client_auth();
+        let serving = ServerConfig::builder_with_provider(crate::crypto::provider())
+            .with_protocol_versions(speaks)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain(&server.0), PrivateKeyDer::from_pem_slice(server.1.as_bytes()).unwrap())
+            .unwrap();
+        let done = shake_hands(client, serving);
+        match comes_about {
+            true => done.unwrap(),
+            false => assert_eq!(done.unwrap_err().1, Reason::UpstreamTlsFailed),
+        }
+    }
 }
 
 /// A trust in CA "CA" with revocation lists in a directory.

@@ -14,7 +14,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::h2::{Terms, Turn, Waited};
-use super::{ConnectionInfo, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs};
+use super::{
+    ConnectionInfo, Offer, PoolKey, ProxyKey, Transport, UpstreamConnection, Upstreams, eyeballs, presentable,
+};
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::{ResolveError, Resolved};
 use crate::telemetry::record::{HttpVersion, WayRecord};
@@ -138,6 +140,7 @@ impl Upstreams {
         let (transport, addr) = self.way(plan, key.proxy.as_ref(), end).await?;
 
         let failed = |reason, detail| DialError::new(reason, detail, Some(addr));
+        presentable(&key.identity)?;
         let config = self
             .shared
             .configs
@@ -150,7 +153,7 @@ impl Upstreams {
             Ok(Err(error)) => {
                 // What TLS itself objects to stays; a connection that broke may have met a restart.
                 let broke = trust::tls_reason(&error).is_none();
-                return Err(failed(trust::reason_of_io(&error), error.to_string()).may_pass(broke));
+                return Err(failed(trust::reason_of_io(&error), trust::words_of_io(&error)).may_pass(broke));
             }
             Err(_) => {
                 let detail = format!("no TLS handshake within {:?}", plan.timeouts.tls);

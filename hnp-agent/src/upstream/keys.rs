@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hnp_common::Reason;
 
-use super::{DialError, Need, Offer, PoolKey, ProxyKey, Upstreams, unavailable};
+use super::{DialError, Need, Offer, PoolKey, ProxyKey, Upstreams, presentable, unavailable};
 use crate::config::plan::{Route, RouteIndex};
 use crate::identity::issuer::{Issuer, NotIssued, Slot};
 use crate::identity::snapshot::IdentitySnapshot;
@@ -111,6 +111,7 @@ impl Upstreams {
         };
         let keys = &mut self.keys.borrow_mut()[route];
         let Some(issuer) = identity.issuer() else {
+            presentable(identity)?;
             return Ok(keys.own.of(plan, offer, (identity, trust), proxy));
         };
         if let Some((of_pod, presented)) = keys.presented(issuer, caller)? {

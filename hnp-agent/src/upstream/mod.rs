@@ -41,8 +41,10 @@ use tokio::time::Instant;
 
 use crate::config::plan::{Host, Plan, Route, RouteIndex};
 use crate::generation::Generation;
+use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
 use crate::telemetry::record::WayRecord;
+use crate::telemetry::rfc3339;
 use crate::telemetry::stats::WorkerStats;
 use crate::workload::Caller;
 use dates::Dates;
@@ -351,7 +353,21 @@ impl Upstreams {
 }
 
 fn unavailable(what: &str, name: &str) -> DialError {
-    let detail =
-        format!("{what} `{name}` could not be loaded; see the log for the file and the mistake in it");
+    let detail = format!(
+        "{what} `{name}` could not be loaded; see the log for where it comes from and the mistake in it"
+    );
     DialError::new(Reason::IdentityUnavailable, detail, None)
+}
+
+/// Whether an identity may be presented now. Asked for every request, pooled connections included, and again before
+/// each handshake: what comes before that takes time.
+fn presentable(identity: &IdentitySnapshot) -> Result<(), DialError> {
+    if identity.is_presentable() {
+        return Ok(());
+    }
+    let (name, since) = (&identity.name, rfc3339(identity.leaf.not_after));
+    let detail = format!(
+        "identity `{name}` has expired at {since} and its source gives no other; see the log for what it says"
+    );
+    Err(DialError::new(Reason::IdentityExpired, detail, None))
 }

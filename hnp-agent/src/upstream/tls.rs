@@ -83,7 +83,7 @@ impl TlsConfigs {
         let is_over = crate::clock::now() > ours;
         let mut config =
             ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+                .with_protocol_versions(crate::crypto::versions(key.trust.tls_min))?
                 .dangerous() // rustls' word for any verifier handed over; ours always verifies (crate::trust)
                 .with_custom_certificate_verifier(key.trust.verifier.clone())
                 .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
@@ -120,7 +120,7 @@ impl TlsConfigs {
         }
         let mut config =
             ClientConfig::builder_with_details(crate::crypto::provider(), crate::clock::for_tls())
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+                .with_protocol_versions(crate::crypto::versions(trust.tls_min))?
                 .dangerous() // as above: it always verifies
                 .with_custom_certificate_verifier(trust.verifier.clone())
                 .with_no_client_auth();

@@ -11,11 +11,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytes::{Buf as _, BufMut as _};
 use futures_util::{Stream, StreamExt as _, stream};
+use hnp_tests::grpc::Bytes;
 use tokio::sync::mpsc;
 use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::Service;
 use tonic::codegen::http;
 use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
@@ -172,45 +171,5 @@ impl StreamingService<Vec<u8>> for Both {
             }
         });
         Box::pin(async move { Ok(Response::new(Box::pin(echo) as Messages)) })
-    }
-}
-
-/// Messages as they are.
-#[derive(Clone, Copy, Default)]
-struct Bytes;
-
-impl Codec for Bytes {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let mut bytes = vec![0; from.remaining()];
-        from.copy_to_slice(&mut bytes);
-        Ok(Some(bytes))
     }
 }

@@ -124,6 +124,8 @@ impl Question {
                 certificates(path, &bytes).unwrap_or_default()
             }
             Roots::System => rustls_native_certs::load_native_certs().certs,
+            // It cannot be asked for: whose bundle it is decides a certificate's own ID.
+            Roots::Spiffe(_) => Vec::new(),
         }
     }
 
@@ -162,7 +164,7 @@ impl Question {
         let file = self.certificate.display();
         let roots = match &self.roots {
             Roots::File(path) => path.display().to_string(),
-            Roots::System => "the system's store".into(),
+            other @ (Roots::System | Roots::Spiffe(_)) => other.to_string(),
         };
         let (what, fix) = match &error {
             Error::InvalidCertificate(CertificateError::UnknownIssuer) => (

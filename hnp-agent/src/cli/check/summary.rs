@@ -9,7 +9,10 @@ use super::promises;
 use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
-use crate::config::plan::{Capture, CaptureMode, Guard, Issuer, Plan, RawSockets, Route, UpstreamWay};
+use crate::config::plan::{
+    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, Plan, RawSockets, Roots,
+    Route, UpstreamWay,
+};
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
 /// The Plan in words.
@@ -74,6 +77,9 @@ pub(super) struct ReverseProxySummary {
     pub(super) upstream_protocol: &'static str,
     pub(super) authority: &'static str,
     pub(super) server_name: String,
+    /// What the upstream's certificate must be for, in words.
+    #[serde(skip)]
+    pub(super) certificate_for: String,
     pub(super) identity: String,
     pub(super) trust: String,
     pub(super) pool_idle: usize,
@@ -111,9 +117,49 @@ pub(super) struct IdentitySummary {
     /// Where the files are those of an intermediate, and each workload has an identity of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) issuer: Option<IssuerSummary>,
+    /// Missing where it is in files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spiffe: Option<SpiffeSummary>,
     /// Missing when it could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) leaf: Option<LeafSummary>,
+}
+
+/// A Workload API, and what is asked of it.
+#[derive(Debug, Serialize)]
+pub(super) struct SpiffeSummary {
+    pub(super) socket: PathBuf,
+    pub(super) wanted: String,
+}
+
+impl IdentitySummary {
+    pub(super) fn of(identity: &Identity, leaf: Option<LeafSummary>) -> Self {
+        let files = identity.source.files();
+        let (certificate, key, directory) = match files.map(|files| &files.place) {
+            Some(IdentityPlace::Pair { certificate, key }) => {
+                (Some(certificate.clone()), Some(key.clone()), None)
+            }
+            Some(IdentityPlace::Directory(directory)) => (None, None, Some(directory.clone())),
+            None => (None, None, None),
+        };
+        let spiffe = match &identity.source {
+            IdentitySource::Spiffe(spiffe) => {
+                let (socket, wanted) = (spiffe.api.socket.clone(), spiffe.choice.to_string());
+                Some(SpiffeSummary { socket, wanted })
+            }
+            IdentitySource::Files(_) | IdentitySource::Issuer(_) => None,
+        };
+        Self {
+            name: identity.name.to_string(),
+            certificate,
+            key,
+            directory,
+            passphrase_file: files.and_then(|files| files.passphrase_file.clone()),
+            spiffe,
+            issuer: identity.source.issuer().map(IssuerSummary::of),
+            leaf,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -127,6 +173,9 @@ pub(super) struct IssuerSummary {
 
 #[derive(Debug, Serialize)]
 pub(super) struct LeafSummary {
+    /// Missing where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spiffe_id: Option<String>,
     pub(super) subject: String,
     pub(super) issuer: String,
     pub(super) serial: String,
@@ -149,6 +198,13 @@ pub(super) struct TrustSummary {
     /// How many revocation lists; missing when they could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lists: Option<usize>,
+    /// SPIFFE IDs that are taken; missing where any is, or none is needed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) ids: Vec<String>,
+    /// DNS names, one of which is needed; missing where none is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) names: Vec<String>,
+    pub(super) tls_min: &'static str,
 }
 
 /// Without credentials, whatever they are.
@@ -200,6 +256,10 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
             upstream_protocol: mode.upstream_protocol.as_str(),
             authority: mode.authority.as_str(),
             server_name: route.upstream.server_name.to_str().into_owned(),
+            certificate_for: match &plan.trusts[mode.trust].roots {
+                Roots::Spiffe(_) => format!("the IDs of trust {}", plan.trusts[mode.trust].name),
+                Roots::File(_) | Roots::System => route.upstream.server_name.to_str().into_owned(),
+            },
             identity: plan.identities[mode.identity].name.to_string(),
             trust: plan.trusts[mode.trust].name.to_string(),
             pool_idle: route.upstream.pool_idle,
@@ -404,7 +464,7 @@ impl RouteSummary {
         if let Some(mode) = &self.reverse_proxy {
             kind.insert(1, mode.protocol);
             rows.extend([
-                ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.server_name)),
+                ("upstream", format!("{} (certificate for {}){way}", self.upstream, mode.certificate_for)),
                 ("speaks", mode.upstream_protocol.into()),
                 ("authority", mode.authority.into()),
                 ("identity", mode.identity.clone()),
@@ -476,7 +536,12 @@ impl IdentitySummary {
         if let Some(issuer) = &self.issuer {
             rows.push(("issues", issuer.words()));
         }
+        if let Some(spiffe) = &self.spiffe {
+            rows.push(("socket", spiffe.socket.display().to_string()));
+            rows.push(("asks for", spiffe.wanted.clone()));
+        }
         if let Some(leaf) = &self.leaf {
+            rows.extend(leaf.spiffe_id.iter().map(|id| ("SPIFFE ID", id.clone())));
             rows.push(("subject", leaf.subject.clone()));
             rows.push(("issuer", leaf.issuer.clone()));
             rows.push(("serial", leaf.serial.clone()));
@@ -498,6 +563,12 @@ impl TrustSummary {
             let count = self.lists.map_or("not loaded".into(), |lists| lists.to_string());
             rows.push(("revoked", format!("{count} list(s) from {}", crls.display())));
         }
+        for (what, list) in [("only IDs", &self.ids), ("only names", &self.names)] {
+            if !list.is_empty() {
+                rows.push((what, list.join(", ")));
+            }
+        }
+        rows.push(("TLS from", self.tls_min.into()));
         table(text, format!("trust {}", self.name), &rows);
     }
 }

@@ -149,6 +149,7 @@ mod tests {
             workers: 1,
             node_name: cluster.then(|| "n".into()),
             api: cluster.then(|| "https://10.96.0.1:443".into()),
+            ..Surroundings::default()
         };
         let read = plan(&format!("{ROUTES}{text}"), Path::new("x.yaml"), &around);
         read.map(|(plan, _)| plan).map_err(|errors| errors.to_string())

@@ -93,7 +93,7 @@ fn every_key_is_read() {
     assert_eq!(route.upstream.pool_idle, 0);
     let mode = route.reverse_proxy().expect("not a tunnel");
     assert_eq!((mode.protocol, route.enforcement), (Protocol::Opaque, Enforcement::Strict));
-    let files = plan.identities[mode.identity].source.files();
+    let files = plan.identities[mode.identity].source.files().unwrap();
     let IdentityPlace::Pair { key, .. } = &files.place else { panic!() };
     assert_eq!(key, Path::new("/etc/mtls/client.key"));
     assert_eq!(plan.trusts[mode.trust].roots, Roots::File("/etc/hnp/ca.crt".into()));
@@ -608,7 +608,7 @@ fn an_identity_is_two_files_or_a_directory() {
              identity: i}}\n"
         );
         crate::config::parse(&text, Path::new("hnp.yaml")).map(|plan| {
-            let files = plan.identities[0].source.files();
+            let files = plan.identities[0].source.files().unwrap();
             files.clone()
         })
     };
@@ -622,6 +622,114 @@ fn an_identity_is_two_files_or_a_directory() {
     ] {
         let shown = with(written).unwrap_err().to_string();
         assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
+    }
+}
+
+#[test]
+fn an_identity_of_the_workload_api_is_a_socket_and_which_of_several() {
+    let with = |identity: &str, socket: Option<&str>| {
+        let text = format!(
+            "identities: {{i: {{{identity}}}}}\nroutes:\n- {{name: a, destinations: ['a.test:80'], upstream: 'https://a.test', \
+             identity: i}}\n"
+        );
+        let around = Surroundings { spiffe_socket: socket.map(Into::into), ..alone(1) };
+        let read = plan(&text, Path::new("hnp.yaml"), &around).map_err(|errors| errors.to_string());
+        read.map(|(plan, _)| {
+            let IdentitySource::Spiffe(spiffe) = &plan.identities[0].source else { panic!() };
+            (spiffe.api.socket.display().to_string(), spiffe.choice.to_string())
+        })
+    };
+    let read = |identity: &str| with(identity, None).unwrap();
+    assert_eq!(read("spiffe: {socket: /s}"), ("/s".into(), "the first SVID".into()));
+    assert_eq!(
+        read("spiffe: {socket: 'unix:///run/s', hint: internal}"),
+        ("/run/s".into(), "the SVID with the hint internal".into())
+    );
+    assert_eq!(read("spiffe: {socket: /s, id: 'spiffe://A.test/b'}").1, "the SVID spiffe://a.test/b");
+    let around = with("spiffe: {hint: x}", Some("unix:///run/around")).unwrap();
+    assert_eq!(around.0, "/run/around");
+    assert_eq!(with("spiffe: {socket: /s}", Some("unix:///run/around")).unwrap().0, "/s");
+    let long = format!("spiffe: {{socket: /{}}}", "s".repeat(107));
+    for (written, socket, expected) in [
+        (
+            "spiffe: {}",
+            None,
+            "identities.i.spiffe.socket: is missing; allowed: the path of the Workload API's socket",
+        ),
+        (
+            "spiffe: {}",
+            Some("tcp://127.0.0.1:1"),
+            "identities.i.spiffe.socket: from the environment: \"tcp://",
+        ),
+        (
+            "spiffe: {socket: 'tcp://127.0.0.1:1'}",
+            None,
+            "is no UNIX socket, and others are not asked for keys",
+        ),
+        ("spiffe: {socket: s}", None, "\"s\" is not a UNIX socket"),
+        (&long, None, "is too long for a socket"),
+        (
+            "spiffe: {socket: /s, hint: a, id: 'spiffe://a/b'}",
+            None,
+            "identities.i.spiffe.id: stands beside `hint`",
+        ),
+        ("spiffe: {socket: /s, id: 'spiffe://a'}", None, "is no SPIFFE ID: it has no path"),
+        ("spiffe: {socket: /s}, key: /k", None, "identities.i.key: stands beside `spiffe`"),
+    ] {
+        let shown = with(written, socket).unwrap_err();
+        assert!(shown.contains(expected) && !shown.contains('\n'), "{written}: {shown}");
+    }
+}
+
+#[test]
+fn a_trust_says_whose_roots_who_is_taken_and_how_old_tls_may_be() {
+    let with = |trust: &str| {
+        let text = format!(
+            "identities: {{i: {{directory: /d}}}}\ntrusts: {{t: {{{trust}}}}}\nroutes:\n- {{name: a, destinations: \
+             ['a.test:80'], upstream: 'https://a.test', identity: i, trust: t}}\n"
+        );
+        plan(&text, Path::new("hnp.yaml"), &alone(1))
+            .map(|(plan, _)| (*plan.trusts[0]).clone())
+            .map_err(|errors| errors.to_string())
+    };
+    let plain = with("roots: /r").unwrap();
+    assert_eq!((plain.peers, plain.tls_min), (Peers::default(), TlsVersion::V1_2));
+    let spiffe =
+        with("spiffe: {socket: 'unix:///s'}, ids: ['spiffe://a.test/m', 'spiffe://b.test/*'], tls_min: 1.3")
+            .unwrap();
+    assert_eq!(spiffe.roots.to_string(), "the SPIFFE bundles of /s");
+    assert_eq!(spiffe.tls_min, TlsVersion::V1_3);
+    let ids: Vec<String> = spiffe.peers.ids.iter().map(ToString::to_string).collect();
+    assert_eq!(ids, ["spiffe://a.test/m", "spiffe://b.test/*"]);
+    let names = with("roots: /r, names: [m.test, '*.m.test']").unwrap().peers.names;
+    assert_eq!(names, [NamePattern::Exact("m.test".into()), NamePattern::Below("m.test".into())]);
+    for (written, expected) in [
+        (
+            "spiffe: {socket: /s}",
+            "trusts.t.ids: is missing: a bundle vouches for every workload of its trust domain",
+        ),
+        ("spiffe: {socket: /s}, ids: []", "trusts.t.ids: is empty"),
+        (
+            "spiffe: {socket: /s}, ids: ['spiffe://a'], names: [m.test]",
+            "trusts.t.ids[0]: \"spiffe://a\" is no SPIFFE ID",
+        ),
+        ("spiffe: {socket: /s}, ids: ['*']", "is no SPIFFE ID: it does not begin with spiffe://"),
+        ("spiffe: {socket: /s}, ids: ['spiffe://a/*'], roots: /r", "trusts.t.roots: stands beside `spiffe`"),
+        ("spiffe: {socket: /s}, ids: ['spiffe://a/*'], crls: /c", "trusts.t.crls: stands beside `spiffe`"),
+        ("spiffe: {sockets: /s}, ids: ['spiffe://a/*']", "did you mean `socket`?"),
+        (
+            "ids: ['spiffe://a/*']",
+            "trusts.t.roots: is missing; allowed: the path of a PEM file, or system; or `spiffe`",
+        ),
+        ("roots: /r, names: ['spiffe://a/b']", "SPIFFE IDs go under `ids`"),
+        ("roots: /r, names: []", "trusts.t.names: is empty"),
+        (
+            "roots: /r, tls_min: 1.1",
+            "trusts.t.tls_min: \"1.1\" is not a version of TLS that is spoken; allowed: 1.2 or 1.3",
+        ),
+    ] {
+        let shown = with(written).unwrap_err();
+        assert!(shown.contains(expected), "{written}: {shown}");
     }
 }
 
@@ -670,7 +778,7 @@ fn an_issuer_needs_a_cluster_capture_and_a_trust_domain() {
     assert_eq!((&*issuer.trust_domain, issuer.lifetime), ("prod.example", Duration::from_secs(3600)));
     assert_eq!((issuer.pod_uid, issuer.max_identities), (false, 4096));
     let place = IdentityPlace::Pair { certificate: "/i.crt".into(), key: "/i.key".into() };
-    assert_eq!(source.files(), &IdentityFiles { place, passphrase_file: None });
+    assert_eq!(source.files(), Some(&IdentityFiles { place, passphrase_file: None }));
     let all = "issuer: {directory: /i, passphrase_file: /p, trust_domain: t, lifetime: 10m, pod_uid: true, max_identities: 5}";
     let read = with("", all, "", &in_a_cluster()).unwrap();
     let issuer = read.identities[0].source.issuer().unwrap();

@@ -1,4 +1,4 @@
-//! Why files are no identity, and what is allowed and should be known of those that are.
+//! Why files, or what the Workload API gives out, are no identity, and what is allowed and should be known of those that are.
 //!
 //! Each names file, block and what to do; none holds a byte of a key or a passphrase.
 
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::files::pem::PemError;
 use crate::files::reload::LoadError;
+use crate::spiffe::SpiffeError;
 use crate::x509::span;
 
 /// What is allowed and should be known.
@@ -76,7 +77,7 @@ pub enum IdentityWarning {
     },
 }
 
-/// Why two files are no identity.
+/// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file cannot be read.
@@ -211,6 +212,9 @@ pub enum IdentityError {
     /// The certificate and its key are there, and cannot issue for workloads.
     #[error("{0}")]
     CannotIssue(String),
+    /// The Workload API gives none.
+    #[error(transparent)]
+    Spiffe(#[from] SpiffeError),
     /// The new certificate cannot be used today, and the one that is presented can.
     #[error("{0}; the certificate that is presented is still valid and stays")]
     NotNow(IdentityWarning),

@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
-use super::super::snapshot::{Holder, IdentitySnapshot, LeafInfo};
+use super::super::snapshot::{Holder, IdentitySnapshot, LeafInfo, Origin};
 pub use super::error::{IdentityError, IdentityWarning};
 use super::layout;
 use super::passphrase::{DecryptError, Passphrase};
@@ -32,8 +32,8 @@ pub struct Loaded {
     pub certified_key: Arc<CertifiedKey>,
     /// What the leaf says.
     pub leaf: LeafInfo,
-    /// The file that the leaf is in.
-    pub certificate: PathBuf,
+    /// Where they are from.
+    pub origin: Origin,
     /// What is allowed and should be known.
     pub warnings: Vec<IdentityWarning>,
 }
@@ -42,7 +42,12 @@ impl Loaded {
     /// As it is published.
     pub fn snapshot(&self, name: Arc<str>, generation: u64) -> IdentitySnapshot {
         let (certified_key, leaf) = (Arc::clone(&self.certified_key), self.leaf.clone());
-        IdentitySnapshot { name, generation, certified_key, leaf, holder: Holder::Agent }
+        let until = match self.origin {
+            // Servers judge it: one that takes what has expired is served, and a warning says so.
+            Origin::File(_) => None,
+            Origin::WorkloadApi { .. } => Some(leaf.not_after),
+        };
+        IdentitySnapshot { name, generation, certified_key, leaf, holder: Holder::Agent, until }
     }
 }
 
@@ -164,13 +169,17 @@ impl<'a> Files<'a> {
                 hint: if later { "; it belongs to a later one: put that one first" } else { "" },
             });
         };
-        let leaf = leaf_info(&cert_path, &chain[0])?;
+        let leaf = leaf_info(&chain[0]).map_err(|why| IdentityError::BadCertificate {
+            path: cert_path.clone(),
+            line: 1,
+            why,
+        })?;
         warnings.extend(dates_warning(&cert_path, &leaf, now));
         if leaf.version < 3 {
             warnings.push(IdentityWarning::OldVersion { path: cert_path.clone(), version: leaf.version });
         }
         let certified_key = Arc::new(CertifiedKey::new(chain, Arc::clone(&key.signing)));
-        Ok(Loaded { certified_key, leaf, certificate: cert_path, warnings })
+        Ok(Loaded { certified_key, leaf, origin: Origin::File(cert_path), warnings })
     }
 }
 
@@ -337,22 +346,25 @@ pub(crate) fn opened(
 }
 
 /// The bits of the public key in a certificate; the algorithm around them may be spelt in two ways.
-fn public_key_of(der: &[u8]) -> Vec<u8> {
+pub(in crate::identity) fn public_key_of(der: &[u8]) -> Vec<u8> {
     let certificate = parse(der).expect("certificates are parsed when they are read");
     certificate.public_key().subject_public_key.data.to_vec()
 }
 
-fn is_key_of(key: &dyn SigningKey, public: &[u8]) -> bool {
+pub(in crate::identity) fn is_key_of(key: &dyn SigningKey, public: &[u8]) -> bool {
     let Some(spki) = key.public_key() else { return false };
     SubjectPublicKeyInfo::from_der(&spki).is_ok_and(|(_, spki)| *spki.subject_public_key.data == *public)
 }
 
-pub(in crate::identity) fn leaf_info(path: &Path, der: &[u8]) -> Result<LeafInfo, IdentityError> {
+/// What a leaf says.
+///
+/// # Errors
+/// It is of no version that there is.
+pub(in crate::identity) fn leaf_info(der: &[u8]) -> Result<LeafInfo, String> {
     let certificate = parse(der).expect("certificates are parsed when they are read");
     let version = certificate.version().0.saturating_add(1);
     if !(1..=3).contains(&version) {
-        let why = format!("version {version}");
-        return Err(IdentityError::BadCertificate { path: path.to_owned(), line: 1, why });
+        return Err(format!("version {version}"));
     }
     Ok(LeafInfo {
         subject: certificate.subject().to_string(),

@@ -209,6 +209,7 @@ impl Issuer {
             name: Arc::clone(&self.terms.name),
             generation: self.terms.generation,
             certified_key: minted.certified_key,
+            until: Some(minted.leaf.not_after),
             leaf: minted.leaf,
             holder: Holder::Workload(of),
         })));

@@ -3,7 +3,6 @@
 //! What the intermediate can issue is tried once, when it is loaded, and judged as its peers would; after that a
 //! certificate is a new key and one signature.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +17,7 @@ use crate::certs::when::{Lifetime, Until};
 use crate::certs::{Authority, CertsError, Leaf, Subject, is_self_signed};
 use crate::config::plan::Issuer as Plan;
 use crate::identity::files::load::{Files, IdentityError, IdentityWarning, Loaded, leaf_info};
-use crate::identity::snapshot::LeafInfo;
+use crate::identity::snapshot::{LeafInfo, Origin};
 use crate::workload::Account;
 use crate::x509;
 
@@ -32,7 +31,6 @@ pub struct Mint {
     authority: Authority,
     trust_domain: Arc<str>,
     lifetime: Duration,
-    path: PathBuf,
 }
 
 /// A key and its certificate, as they are presented.
@@ -96,16 +94,11 @@ pub(super) fn of_files(
     } else if authority.path_length() != Some(0) {
         warnings.push(IdentityWarning::PathLength { path: path.clone(), length: authority.path_length() });
     }
-    let leaf = leaf_info(&path, own)?;
+    let leaf = leaf_info(own).map_err(cannot)?;
     let mut chain = vec![own.clone()];
     chain.extend(pair.chain.iter().filter(|one| *one != own && !is_self_signed(one)).cloned());
     let certified_key = Arc::new(CertifiedKey::new(chain, Arc::new(SignsCertificatesOnly)));
-    let mint = Mint {
-        authority,
-        trust_domain: Arc::clone(&plan.trust_domain),
-        lifetime: plan.lifetime,
-        path: path.clone(),
-    };
+    let mint = Mint { authority, trust_domain: Arc::clone(&plan.trust_domain), lifetime: plan.lifetime };
     // Servers that know URI constraints judge them; rustls refuses whatever has one.
     if !judged_by_others {
         let probe = mint.workload(&Account { namespace: "probe".into(), name: "probe".into() }, None, now);
@@ -114,7 +107,7 @@ pub(super) fn of_files(
             .judged(&probe.certified_key.cert, true, false, None, now)
             .map_err(|error| cannot(error.to_string()))?;
     }
-    Ok((Loaded { certified_key, leaf, certificate: path, warnings }, mint))
+    Ok((Loaded { certified_key, leaf, origin: Origin::File(path), warnings }, mint))
 }
 
 impl Mint {
@@ -171,7 +164,7 @@ impl Mint {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der()));
         let signing = crate::crypto::signing_key(&der)
             .map_err(|error| CertsError::Wrong(format!("the new key cannot be used: {error}")))?;
-        let leaf = leaf_info(&self.path, &chain[0])?;
+        let leaf = leaf_info(&chain[0]).map_err(CertsError::Wrong)?;
         Ok(Minted { certified_key: Arc::new(CertifiedKey::new(chain, signing)), leaf })
     }
 }

@@ -146,7 +146,7 @@ async fn end_tls(worker: &Worker, client: Box<Client>, hello: &Buffer) -> Option
     let terms = match worker.generation.gateway_terms(gateway.tls.as_ref()?) {
         Ok(terms) => terms,
         Err(error) => {
-            tls::refuse(client, recording, Reason::IdentityUnavailable, error.to_string()).await;
+            tls::refuse(client, recording, error.reason(), error.to_string()).await;
             return None;
         }
     };

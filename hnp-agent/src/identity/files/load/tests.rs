@@ -157,10 +157,7 @@ fn reversed_by_strict_server(scene: &Scene, client: &Loaded) -> io::Result<Strin
     let address = lines.find_map(|line| line.unwrap().strip_prefix("ACCEPT ").map(str::to_owned)).unwrap();
 
     let roots = Roots::File(scene.dir.path().join("server-ca.crt"));
-    let verifier =
-        crate::trust::load::load(&Trust { name: "t".into(), roots, revocation: Default::default() })
-            .unwrap()
-            .verifier;
+    let verifier = crate::trust::load::load(&Trust::of_roots("t".into(), roots)).unwrap().verifier;
     let answer = exchange(&address, verifier, client);
     let _ = server.kill();
     let _ = server.wait();
