@@ -198,11 +198,12 @@ fn certificates_of_seconds_are_renewed_under_load_and_whoever_issues_them() {
     let _alone = topology::alone();
     const RATE: u64 = 100;
     const SECONDS: f64 = 24.0;
-    let world = Issued::with(|_| {}, |route| route.set("upstream_protocol", "http/1.1"));
+    let Issued { intermediate, agent, api, manager, scene } =
+        Issued::with(|_| {}, |route| route.set("upstream_protocol", "http/1.1"));
     let pods: Vec<(Pod, String)> = (0..3)
         .map(|number| {
-            let pod = world.scene.pod();
-            world.api.apply_pod_as("team-a", &format!("pod-{number}"), &pod.uid, &format!("runner-{number}"));
+            let pod = scene.pod();
+            api.apply_pod_as("team-a", &format!("pod-{number}"), &pod.uid, &format!("runner-{number}"));
             (pod, format!("spiffe://{DOMAIN}/ns/team-a/sa/runner-{number}"))
         })
         .collect();
@@ -213,7 +214,7 @@ fn certificates_of_seconds_are_renewed_under_load_and_whoever_issues_them() {
     let loads: Vec<Running> = pods.iter().map(|(pod, id)| client::load(pod, &steady(id)).spawn()).collect();
     let serials = |issuer: &str| {
         let mut serials: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for request in world.manager.requests() {
+        for request in manager.requests() {
             let client = request.client().expect("strict").clone();
             if client.issuer.contains(issuer) {
                 serials.entry(spiffe_id(&request)).or_default().insert(client.serial);
@@ -227,12 +228,15 @@ fn certificates_of_seconds_are_renewed_under_load_and_whoever_issues_them() {
     };
     eventually(SOON, "each was renewed", || renewed("node-1"));
     // Those that are known go on without the API server; a new one is nobody.
-    let Issued { api, agent, manager, scene, .. } = &world;
-    api.behave(hnp_tests::api_server::Behaviour::Broken);
+    drop(api);
+    let in_step = || agent.metrics().sum("hnp_pod_labels_in_step", &[]);
+    eventually(SOON, "it is noticed that the API server has gone", || in_step() == 0.0);
+    let late = scene.pod();
+    assert!(ask(&late, "/is/nobody").failures[0].contains("service_account_unconfirmed"));
     let next = scene.clients.for_node("node-2").write(scene.dir(), "staged");
     let before = manager.request_count();
-    fs::rename(&next.certificate, &world.intermediate.certificate).expect("the world's directory is ours");
-    fs::rename(&next.key, &world.intermediate.key).expect("the world's directory is ours");
+    fs::rename(&next.certificate, &intermediate.certificate).expect("the world's directory is ours");
+    fs::rename(&next.key, &intermediate.key).expect("the world's directory is ours");
     eventually(SOON, "all that is presented is of the other intermediate", || {
         let requests = manager.requests();
         let last = &requests[before.max(requests.len().saturating_sub(30))..];

@@ -221,3 +221,27 @@ impl Pool {
         self.idle.iter().filter(|(key, _)| *key.route == *route).map(|(_, idle)| idle.len()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_is_idle_together_the_latest_stay() {
+        let begin = Instant::now();
+        let one = |route: &str, most, second| Shared {
+            route: route.into(),
+            most,
+            since: begin + Duration::from_secs(second),
+        };
+        let at = |second| begin + Duration::from_secs(second);
+        assert_eq!(too_many(vec![]), []);
+        assert_eq!(too_many(vec![one("a", 2, 1), one("a", 2, 2), one("b", 1, 3)]), []);
+        let waiting = [3, 1, 4, 2].map(|second| one("a", 2, second));
+        let other = [7, 8].map(|second| one("b", 1, second));
+        let over = too_many(waiting.into_iter().chain(other).collect());
+        // Those since then or before go: 1 and 2 of the one route, 7 of the other.
+        assert_eq!(over, [("a".into(), at(2)), ("b".into(), at(7))]);
+        assert_eq!(too_many(vec![one("a", 0, 5)]), [("a".into(), at(5))]);
+    }
+}
