@@ -425,7 +425,7 @@ fn follow_pods(
     let Some(cluster) = plan.kubernetes.clone() else { return labels };
     let (shown, telemetry, readiness) = (labels.clone(), telemetry.clone(), readiness.clone());
     let mut generations = generations.clone();
-    let issues = |plan: &Plan| plan.identities.iter().any(|one| one.source.issuer().is_some());
+    let issues = |plan: &Plan| plan.routes.iter().any(|route| plan.issuer_for(route).is_some());
     let until_listed =
         || readiness.pending("service accounts", "the API server has not listed this node's pods yet");
     // From the first moment: a successor is to know what its predecessor knows before it takes over.

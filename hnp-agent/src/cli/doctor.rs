@@ -93,9 +93,7 @@ fn route(plan: &Plan, name: &str, args: &Args) -> Result<Vec<Finding>, ExitCode>
         );
         return Err(ExitCode::from(2));
     };
-    let mode = plan.routes[index].reverse_proxy();
-    let issues = mode.is_some_and(|mode| plan.identities[mode.identity].source.issuer().is_some());
-    if args.workload.is_some() && !issues {
+    if args.workload.is_some() && plan.issuer_for(&plan.routes[index]).is_none() {
         eprintln!(
             "hnp-agent: --as is for routes whose identity is issued for each workload, and {name:?} is none"
         );

@@ -54,6 +54,11 @@ impl Plan {
         self.capture.mode == CaptureMode::On && self.kubernetes.is_some()
     }
 
+    /// What issues the identities of a route, where each workload has its own.
+    pub fn issuer_for(&self, route: &Route) -> Option<&Issuer> {
+        self.identities[route.reverse_proxy()?.identity].source.issuer()
+    }
+
     /// The names of the routes that are strict for every pod.
     pub fn strict_routes(&self) -> Vec<&str> {
         let strict = self.routes.iter().filter(|route| route.is_strict_for_all());

@@ -89,9 +89,10 @@ fn issuers_that_know_nobody(plan: &Plan) -> Vec<(String, String)> {
     if plan.kubernetes.is_some() && plan.capture.mode == CaptureMode::On {
         return Vec::new();
     }
-    let issuers = plan.identities.iter().filter(|one| one.source.issuer().is_some());
-    let what = "needs `kubernetes` and `capture.mode: on` in force, which change only with a restart";
-    issuers.map(|one| (format!("identities.{}.issuer", one.name), what.to_owned())).collect()
+    let routes = plan.routes.iter().enumerate().filter(|(_, route)| plan.issuer_for(route).is_some());
+    let what = "issues for workloads: that needs `kubernetes` and `capture.mode: on` in force, which change only with a \
+                restart";
+    routes.map(|(index, _)| (format!("routes[{index}].identity"), what.to_owned())).collect()
 }
 
 impl files::reload::LoadError for Refusal {

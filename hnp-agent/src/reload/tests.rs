@@ -112,7 +112,8 @@ async fn an_issuer_needs_a_cluster_that_is_in_force_already() {
     scene.look();
     let error = scene.failing().unwrap();
     assert!(
-        error.contains("identities.c.issuer: needs `kubernetes`") && error.contains("restart"),
+        error.contains("identity: issues for workloads: that needs `kubernetes`")
+            && error.contains("restart"),
         "{error}"
     );
     // The control: without the issuer the rest is taken, and the cluster waits.

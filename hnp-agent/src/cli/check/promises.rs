@@ -61,8 +61,8 @@ pub(super) fn way_out(index: usize, route: &Route) -> Option<Finding> {
 
 /// A route that the gateway's clients cannot use.
 pub(super) fn by_address(index: usize, route: &Route, plan: &Plan) -> Option<Finding> {
-    let issues = plan.identities[route.reverse_proxy()?.identity].source.issuer().is_some();
-    (issues && plan.gateway.is_some()).then(|| {
+    plan.issuer_for(route)?;
+    plan.gateway.is_some().then(|| {
         let what = format!(
             "on route {:?} each workload has an identity of its own, so clients of the gateway are refused there \
              (workload_unknown): they are known by their address alone. They have to dial the destinations themselves",
