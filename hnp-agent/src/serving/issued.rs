@@ -65,12 +65,6 @@ impl Names {
         }
     }
 
-    /// The certificates that may be needed: one for each name, and one for all addresses.
-    pub fn certificates(&self) -> impl Iterator<Item = Vec<Name>> {
-        let dns = self.dns.iter().map(|name| vec![Name::Dns(name.to_string())]);
-        dns.chain(Some(self.without_name()).filter(|names| !names.is_empty()))
-    }
-
     /// What whoever asks for no name may have dialled.
     fn without_name(&self) -> Vec<Name> {
         self.addresses.iter().copied().map(Name::Ip).collect()

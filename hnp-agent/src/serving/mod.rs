@@ -113,8 +113,11 @@ impl Serving {
             return Ok(Arc::clone(terms));
         }
         // Those that are there: a broken one beside them is in the log and in the metrics.
-        let loaded: Vec<_> =
-            mode.serving.iter().filter_map(|index| presentable(&identities[*index])).collect();
+        let loaded: Vec<_> = mode
+            .serving
+            .iter()
+            .filter_map(|index| presentable(&identities[*index].load()).cloned())
+            .collect();
         if loaded.is_empty() {
             let name = &plan.identities[mode.serving[0]].name;
             if identities[mode.serving[0]].load().is_some() {
@@ -141,8 +144,8 @@ impl Serving {
 }
 
 /// An identity that is there and may be shown.
-fn presentable(identity: &SharedIdentity) -> Option<Arc<IdentitySnapshot>> {
-    identity.load_full().filter(|loaded| loaded.is_presentable())
+fn presentable(loaded: &Option<Arc<IdentitySnapshot>>) -> Option<&Arc<IdentitySnapshot>> {
+    loaded.as_ref().filter(|loaded| loaded.is_presentable())
 }
 
 /// The verifier of clients' certificates that routes use, for whoever wants to know what it would say.
@@ -200,8 +203,8 @@ impl Terms {
     /// Whether they are of the certificates and roots that are loaded now.
     fn is_current(&self, mode: &PodTls, identities: &[SharedIdentity], trusts: &[SharedTrust]) -> bool {
         let mut mine = self.identities.iter();
-        let served = mode.serving.iter().all(|index| match presentable(&identities[*index]) {
-            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, &loaded)),
+        let served = mode.serving.iter().all(|index| match presentable(&identities[*index].load()) {
+            Some(loaded) => mine.next().is_some_and(|one| Arc::ptr_eq(one, loaded)),
             None => true,
         });
         let trusted = match (&mode.client_auth, &self.trust) {

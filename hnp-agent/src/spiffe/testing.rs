@@ -1,6 +1,7 @@
 //! A Workload API for unit tests: HTTP/2 on a UNIX socket, with messages that the test makes.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -120,5 +121,14 @@ async fn answer(mut respond: h2::server::SendResponse<Bytes>, mut said: watch::R
         if said.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Polls until something holds.
+pub(crate) async fn until(what: &str, held: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !held() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,7 +1,5 @@
 //! Who is taken by SPIFFE bundles, by IDs and by names; each refusal beside what is taken.
 
-use std::time::{Duration, Instant};
-
 use hnp_common::Reason;
 use rcgen::{CertificateParams, SanType};
 use rustls::CertificateError;
@@ -14,7 +12,7 @@ use crate::config::plan::{NamePattern, Peers};
 use crate::config::spiffe::{IdPattern, WorkloadApi};
 use crate::files::testpki::{Ca, VALID, uri};
 use crate::spiffe::error::Trouble;
-use crate::spiffe::testing::{Api, Say};
+use crate::spiffe::testing::{Api, Say, until};
 use crate::spiffe::wire::tests::field;
 
 const OURS: &str = "spiffe://ours.test/manager";
@@ -224,14 +222,6 @@ fn refusals_survive_rustls_as_they_are() {
     assert_eq!(peer::words(&error), "its certificate is no X509-SVID: it has no URI");
     assert!(error.to_string().contains("it has no URI"), "{error}");
     assert_eq!(peer::Refused::within(&CertificateError::Revoked), None);
-}
-
-async fn until(what: &str, held: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !held() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]

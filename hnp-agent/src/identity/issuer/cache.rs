@@ -118,11 +118,6 @@ impl Issuer {
         self.slots().values().filter(|slot| slot.current.load().is_some()).count()
     }
 
-    /// What it mints with.
-    pub fn mint(&self) -> &Mint {
-        &self.mint
-    }
-
     /// Where a pod's certificate is kept.
     ///
     /// # Errors

@@ -1,14 +1,13 @@
 //! A Workload API on a real socket: what is published of its answers, and what is kept when there are none.
 
 use std::path::Path;
-use std::time::Instant;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::config::spiffe::{SvidChoice, WorkloadApi};
 use crate::files::testpki::{Ca, uri};
-use crate::spiffe::testing::{Api, Say};
+use crate::spiffe::testing::{Api, Say, until};
 use crate::spiffe::wire::tests::svid as message_of;
 use crate::telemetry::readiness::Readiness;
 
@@ -144,14 +143,6 @@ impl Scene {
     fn open(&self) -> Source {
         let publisher = Publisher::new("c".into(), None, &self.readiness);
         Source::open(wanted(&self.socket, SvidChoice::First), publisher)
-    }
-}
-
-async fn until(what: &str, held: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !held() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
