@@ -3,25 +3,17 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwapOption;
-
 use super::files::load::{IdentityError, IdentityWarning, Loaded};
 use super::seconds;
-use super::snapshot::{IdentitySnapshot, SharedIdentity};
+use super::snapshot::IdentitySnapshot;
 use crate::expiry::Expiry;
-use crate::files::published::Published;
-use crate::files::watch::ReloadStatus;
-use crate::telemetry::readiness::{Pending, Readiness};
+use crate::files::published::{Publication, Published};
+use crate::telemetry::readiness::Readiness;
 
 /// One identity, as the rest of the agent sees it.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    name: Arc<str>,
-    shared: SharedIdentity,
-    status: Arc<ReloadStatus>,
-    pending: Option<Pending>,
-    /// The last generation of the source this one took over from.
-    before: u64,
+    publication: Publication<IdentitySnapshot>,
     /// What was said of the age of what is presented.
     expiry: Option<Expiry>,
 }
@@ -33,28 +25,18 @@ impl Publisher {
         former: Option<&Published<IdentitySnapshot>>,
         readiness: &Readiness,
     ) -> Self {
-        let before = former.and_then(|former| former.shared.load().as_ref().map(|one| one.generation));
-        Self {
-            pending: Some(readiness.pending(format!("identity {name}"), "not loaded yet")),
-            name,
-            shared: Arc::new(ArcSwapOption::empty()),
-            status: former.map_or_else(Arc::default, |former| Arc::clone(&former.status)),
-            before: before.unwrap_or(0),
-            expiry: None,
-        }
+        let generation = |snapshot: &IdentitySnapshot| snapshot.generation;
+        let publication = Publication::new("identity", name, former, generation, readiness);
+        Self { publication, expiry: None }
     }
 
     pub(super) fn published(&self) -> Published<IdentitySnapshot> {
-        Published {
-            name: Arc::clone(&self.name),
-            shared: Arc::clone(&self.shared),
-            status: Arc::clone(&self.status),
-        }
+        self.publication.published().clone()
     }
 
     /// What is presented now.
     pub(super) fn serving(&self) -> Option<Arc<IdentitySnapshot>> {
-        self.shared.load_full()
+        self.publication.published().shared.load_full()
     }
 
     /// The identity that is presented from now on.
@@ -68,12 +50,12 @@ impl Publisher {
         loaded: &Loaded,
         snapshot: impl FnOnce(Arc<str>, u64) -> IdentitySnapshot,
     ) {
-        let generation = self.generation() + 1;
+        let generation = self.publication.generation() + 1;
         for warning in &loaded.warnings {
-            tracing::warn!(identity = %self.name, "{warning}");
+            tracing::warn!(identity = %self.publication.name(), "{warning}");
         }
         tracing::info!(
-            identity = %self.name,
+            identity = %self.publication.name(),
             generation,
             subject = loaded.leaf.subject,
             serial = loaded.leaf.serial,
@@ -87,45 +69,38 @@ impl Publisher {
             let _ = expiry.look(crate::clock::now());
         }
         self.expiry = Some(expiry);
-        self.shared.store(Some(Arc::new(snapshot(Arc::clone(&self.name), generation))));
-        self.status.good();
-        self.pending = None;
+        let name = Arc::clone(self.publication.name());
+        self.publication.publish(|generation| snapshot(name, generation));
     }
 
     /// What is not ready yet, and why, while nothing is presented.
     pub(super) fn waiting(&self, why: &str) {
-        if let Some(pending) = &self.pending {
-            pending.because(why);
-        }
+        self.publication.waiting(why);
     }
 
     /// What came cannot be used; what is presented stays. `first`: it was not said yet.
     pub(super) fn refused(&self, error: &IdentityError, first: bool) {
         if first {
-            tracing::error!(identity = %self.name, serving = self.generation(), "{error}");
+            let (identity, serving) = (self.publication.name(), self.publication.generation());
+            tracing::error!(%identity, serving, "{error}");
         }
-        self.waiting(&error.to_string());
-        self.status.refused(error.to_string());
+        self.publication.refused(error.to_string());
     }
 
     /// The source holds again what is presented.
     pub(super) fn restored(&self) {
-        tracing::info!(identity = %self.name, "the source holds again what is presented");
-        self.status.good();
+        tracing::info!(identity = %self.publication.name(), "the source holds again what is presented");
+        self.publication.restored();
     }
 
     /// Says how far the lifetime of what is presented is over, once for each stage of it.
     pub(super) fn remind(&mut self, now: SystemTime) {
         let Some((stage, words)) = self.expiry.as_mut().and_then(|expiry| expiry.look(now)) else { return };
-        let (identity, generation) = (&self.name, self.generation());
+        let (identity, generation) = (self.publication.name(), self.publication.generation());
         if stage.is_warning() {
             tracing::warn!(%identity, generation, "{words}");
         } else {
             tracing::info!(%identity, generation, "{words}");
         }
-    }
-
-    fn generation(&self) -> u64 {
-        self.shared.load().as_ref().map_or(self.before, |snapshot| snapshot.generation)
     }
 }
