@@ -13,6 +13,7 @@ mod certificates;
 mod churn;
 mod corporate_proxy;
 mod crash;
+mod dashboard;
 mod doctor_route;
 mod drain;
 mod end_to_end;

@@ -29,6 +29,7 @@ pub mod pinned;
 pub mod pki;
 pub mod poll;
 pub mod process;
+pub mod prometheus;
 pub mod scene;
 pub mod sniffer;
 pub mod spiffe;
