@@ -25,6 +25,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod memory;
 pub mod observed;
+pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;
