@@ -43,7 +43,7 @@ use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
-use crate::workload::{Accounts, CgroupWorkloads, Pods, WorkloadSource};
+use crate::workload::{CgroupWorkloads, Directory, Pods, WorkloadSource};
 use crate::{kubernetes, memory, observed};
 
 /// How long the last access lines may take to be written after a drain.
@@ -97,8 +97,9 @@ async fn serve(
         begun = begin::begin(&plan, &node, succession.take_over) => begun?,
         why = signals.next() => bail!("{why} during the start"),
     };
-    let accounts = Accounts::default();
-    let reloader = Reloader::start(file, plan, diagnostics, accounts.clone(), &readiness, &telemetry, &tasks);
+    let directory = Directory::default();
+    let reloader =
+        Reloader::start(file, plan, diagnostics, directory.clone(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();
@@ -106,7 +107,7 @@ async fn serve(
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
     let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness))?;
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
-    let labels = follow_pods(&plan, accounts, &generations, (&readiness, &telemetry), &tasks);
+    follow_pods(&plan, &directory, &generations, (&readiness, &telemetry), &tasks);
 
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
@@ -197,9 +198,9 @@ async fn serve(
             keeping.with(|capture| capture.can_keep(strict))?.err().map(|e| e.to_string())
         };
         tasks.spawn(reloader.asking(can_keep).watch(hangup, tasks.token()));
-        let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
+        let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone(), directory.clone());
         let (capture, workloads) = (captured.clone(), workloads.clone());
-        let follow = upkeep::Follow { capture, pods, labels, workloads, observed };
+        let follow = upkeep::Follow { capture, pods, directory, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
         let counted = telemetry.clone();
@@ -419,15 +420,14 @@ fn look_after_the_startup_taint(
 /// The labels and service accounts of the node's pods, from when a route selects by them or an issuer asks for them.
 fn follow_pods(
     plan: &Plan,
-    accounts: Accounts,
+    directory: &Directory,
     generations: &Receiver<Arc<Generation>>,
     (readiness, telemetry): (&Readiness, &Arc<Telemetry>),
     tasks: &Tasks,
-) -> kubernetes::PodLabels {
-    let learnt = kubernetes::Learnt { accounts, ..kubernetes::Learnt::default() };
-    let labels = learnt.labels.clone();
-    let Some(cluster) = plan.kubernetes.clone() else { return labels };
-    let (shown, telemetry, readiness) = (labels.clone(), telemetry.clone(), readiness.clone());
+) {
+    let Some(cluster) = plan.kubernetes.clone() else { return };
+    let status = Arc::new(kubernetes::PodStatus::default());
+    let (shown, telemetry, readiness) = (Arc::clone(&status), telemetry.clone(), readiness.clone());
     let mut generations = generations.clone();
     let issues = |plan: &Plan| plan.routes.iter().any(|route| plan.issuer_for(route).is_some());
     let until_listed =
@@ -444,8 +444,7 @@ fn follow_pods(
         telemetry.register(move |out| shown.write(out));
         pending.take()
     };
-    tasks.spawn(kubernetes::follow(cluster, wanted, learnt, tasks.token()));
-    labels
+    tasks.spawn(kubernetes::follow(cluster, wanted, directory.clone(), status, tasks.token()));
 }
 
 /// The addresses of the node's pods, where the gateway knows its callers by them.

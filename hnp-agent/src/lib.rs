@@ -19,6 +19,7 @@ pub mod finding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generation;
+pub mod grpc;
 pub mod handover;
 pub mod http2;
 pub mod identity;

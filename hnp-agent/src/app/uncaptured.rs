@@ -32,7 +32,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
-use crate::workload::{Accounts, Workload, WorkloadSource};
+use crate::workload::{Directory, Workload, WorkloadSource};
 use crate::{admin, memory, observed};
 
 /// Nothing is captured.
@@ -80,7 +80,7 @@ pub(super) async fn serve(
     };
     // Without capture nobody is attributed, and the configuration has no issuer.
     let reloader =
-        Reloader::start(file, plan, diagnostics, Accounts::default(), &readiness, &telemetry, &tasks);
+        Reloader::start(file, plan, diagnostics, Directory::default(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();

@@ -15,5 +15,5 @@ mod retry;
 mod startup_taint;
 
 pub use pod_addresses::{AddressStatus, follow_addresses};
-pub use pods::{Learnt, PodLabels, follow};
+pub use pods::{PodStatus, follow};
 pub use startup_taint::{TaintStatus, take_off};

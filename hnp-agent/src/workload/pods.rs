@@ -9,7 +9,10 @@ use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::directory::Directory;
 use super::names;
+use super::pod::{Facts, Teller};
+use crate::config::selector::Labels;
 
 /// One pod of this node.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,17 +27,27 @@ pub struct PodCgroup {
     pub name: Arc<str>,
 }
 
+impl PodCgroup {
+    /// Its labels, where the API server knows them and calls it by the same name.
+    pub fn confirmed_labels(&self, directory: &Directory) -> Option<Arc<Labels>> {
+        let pod = directory.of(&self.uid)?;
+        let is_namesake = pod.namespace == self.namespace && pod.name == self.name;
+        pod.confirmed_labels().filter(|_| is_namesake).cloned()
+    }
+}
+
 /// Looks for pods.
 #[derive(Clone, Debug)]
 pub struct Pods {
     attached: PathBuf,
     pod_logs: PathBuf,
+    directory: Directory,
 }
 
 impl Pods {
-    /// `attached` is the cgroup that capture is attached to, `pod_logs` kubelet's directory.
-    pub fn new(attached: PathBuf, pod_logs: PathBuf) -> Self {
-        Self { attached, pod_logs }
+    /// `attached` is the cgroup that capture is attached to, `pod_logs` kubelet's directory, and `directory` is told what that says.
+    pub fn new(attached: PathBuf, pod_logs: PathBuf, directory: Directory) -> Self {
+        Self { attached, pod_logs, directory }
     }
 
     /// The pods whose cgroup and whose namespace are both there, in the order of their cgroups' ids. A
@@ -44,6 +57,8 @@ impl Pods {
     /// When kubelet's directory cannot be read.
     pub fn list(&self) -> std::io::Result<Vec<PodCgroup>> {
         let named = self.named()?;
+        let facts = named.iter().map(|(uid, (namespace, name))| Facts::named(uid, namespace, name));
+        self.directory.tell_all(Teller::Logs, facts);
         let mut pods = Vec::new();
         for (dir, cgroup_id) in subdirectories(&self.attached) {
             self.add(&dir, cgroup_id, &named, &mut pods);
@@ -119,10 +134,12 @@ mod tests {
         for name in [&format!("prod_worker-1_{A}"), &format!("staging_web_{B}"), "not_a_pod_at_all", "x"] {
             fs::create_dir_all(logs.join(name)).unwrap();
         }
-        let mut found: Vec<_> = Pods::new(cgroups, logs).list().unwrap();
+        let directory = Directory::default();
+        let mut found: Vec<_> = Pods::new(cgroups, logs, directory.clone()).list().unwrap();
         found.sort_by(|a, b| a.uid.cmp(&b.uid));
         let shown: Vec<_> = found.iter().map(|pod| (&*pod.namespace, &*pod.name, pod.uid.as_str())).collect();
         assert_eq!(shown, [("prod", "worker-1", A), ("staging", "web", B)]);
+        assert_eq!(directory.of(B).map(|pod| pod.name.to_string()).as_deref(), Some("web"));
         assert_eq!(found[0].cgroup_id, fs::metadata(&besteffort).unwrap().ino());
         assert_eq!(found[1].cgroup_id, fs::metadata(&systemd).unwrap().ino());
     }
