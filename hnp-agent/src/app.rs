@@ -30,6 +30,7 @@ use crate::capture::{Capture, Node, Prepared};
 use crate::config::plan::{CaptureMode, Plan};
 use crate::generation::Generation;
 use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
+use crate::policy::Usages;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::gateway::Callers;
 use crate::proxy::pulse::Pulse;
@@ -124,6 +125,8 @@ async fn serve(
     let mut failed: Option<anyhow::Error> = None;
 
     let callers = follow_callers(&plan, &telemetry, &tasks);
+    let usages = Usages::default();
+    usages.register(&telemetry);
     let pulses = vec![Pulse::default(); plan.workers];
     let mut workers = Workers::default();
     for (index, (listeners, gate)) in listeners.into_iter().zip(&standing.gates).enumerate() {
@@ -133,6 +136,7 @@ async fn serve(
             vips: vips.clone(),
             workloads: workloads.clone(),
             callers: callers.clone(),
+            usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,
             kill,

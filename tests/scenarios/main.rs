@@ -32,6 +32,7 @@ mod idle;
 mod issued_serving;
 mod issuer;
 mod keys_in_memory;
+mod limits;
 mod logs_and_metrics;
 mod long_way;
 mod main_job;

@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::{LAST_LINES, Succession};
 use crate::config::plan::Plan;
 use crate::generation::Generation;
+use crate::policy::Usages;
 use crate::proxy::flow::{Flow, FlowSource, SharedVipTable, VipTable};
 use crate::proxy::gate::Gate;
 use crate::proxy::gateway::Callers;
@@ -86,6 +87,8 @@ pub(super) async fn serve(
     let vips = SharedVipTable::new(ArcSwap::default());
     tasks.spawn(publish(generations.clone(), vips.clone(), tasks.token()));
 
+    let usages = Usages::default();
+    usages.register(&telemetry);
     let (mut workers, mut failed) = (Workers::default(), None);
     for (index, listeners) in listeners.into_iter().enumerate() {
         let (stop, kill) = workers.tokens();
@@ -94,6 +97,7 @@ pub(super) async fn serve(
             vips: vips.clone(),
             workloads: Arc::new(Nothing),
             callers: Callers::nobody(),
+            usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,
             kill,

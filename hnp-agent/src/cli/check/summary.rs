@@ -10,8 +10,8 @@ use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
-    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, Plan, RawSockets, Roots,
-    Route, UpstreamWay,
+    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
+    RawSockets, Roots, Route, UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
@@ -346,6 +346,7 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 plan.limits.connections, plan.limits.head_bytes, plan.limits.buffer_bytes
             ),
         ),
+        ("per workload", per_workload(&plan.limits.per_workload)),
         (
             "resolver",
             format!(
@@ -383,6 +384,17 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
         ("workers", plan.workers.to_string()),
     ]);
     rows
+}
+
+fn per_workload(limits: &PerWorkload) -> String {
+    let mut text = format!("{} connections", limits.connections);
+    if let Some(rate) = limits.new_connections_per_second {
+        text.push_str(&format!(", {rate} new ones a second"));
+    }
+    if let Some(rate) = limits.bytes_per_second {
+        text.push_str(&format!(", {rate} bytes a second"));
+    }
+    text
 }
 
 fn capture_summary(capture: &Capture) -> Vec<(&'static str, String)> {
