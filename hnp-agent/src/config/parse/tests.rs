@@ -609,17 +609,21 @@ fn the_configuration_to_start_from_is_one() {
 
 #[test]
 fn what_is_deployed_agrees_with_the_defaults() {
-    let daemonset = include_str!("../../../../deploy/daemonset.yaml");
-    let port = defaults::ADMIN_LISTEN.port();
-    for (what, times) in
-        [("name: NODE_NAME".into(), 1), (format!("host: {}, port: {port}", defaults::ADMIN_LISTEN.ip()), 2)]
-    {
-        assert_eq!(daemonset.matches(&what).count(), times, "{what}");
+    let deployed = include_str!("../../../../deploy/manifests/hnp.yaml");
+    let (ip, port) = (defaults::ADMIN_LISTEN.ip(), defaults::ADMIN_LISTEN.port());
+    for (what, times) in [
+        ("name: NODE_NAME".into(), 1),
+        ("name: DAEMONSET".into(), 1),
+        (format!("host: \"{ip}\""), 2),
+        (format!("port: {port}"), 2),
+        (format!("startup_taint: {}", defaults::STARTUP_TAINT), 1),
+    ] {
+        assert_eq!(deployed.matches(&what).count(), times, "{what}");
     }
-    let grace = daemonset.split("terminationGracePeriodSeconds: ").nth(1).unwrap().lines().next().unwrap();
+    let grace = deployed.split("terminationGracePeriodSeconds: ").nth(1).unwrap().lines().next().unwrap();
     assert!(grace.parse::<u64>().unwrap() > defaults::DRAIN_DEADLINE.as_secs());
     let bpffs = Path::new(defaults::BPFFS).parent().unwrap().display().to_string();
-    assert!(daemonset.contains(&format!("name: bpffs, mountPath: {bpffs},")));
+    assert!(deployed.contains(&format!("name: bpffs, mountPath: {bpffs},")));
     let doc = include_str!("../../../../docs/startup.md");
     assert!(doc.contains(&format!("{{key: {}, effect: NoSchedule}}", defaults::STARTUP_TAINT)));
 }
