@@ -164,15 +164,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $vips := list (get $capture "vips4" | default "169.254.77.0/24") (get $capture "vips6" | default "fd00:77::/64") -}}
 {{- $_ := set $facts "vips" $vips -}}
 {{- $_ := set $facts "capturePort" (get $capture "port" | default 15001 | int) -}}
-{{- $overrides := false -}}
 {{- $selects := false -}}
 {{- range (get $config "routes" | default list) -}}
 {{- range (get . "overrides" | default list) -}}
-{{- $overrides = true -}}
 {{- if get . "selector" }}{{ $selects = true }}{{ end -}}
 {{- end -}}
 {{- end -}}
-{{- $_ := set $facts "overrides" $overrides -}}
 {{- $issues := false -}}
 {{- range $name, $identity := (get $config "identities" | default dict) -}}
 {{- if get $identity "issuer" }}{{ $issues = true }}{{ end -}}
