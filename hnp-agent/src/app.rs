@@ -8,6 +8,7 @@
 
 mod begin;
 mod drain;
+mod leaving;
 mod signals;
 mod standing;
 mod uncaptured;
@@ -190,6 +191,7 @@ async fn serve(
         tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), observed, cancel));
     }
 
+    let installation = kubernetes::Installation::new(plan.kubernetes.as_ref());
     let (mut end, mut door) = (End::Failed, None);
     if failed.is_none() {
         let keeping = captured.clone();
@@ -207,6 +209,9 @@ async fn serve(
         tasks.spawn(memory::give_back(move || counted.open_connections(), tasks.token()));
         tasks.spawn(upkeep::stay_attached(captured.clone(), readiness.clone(), tasks.token()));
         look_after_the_startup_taint(&plan, &readiness, &telemetry, &tasks);
+        if let Some(installation) = installation.clone() {
+            tasks.spawn(installation.follow(tasks.token()));
+        }
         tasks.spawn(upkeep::until_serving(captured.clone(), beating));
         door = open_door(&plan);
         let failures = Failures::default();
@@ -256,19 +261,24 @@ async fn serve(
     }
     let deadline = generations.borrow().plan.drain_deadline;
     let mut turned_away = handover::TurnedAway::default();
-    let drained = tokio::select! {
-        drained = workers.drain(&why, deadline) => drained,
-        never = handover::turn_away(door.as_ref(), &mut turned_away) => match never {},
+    let drained = async {
+        tokio::select! {
+            drained = workers.drain(&why, deadline) => drained,
+            never = handover::turn_away(door.as_ref(), &mut turned_away) => match never {},
+        }
     };
+    let uninstalled = async {
+        match (&end, &installation) {
+            (End::Asked(_), Some(installation)) => installation.is_over().await,
+            _ => false,
+        }
+    };
+    let (drained, uninstalled) = tokio::join!(drained, uninstalled);
     tasks.end().await;
     // Before the lock goes with the capture.
     drop(door);
-    if let Some(capture) = captured.take()
-        && capture.stop().context("cannot take the programs off again")?
-    {
-        tracing::info!(
-            "strict destinations stay refused until an agent runs again; `hnp-agent cleanup` ends that"
-        );
+    if let Some(capture) = captured.take() {
+        leaving::leave(capture, uninstalled, &plan.capture.bpffs)?;
     }
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");

@@ -54,6 +54,7 @@ mod spiffe;
 mod startup_taint;
 mod tunnel;
 mod unguardable;
+mod uninstall;
 mod upgrade;
 mod upstream_failures;
 mod vendor_certificate;

@@ -8,6 +8,7 @@ mod bench;
 mod binaries;
 mod bpf_linker;
 mod build_ebpf;
+mod chart;
 mod check;
 mod core_source;
 mod demo;
@@ -42,6 +43,7 @@ enum Command {
     Demo(demo::Options),
     Test(test::Options),
     Check(check::Options),
+    Chart(chart::Options),
     Bench(bench::Options),
     Fuzz(fuzz::Options),
 }
@@ -63,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Chart(options) => chart::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
     }

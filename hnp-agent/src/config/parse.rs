@@ -66,7 +66,7 @@ const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_workload"];
 const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
-const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint"];
+const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint", "daemonset"];
 
 /// Every key of the configuration, from the top; the documentation is compared with it.
 #[cfg(test)]
@@ -539,22 +539,28 @@ fn kubernetes(r: &mut Reader, top: &Section<'_>, around: &Surroundings) -> Optio
     let node_name = written_or_around(r, &s, "node_name", around.node_name.as_deref(), values::node_name);
     let service_account = r.or(&s, "service_account", defaults::SERVICE_ACCOUNT.into(), values::path);
     let written = r.optional(&s, "startup_taint", values::taint);
-    if matches!(written, Some(Some(_))) {
-        // Somebody relies on the agent to remove it: what that takes must be there.
+    let daemonset = written_or_around(r, &s, "daemonset", around.daemonset.as_deref(), values::daemonset);
+    let relied_on = [
+        ("startup_taint", matches!(written, Some(Some(_)))),
+        ("daemonset", s.get("daemonset").is_some() && matches!(daemonset, Some(Some(_)))),
+    ];
+    for (relying, _) in relied_on.into_iter().filter(|(_, relied_on)| *relied_on) {
+        // Somebody relies on the agent to look after it: what that takes must be there.
         for (key, known, variable) in [
             ("api", api.is_some(), "KUBERNETES_SERVICE_HOST"),
             ("node_name", node_name.is_some(), "NODE_NAME"),
         ] {
             if !known && s.get(key).is_none() {
                 let what = format!(
-                    "is missing, and startup_taint needs it; allowed: a value, or the variable {variable}"
+                    "is missing, and {relying} needs it; allowed: a value, or the variable {variable}"
                 );
-                r.mistake(s.mark_of("startup_taint"), s.key(key), what);
+                r.mistake(s.mark_of(relying), s.key(key), what);
             }
         }
     }
     let startup_taint = written.unwrap_or_else(|| Some(defaults::STARTUP_TAINT.into()));
-    Some(Kubernetes { api: api?, service_account, node_name: node_name?, startup_taint })
+    let daemonset = daemonset.flatten();
+    Some(Kubernetes { api: api?, service_account, node_name: node_name?, startup_taint, daemonset })
 }
 
 /// A value as written, or as the environment has it; a mistake names where it came from.

@@ -12,6 +12,8 @@ pub(super) struct Surroundings {
     pub(super) node_name: Option<String>,
     /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`, which every pod has, as a URL.
     pub(super) api: Option<String>,
+    /// `DAEMONSET`: the DaemonSet this pod is of, as `NAMESPACE/NAME`, which no field of a pod hands in.
+    pub(super) daemonset: Option<String>,
     /// `SPIFFE_ENDPOINT_SOCKET`: where the SPIFFE Workload API is (SPIFFE Workload Endpoint section 4).
     pub(super) spiffe_socket: Option<String>,
 }
@@ -28,6 +30,7 @@ impl Surroundings {
             format!("https://{host}:{port}")
         });
         let spiffe_socket = variable("SPIFFE_ENDPOINT_SOCKET");
-        Self { workers, node_name: variable("NODE_NAME"), api, spiffe_socket }
+        let (node_name, daemonset) = (variable("NODE_NAME"), variable("DAEMONSET"));
+        Self { workers, node_name, api, daemonset, spiffe_socket }
     }
 }

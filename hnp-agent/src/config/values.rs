@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{
-    Authority, CaptureMode, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets, TlsVersion,
-    Unreadable, UpstreamProtocol,
+    Authority, CaptureMode, DaemonSet, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets,
+    TlsVersion, Unreadable, UpstreamProtocol,
 };
 
 use super::spiffe::{IdPattern, SpiffeId};
@@ -335,6 +335,19 @@ pub(super) fn taint(text: &str) -> Value<Option<Arc<str>>> {
     } else {
         const ALLOWED: &str = "PREFIX/NAME such as hnp.dev/agent-not-ready, without value and effect, or off";
         Err(Wrong::not(text, "the key of a taint", ALLOWED))
+    }
+}
+
+/// A DaemonSet, or `off`: namespaces are DNS labels, names DNS subdomains (RFC 1123).
+pub(super) fn daemonset(text: &str) -> Value<Option<DaemonSet>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    match text.split_once('/') {
+        Some((namespace, name)) if subdomain(namespace) && !namespace.contains('.') && subdomain(name) => {
+            Ok(Some(DaemonSet { namespace: namespace.into(), name: name.into() }))
+        }
+        _ => Err(Wrong::not(text, "a DaemonSet", "NAMESPACE/NAME such as hnp/hnp-agent, or off")),
     }
 }
 

@@ -121,7 +121,7 @@ impl Cause {
             }
             Self::Timeout => "the API server is slow or something between drops packets",
             Self::Unauthorized => "the service account's token is not accepted: was the account replaced?",
-            Self::Forbidden => "give the service account what deploy/daemonset.yaml gives it",
+            Self::Forbidden => "give the service account what deploy/manifests/hnp.yaml gives it",
             Self::NoSuchNode => "is kubernetes.node_name the node's name as kubectl get nodes shows it?",
             Self::Conflict => {
                 "nothing, unless it goes on: something else changes this node's taints all the time"

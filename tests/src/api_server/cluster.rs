@@ -10,6 +10,9 @@ use crate::topology::World;
 /// The name of the agent's node.
 pub const NODE: &str = "worker-1";
 
+/// The DaemonSet of the agents.
+pub const DAEMONSET: &str = "hnp/hnp-agent";
+
 /// A cluster's CA and the service account of its agents.
 #[derive(Debug)]
 pub struct Cluster<'a> {
@@ -50,6 +53,13 @@ impl<'a> Cluster<'a> {
             ("KUBERNETES_SERVICE_HOST", address.ip().to_string()),
             ("KUBERNETES_SERVICE_PORT", address.port().to_string()),
         ];
+        config
+    }
+
+    /// The same for a pod of [`DAEMONSET`].
+    pub fn config_of_a_daemonset(&self, config: Config) -> Config {
+        let mut config = self.config(config);
+        config.env.push(("DAEMONSET", DAEMONSET.to_owned()));
         config
     }
 }

@@ -1,5 +1,5 @@
 //! The part of a Kubernetes API server that the agent talks to: one node, read and patched over HTTPS with
-//! a service account's token, its pods, and the ways in which API servers fail.
+//! a service account's token, its pods, the agent's DaemonSet, and the ways in which API servers fail.
 //!
 //! There is no API server in any package, so this one keeps to what the real one does with these few
 //! calls: 401 without the token, 404 for another node, 415 for another patch type, a JSON patch (RFC 6902,
@@ -7,6 +7,7 @@
 //! resourceVersion with every change, errors as `Status` objects.
 
 mod cluster;
+mod daemonset;
 mod pods;
 
 use std::convert::Infallible;
@@ -30,7 +31,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-pub use self::cluster::{Cluster, NODE};
+pub use self::cluster::{Cluster, DAEMONSET, NODE};
+use self::daemonset::DaemonSets;
 use self::pods::Pods;
 use crate::netns::Netns;
 use crate::pki::{Ca, Leaf};
@@ -102,6 +104,7 @@ pub struct ApiServer {
 struct State {
     node: Value,
     pods: Pods,
+    daemonsets: DaemonSets,
     token: String,
     behaviour: Behaviour,
     /// What the taints become just before the next patch is applied.
@@ -133,6 +136,7 @@ impl ApiServer {
         let state = Arc::new(Mutex::new(State {
             node,
             pods: Pods::default(),
+            daemonsets: DaemonSets::default(),
             token,
             behaviour,
             meddle: None,
@@ -213,6 +217,21 @@ impl ApiServer {
     /// The server forgets what came before now: watches that go on from there are told so (410).
     pub fn forget(&self) {
         self.state().pods.forget();
+    }
+
+    /// The agent's DaemonSet is there, or is there anew.
+    pub fn install(&self) {
+        self.state().daemonsets.install();
+    }
+
+    /// It is to go after its pods have gone (deleted in the foreground).
+    pub fn begin_to_delete(&self) {
+        self.state().daemonsets.mark();
+    }
+
+    /// It is gone; its pods go next (deleted in the background, as by default).
+    pub fn uninstall(&self) {
+        self.state().daemonsets.delete();
     }
 
     /// The node's taints now.
@@ -329,6 +348,16 @@ async fn answer(
                             StatusCode::OK,
                             pods::watch(Arc::clone(&state), changed, since, (node, form)).boxed(),
                         )
+                    }
+                }
+            }
+            Ok(()) if parts.uri.path().starts_with(daemonset::GROUP) => {
+                let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+                match guard.daemonsets.answer(&parts.method, path, query) {
+                    daemonset::Answer::Whole(status, body) => whole((status, body)),
+                    daemonset::Answer::Watch(since) => {
+                        let changed = guard.daemonsets.changed();
+                        (StatusCode::OK, daemonset::watch(Arc::clone(&state), changed, since).boxed())
                     }
                 }
             }

@@ -368,6 +368,13 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 },
             },
         ),
+        (
+            "uninstall",
+            match plan.kubernetes.as_ref().and_then(|cluster| cluster.daemonset.as_ref()) {
+                None => "not told from a restart: strict destinations stay refused".into(),
+                Some(daemonset) => format!("cleaned up after, when DaemonSet {daemonset} is deleted"),
+            },
+        ),
         ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
         (
             "log",

@@ -9,8 +9,8 @@ use super::*;
 use crate::config::end_to_end::ClientAuth;
 use crate::config::parse_with_warnings;
 use crate::config::plan::{
-    Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, Timeouts, Unreadable,
-    UpstreamWay,
+    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, Timeouts,
+    Unreadable, UpstreamWay,
 };
 use crate::config::selector::Labels;
 use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
@@ -39,7 +39,7 @@ routes:
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
-kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait}
+kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
 admin: {listen: "0.0.0.0:9090"}
 log: {format: text, level: debug, access: false}
 run_dir: /run/other
@@ -135,6 +135,7 @@ fn every_key_is_read() {
         service_account: "/sa".into(),
         node_name: "n1".into(),
         startup_taint: Some("example.org/wait".into()),
+        daemonset: Some(DaemonSet { namespace: "hnp".into(), name: "agent".into() }),
     };
     assert_eq!(plan.kubernetes, Some(kubernetes));
     assert_eq!(plan.admin.listen, Some("0.0.0.0:9090".parse().unwrap()));
@@ -188,6 +189,28 @@ fn the_startup_taint_is_on_where_the_cluster_and_the_node_are_known() {
     let odd = Surroundings { node_name: Some("Not A Node".into()), ..in_a_cluster() };
     let errors = plan(SMALL, Path::new("x"), &odd).unwrap_err().to_string();
     assert!(errors.contains("kubernetes.node_name: from the environment: \"Not A Node\""), "{errors}");
+}
+
+#[test]
+fn the_daemonset_is_what_is_written_or_what_the_pod_says() {
+    let of = |text: &str, around: &Surroundings| {
+        plan(text, Path::new("x"), around)
+            .map(|(plan, _)| plan.kubernetes.and_then(|cluster| cluster.daemonset))
+    };
+    let said = Surroundings { daemonset: Some("hnp/hnp-agent".into()), ..in_a_cluster() };
+    let shown = |found: Option<DaemonSet>| found.map(|daemonset| daemonset.to_string());
+    assert_eq!(shown(of(SMALL, &said).unwrap()).as_deref(), Some("hnp/hnp-agent"));
+    assert_eq!(of(SMALL, &in_a_cluster()).unwrap(), None);
+    let with = |value: &str| format!("{SMALL}kubernetes: {{daemonset: {value}}}\n");
+    assert_eq!(shown(of(&with("a/b.c"), &said).unwrap()).as_deref(), Some("a/b.c"));
+    assert_eq!(of(&with("off"), &said).unwrap(), None);
+    for wrong in ["hnp", "a.b/c", "A/b", "a/", "a/b/c"] {
+        let errors = of(&with(wrong), &said).unwrap_err().to_string();
+        assert!(errors.contains("kubernetes.daemonset") && errors.contains("NAMESPACE/NAME"), "{errors}");
+    }
+    // Somebody relies on it, and nobody could be asked.
+    let errors = of(&with("a/b"), &alone(1)).unwrap_err().to_string();
+    assert!(errors.contains("kubernetes.api: is missing, and daemonset needs it"), "{errors}");
 }
 
 #[test]
@@ -611,17 +634,21 @@ fn the_configuration_to_start_from_is_one() {
 
 #[test]
 fn what_is_deployed_agrees_with_the_defaults() {
-    let daemonset = include_str!("../../../../deploy/daemonset.yaml");
-    let port = defaults::ADMIN_LISTEN.port();
-    for (what, times) in
-        [("name: NODE_NAME".into(), 1), (format!("host: {}, port: {port}", defaults::ADMIN_LISTEN.ip()), 2)]
-    {
-        assert_eq!(daemonset.matches(&what).count(), times, "{what}");
+    let deployed = include_str!("../../../../deploy/manifests/hnp.yaml");
+    let (ip, port) = (defaults::ADMIN_LISTEN.ip(), defaults::ADMIN_LISTEN.port());
+    for (what, times) in [
+        ("name: NODE_NAME".into(), 1),
+        ("name: DAEMONSET".into(), 1),
+        (format!("host: \"{ip}\""), 2),
+        (format!("port: {port}"), 2),
+        (format!("startup_taint: {}", defaults::STARTUP_TAINT), 1),
+    ] {
+        assert_eq!(deployed.matches(&what).count(), times, "{what}");
     }
-    let grace = daemonset.split("terminationGracePeriodSeconds: ").nth(1).unwrap().lines().next().unwrap();
+    let grace = deployed.split("terminationGracePeriodSeconds: ").nth(1).unwrap().lines().next().unwrap();
     assert!(grace.parse::<u64>().unwrap() > defaults::DRAIN_DEADLINE.as_secs());
     let bpffs = Path::new(defaults::BPFFS).parent().unwrap().display().to_string();
-    assert!(daemonset.contains(&format!("name: bpffs, mountPath: {bpffs},")));
+    assert!(deployed.contains(&format!("name: bpffs, mountPath: {bpffs},")));
     let doc = include_str!("../../../../docs/startup.md");
     assert!(doc.contains(&format!("{{key: {}, effect: NoSchedule}}", defaults::STARTUP_TAINT)));
 }

@@ -56,6 +56,23 @@ pub struct Kubernetes {
     /// Key of the taint that new nodes register with and that the agent takes off its own once it is
     /// ready; `None` leaves all taints alone.
     pub startup_taint: Option<Arc<str>>,
+    /// The DaemonSet that this agent's pod is of; `None`: an uninstall is not told from a restart.
+    pub daemonset: Option<DaemonSet>,
+}
+
+/// A DaemonSet's place in the cluster.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DaemonSet {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+impl std::fmt::Display for DaemonSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// Health, readiness and metrics.

@@ -20,7 +20,7 @@ use super::gateway::Gateway;
 use super::upstream_proxy::UpstreamProxy;
 
 pub use self::addresses::{AddrRange, Cidr, Destination, Host, NamePattern, Target};
-pub use self::agent::{Admin, Kubernetes, Limits, Log, LogFormat, PerWorkload, Resolver};
+pub use self::agent::{Admin, DaemonSet, Kubernetes, Limits, Log, LogFormat, PerWorkload, Resolver};
 pub use self::capture::{Capture, CaptureMode, Guard, RawSockets};
 pub use self::enforcement::{Enforcement, Override, PodTraits, PossibleEnforcement};
 pub use self::identity::{Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer};
