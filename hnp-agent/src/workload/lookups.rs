@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::directory::Directory;
-use super::pod::Pod;
+use super::pod::{Pod, Teller};
 
 /// Questions that wait to be taken. Beyond it none is asked, and pods go by their UIDs until the next list.
 const WAITING: usize = 1024;
@@ -25,7 +26,7 @@ pub struct Lookups(Arc<State>);
 struct State {
     directory: Directory,
     questions: mpsc::Sender<Question>,
-    open: Mutex<HashMap<Arc<str>, Arc<AtomicBool>>>,
+    open: Mutex<HashMap<Arc<str>, Arc<watch::Sender<bool>>>>,
 }
 
 /// A question: over when it is dropped, whatever came of it.
@@ -33,7 +34,7 @@ struct State {
 pub struct Question {
     /// Which pod.
     pub uid: Arc<str>,
-    open: Arc<AtomicBool>,
+    open: Arc<watch::Sender<bool>>,
     lookups: Lookups,
 }
 
@@ -45,7 +46,7 @@ pub struct PodLink(Option<Arc<Linked>>);
 struct Linked {
     uid: Arc<str>,
     directory: Directory,
-    open: Arc<AtomicBool>,
+    open: Arc<watch::Sender<bool>>,
 }
 
 impl Lookups {
@@ -61,7 +62,7 @@ impl Lookups {
         let linked = |open| Linked { uid: Arc::clone(&uid), directory: self.0.directory.clone(), open };
         let open = match self.open().entry(Arc::clone(&uid)) {
             Entry::Occupied(asked) => return PodLink(Some(Arc::new(linked(Arc::clone(asked.get()))))),
-            Entry::Vacant(free) => Arc::clone(free.insert(Arc::new(AtomicBool::new(true)))),
+            Entry::Vacant(free) => Arc::clone(free.insert(Arc::new(watch::Sender::new(true)))),
         };
         let question = Question { uid: Arc::clone(&uid), open: Arc::clone(&open), lookups: self.clone() };
         // Where there is no room it is dropped, and so over. The map is not locked any more.
@@ -69,7 +70,7 @@ impl Lookups {
         PodLink(Some(Arc::new(linked(open))))
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<AtomicBool>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<watch::Sender<bool>>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,14 +78,14 @@ impl Lookups {
 impl Drop for Question {
     fn drop(&mut self) {
         self.lookups.open().remove(&self.uid);
-        self.open.store(false, SeqCst);
+        self.open.send_replace(false);
     }
 }
 
 impl PodLink {
     /// To a pod about which nobody is asked.
     pub fn to(directory: Directory, uid: &str) -> Self {
-        Self(Some(Arc::new(Linked { uid: uid.into(), directory, open: Arc::default() })))
+        Self(Some(Arc::new(Linked { uid: uid.into(), directory, open: Arc::new(watch::Sender::new(false)) })))
     }
 
     /// The pod, as far as it is known now.
@@ -93,9 +94,27 @@ impl PodLink {
         linked.directory.of(&linked.uid)
     }
 
+    /// The pod, once nobody is asked about it any more, or at once where the API server has its word on it. `None`: what is wanted of
+    /// it is not known, and was not told `within`.
+    pub async fn wait_for(&self, want: impl Fn(&Pod) -> bool, within: Duration) -> Option<Arc<Pod>> {
+        let linked = self.0.as_deref()?;
+        let by_api = |pod: &Pod| want(pod) && pod.named_by == Teller::Api && !pod.gone;
+        if let Some(pod) = self.known().filter(|pod| by_api(pod)) {
+            return Some(pod);
+        }
+        let mut open = linked.open.subscribe();
+        let answered = async { drop(open.wait_for(|open| !open).await) };
+        let told = linked.directory.wait_for(&linked.uid, by_api, within);
+        tokio::select! {
+            // An answer that does not come in time is none: who has this UID now may be another pod.
+            answered = timeout(within, answered) => answered.ok().and_then(|()| self.known()).filter(|pod| want(pod)),
+            told = told => told,
+        }
+    }
+
     /// Somebody has been asked and has not answered yet.
     pub fn is_awaited(&self) -> bool {
-        self.0.as_deref().is_some_and(|linked| linked.open.load(SeqCst))
+        self.0.as_deref().is_some_and(|linked| *linked.open.borrow())
     }
 }
 
@@ -131,6 +150,32 @@ mod tests {
         assert!(lookups.link("a").is_awaited());
         drop((b, asked.try_recv().unwrap()));
         assert!(lookups.open().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_needs_a_pods_name_waits_for_the_answer_and_not_beyond_it() {
+        let directory = Directory::default();
+        let (lookups, mut asked) = Lookups::new(directory.clone());
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(1));
+        directory.tell(Teller::Runtime, [Facts::named("a", "ns", "before")]);
+        let link = lookups.link("a");
+        // It is known, but who has the UID now may be another one.
+        assert_eq!(link.wait_for(|_| true, short).await, None);
+        let answer = async {
+            let question = asked.recv().await;
+            directory.tell(Teller::Runtime, [Facts::named("a", "ns", "after")]);
+            drop(question);
+        };
+        let (pod, ()) = tokio::join!(link.wait_for(|_| true, long), answer);
+        assert_eq!(pod.unwrap().name, "after".into());
+        // Nobody has more to say: it is not waited for.
+        assert_eq!(link.wait_for(|pod| pod.labels.is_some(), long).await, None);
+        // The API server's word is enough.
+        let link = lookups.link("b");
+        let told = async { directory.tell(Teller::Api, [Facts::named("b", "ns", "b")]) };
+        let (pod, ()) = tokio::join!(link.wait_for(|_| true, long), told);
+        assert!(pod.is_some() && link.is_awaited());
+        assert_eq!(PodLink::default().wait_for(|_| true, long).await, None);
     }
 
     #[test]

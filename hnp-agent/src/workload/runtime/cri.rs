@@ -246,6 +246,19 @@ mod tests {
         assert_eq!((&read[0].account, &read[0].owner), (&None, &None));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(bytes in proptest::collection::vec(0_u8.., 0..200), at in 0..100_usize, byte: u8) {
+            let _ = (pods(&bytes), runtime(&bytes));
+            // Nor one that is nearly right.
+            let mut whole = proto::Response { items: vec![sandbox("a", "a", 0, 1)] }.encode_to_vec();
+            whole[at] = byte;
+            for pod in pods(&whole).unwrap_or_default() {
+                proptest::prop_assert!(![&pod.uid, &pod.namespace, &pod.name].iter().any(|part| part.is_empty()));
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_answer_is_refused() {
         let whole = proto::Response { items: vec![sandbox("a", "a", 0, 1)] }.encode_to_vec();
