@@ -28,7 +28,7 @@ use self::signals::Signals;
 use self::standing::Standing;
 use crate::admin;
 use crate::capture::{Capture, Node, Prepared};
-use crate::config::plan::{CaptureMode, Plan};
+use crate::config::plan::{CaptureMode, Plan, RuntimeSocket};
 use crate::generation::Generation;
 use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
 use crate::policy::Usages;
@@ -44,7 +44,8 @@ use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
-use crate::workload::{CgroupWorkloads, Directory, Pods, WorkloadSource};
+use crate::workload::runtime::{self, Asking, RuntimeStatus};
+use crate::workload::{CgroupWorkloads, Directory, Lookups, PodLogs, Pods, WorkloadSource};
 use crate::{kubernetes, memory, observed};
 
 /// How long the last access lines may take to be written after a drain.
@@ -110,9 +111,11 @@ async fn serve(
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
     follow_pods(&plan, &directory, &generations, (&readiness, &telemetry), &tasks);
 
+    let lookups = ask_about_pods(&plan, &directory, &telemetry, &tasks);
+
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
-        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
+        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned(), lookups));
     let prepared = Prepared::load(&turn, &node, &plan.capture, &plan.strict_routes())?;
     if let Some(before) = &mut before {
         tokio::select! {
@@ -200,7 +203,8 @@ async fn serve(
             keeping.with(|capture| capture.can_keep(strict))?.err().map(|e| e.to_string())
         };
         tasks.spawn(reloader.asking(can_keep).watch(hangup, tasks.token()));
-        let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone(), directory.clone());
+        let pods =
+            Pods::new(node.cgroup().to_owned(), PodLogs(plan.capture.pod_logs.clone()), directory.clone());
         let (capture, workloads) = (captured.clone(), workloads.clone());
         let follow = upkeep::Follow { capture, pods, directory, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
@@ -455,6 +459,20 @@ fn follow_pods(
         pending.take()
     };
     tasks.spawn(kubernetes::follow(cluster, wanted, directory.clone(), status, tasks.token()));
+}
+
+/// The container runtime, and who is to be asked about pods whose cgroups are seen first.
+fn ask_about_pods(plan: &Plan, directory: &Directory, telemetry: &Arc<Telemetry>, tasks: &Tasks) -> Lookups {
+    let (lookups, questions) = Lookups::new(directory.clone());
+    let status = Arc::new(RuntimeStatus::default());
+    if plan.workloads.runtime != RuntimeSocket::Off {
+        let shown = Arc::clone(&status);
+        telemetry.register(move |out| shown.write(out));
+    }
+    let (socket, logs) = (plan.workloads.runtime.clone(), PodLogs(plan.capture.pod_logs.clone()));
+    let asking = Asking { socket, directory: directory.clone(), logs, status };
+    tasks.spawn(runtime::follow(asking, questions, tasks.token()));
+    lookups
 }
 
 /// The addresses of the node's pods, where the gateway knows its callers by them.

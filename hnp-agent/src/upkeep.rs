@@ -236,7 +236,7 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
             continue;
         }
         let pods = match follow.pods.list() {
-            Ok(pods) => pods,
+            Ok(pods) => Some(pods),
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!(
@@ -244,19 +244,19 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
                         "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all"
                     );
                 }
-                continue;
+                None
             }
         };
         if observing {
             match follow.capture.with(|capture| capture.observations()).transpose() {
                 Ok(None) => {}
-                Ok(Some(seen)) => follow.observed.take(seen, &pods, &*follow.workloads),
+                Ok(Some(seen)) => {
+                    follow.observed.take(seen, pods.as_deref().unwrap_or_default(), &*follow.workloads);
+                }
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
-        if !overridden {
-            continue;
-        }
+        let Some(pods) = pods.filter(|_| overridden) else { continue };
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {
             cgroup_id: pod.cgroup_id,
             labels: pod.confirmed_labels(&follow.directory),

@@ -61,4 +61,5 @@ mod vendor_certificate;
 mod warm;
 mod websockets;
 mod wire_calls;
+mod workloads;
 mod world;

@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod client;
 pub mod clock;
 pub mod corporate;
+pub mod cri;
 pub mod delay;
 pub mod dns;
 pub mod evasion;

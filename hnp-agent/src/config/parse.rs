@@ -15,8 +15,8 @@ use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
     Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer, Kubernetes,
-    Limits, Log, NamePattern, OnDoubt, Peers, PerWorkload, Plan, Resolver, Revocation, Roots, TlsVersion,
-    Trust,
+    Limits, Log, NamePattern, OnDoubt, Peers, PerWorkload, Plan, Resolver, Revocation, Roots, RuntimeSocket,
+    TlsVersion, Trust, Workloads,
 };
 use super::read::{Reader, Section};
 use super::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
@@ -36,6 +36,7 @@ const TOP: &[&str] = &[
     "routes",
     "limits",
     "resolver",
+    "workloads",
     "kubernetes",
     "admin",
     "log",
@@ -66,6 +67,7 @@ const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_workload"];
 const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
+const WORKLOADS: &[&str] = &["runtime"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint", "daemonset"];
 
 /// Every key of the configuration, from the top; the documentation is compared with it.
@@ -93,6 +95,7 @@ fn all_keys() -> Vec<String> {
         below("limits", LIMITS),
         below("limits.per_workload", PER_WORKLOAD),
         below("resolver", RESOLVER),
+        below("workloads", WORKLOADS),
         below("kubernetes", KUBERNETES),
         below("admin", &["listen"]),
         below("log", &["format", "level", "access"]),
@@ -152,6 +155,7 @@ pub(super) fn plan(
         gateway: None,
         limits,
         resolver: resolver(&mut r, &top),
+        workloads: workloads(&mut r, &top),
         kubernetes,
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
@@ -199,6 +203,11 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
         raw_sockets: r.or(&s, "raw_sockets", defaults::RAW_SOCKETS, values::raw_sockets),
         destroy_older_flows: r.or(&s, "destroy_older_flows", false, values::boolean),
     }
+}
+
+fn workloads(r: &mut Reader, top: &Section<'_>) -> Workloads {
+    let s = r.section(top, "workloads", WORKLOADS);
+    Workloads { runtime: r.or(&s, "runtime", RuntimeSocket::Auto, values::runtime_socket) }
 }
 
 /// Shorter than a few beats, every hiccup of the node would open loose routes and close strict ones.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Resolver;
 use crate::config::plan::{
     self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, PerWorkload,
-    Plan, Protocol, Route, Target, Timeouts, Upstream, UpstreamWay,
+    Plan, Protocol, Route, RuntimeSocket, Target, Timeouts, Upstream, UpstreamWay, Workloads,
 };
 
 /// What the server does when it is asked for a name.
@@ -302,6 +302,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(300),
         },
+        workloads: Workloads { runtime: RuntimeSocket::Off },
         kubernetes: None,
         admin: Admin { listen: None },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },

@@ -5,16 +5,19 @@
 
 mod cgroupfs;
 mod directory;
+mod lookups;
 mod names;
 mod pod;
 mod pods;
+pub mod runtime;
 
 use std::sync::Arc;
 
 pub use cgroupfs::CgroupWorkloads;
 pub use directory::{ByUid, Directory};
+pub use lookups::{Lookups, PodLink, Question};
 pub use pod::{ANNOTATION_BYTES, Account, Facts, Known, Owner, Pod, Teller, short_annotations};
-pub use pods::{PodCgroup, Pods};
+pub use pods::{PodCgroup, PodLogs, Pods};
 
 use crate::proxy::flow::Flow;
 
@@ -27,6 +30,8 @@ pub struct Workload {
     pub pod_uid: Option<String>,
     /// The container's id, without the runtime's prefix.
     pub container_id: Option<String>,
+    /// What is known of the pod, now and later.
+    pub pod: PodLink,
 }
 
 /// On whose behalf something is sent.

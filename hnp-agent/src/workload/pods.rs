@@ -36,18 +36,41 @@ impl PodCgroup {
     }
 }
 
+/// Where kubelet keeps the logs of pods, by whose names it says which there are.
+#[derive(Clone, Debug)]
+pub struct PodLogs(pub PathBuf);
+
+impl PodLogs {
+    /// Tells the directory.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, directory: &Directory) -> std::io::Result<()> {
+        self.named(directory).map(drop)
+    }
+
+    /// Namespace and name by UID.
+    fn named(&self, directory: &Directory) -> std::io::Result<HashMap<String, Named>> {
+        let names = fs::read_dir(&self.0)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let named: HashMap<String, Named> = names.filter_map(|name| parse(&name)).collect();
+        let facts = named.iter().map(|(uid, (namespace, name))| Facts::named(uid, namespace, name));
+        directory.tell_all(Teller::Logs, facts);
+        Ok(named)
+    }
+}
+
 /// Looks for pods.
 #[derive(Clone, Debug)]
 pub struct Pods {
     attached: PathBuf,
-    pod_logs: PathBuf,
+    logs: PodLogs,
     directory: Directory,
 }
 
 impl Pods {
-    /// `attached` is the cgroup that capture is attached to, `pod_logs` kubelet's directory, and `directory` is told what that says.
-    pub fn new(attached: PathBuf, pod_logs: PathBuf, directory: Directory) -> Self {
-        Self { attached, pod_logs, directory }
+    /// `attached` is the cgroup that capture is attached to, `logs` kubelet's directory, and `directory` is told what that says.
+    pub fn new(attached: PathBuf, logs: PodLogs, directory: Directory) -> Self {
+        Self { attached, logs, directory }
     }
 
     /// The pods whose cgroup and whose namespace are both there, in the order of their cgroups' ids. A
@@ -56,9 +79,7 @@ impl Pods {
     /// # Errors
     /// When kubelet's directory cannot be read.
     pub fn list(&self) -> std::io::Result<Vec<PodCgroup>> {
-        let named = self.named()?;
-        let facts = named.iter().map(|(uid, (namespace, name))| Facts::named(uid, namespace, name));
-        self.directory.tell_all(Teller::Logs, facts);
+        let named = self.logs.named(&self.directory)?;
         let mut pods = Vec::new();
         for (dir, cgroup_id) in subdirectories(&self.attached) {
             self.add(&dir, cgroup_id, &named, &mut pods);
@@ -79,13 +100,6 @@ impl Pods {
             let (namespace, name) = named.clone();
             pods.push(PodCgroup { cgroup_id, uid, namespace, name });
         }
-    }
-
-    /// Namespace and name by UID.
-    fn named(&self) -> std::io::Result<HashMap<String, Named>> {
-        let names =
-            fs::read_dir(&self.pod_logs)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter_map(|name| parse(&name)).collect())
     }
 }
 
@@ -135,7 +149,7 @@ mod tests {
             fs::create_dir_all(logs.join(name)).unwrap();
         }
         let directory = Directory::default();
-        let mut found: Vec<_> = Pods::new(cgroups, logs, directory.clone()).list().unwrap();
+        let mut found: Vec<_> = Pods::new(cgroups, PodLogs(logs), directory.clone()).list().unwrap();
         found.sort_by(|a, b| a.uid.cmp(&b.uid));
         let shown: Vec<_> = found.iter().map(|pod| (&*pod.namespace, &*pod.name, pod.uid.as_str())).collect();
         assert_eq!(shown, [("prod", "worker-1", A), ("staging", "web", B)]);

@@ -11,7 +11,7 @@ use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
     Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
-    RawSockets, Roots, Route, UpstreamWay,
+    RawSockets, Roots, Route, RuntimeSocket, UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
@@ -357,6 +357,15 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 humane(resolver.max_ttl),
                 humane(resolver.grace)
             ),
+        ),
+        (
+            "runtime",
+            match &plan.workloads.runtime {
+                _ if plan.capture.mode == CaptureMode::Off => "off: nobody is captured".into(),
+                RuntimeSocket::Auto => "auto: the first usual CRI socket that is there".into(),
+                RuntimeSocket::Off => "off".into(),
+                RuntimeSocket::Path(path) => path.display().to_string(),
+            },
         ),
         (
             "startup taint",

@@ -44,6 +44,24 @@ pub struct Resolver {
     pub max_ttl: Duration,
 }
 
+/// Who tells of the pods on this node, besides the cluster.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workloads {
+    /// The container runtime.
+    pub runtime: RuntimeSocket,
+}
+
+/// The CRI socket of the container runtime.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RuntimeSocket {
+    /// The first that is there of those that runtimes usually have.
+    Auto,
+    /// Nobody is asked.
+    Off,
+    /// This one.
+    Path(PathBuf),
+}
+
 /// The cluster this node belongs to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Kubernetes {
