@@ -28,6 +28,7 @@ pub mod observed;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;
+pub mod run_dir;
 pub mod serving;
 pub mod skew;
 pub mod spiffe;
