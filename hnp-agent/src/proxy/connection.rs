@@ -142,13 +142,14 @@ impl Client {
 
 /// Serves one accepted connection to its end.
 pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
-    let open = lanes.around.counters.connection_opened();
+    let mut open = lanes.around.counters.connection_opened();
     let mut base = base_record(lanes.flow_id(), peer);
     match flow_of(lanes, &stream, peer) {
         Ok((worker, flow, destination, routes)) => {
             base.workload = lanes.around.workloads.identify(&flow);
             base.destination = Some(Dialled::Address(destination));
             base.direct = flow.direct;
+            open.known(&base);
             let first = routes[0];
             let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);

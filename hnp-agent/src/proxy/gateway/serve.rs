@@ -63,8 +63,9 @@ impl Opening {
 
 /// Serves one accepted connection to its end.
 pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
-    let open = lanes.around.counters.connection_opened();
+    let mut open = lanes.around.counters.connection_opened();
     let base = connection::base_record(lanes.flow_id(), peer);
+    open.known(&base);
     // Nothing was captured: no cgroup, and what holds is the strictest of each route.
     let flow = Flow {
         client: peer,
