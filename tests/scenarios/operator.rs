@@ -289,3 +289,68 @@ fn ask_as(dir: &Path, uid: u32, gid: u32) -> std::io::Result<String> {
     };
     std::thread::scope(|scope| scope.spawn(ask).join().expect("it does not panic"))
 }
+
+#[test]
+fn doctor_sees_the_node_as_it_is() {
+    let scene = Scene::for_test();
+    let manager = scene.strict_manager();
+    let config = scene.config().route(scene.route());
+    let doctor = || {
+        let path = scene.path("doctor.yaml");
+        fs::write(&path, config.to_yaml()).expect("the world's directory is ours");
+        let finished = Agent::tool(&scene, &["doctor", "--json", "--config", &path.to_string_lossy()]);
+        match serde_json::from_str::<Value>(&finished.text()) {
+            Ok(found) => found,
+            Err(error) => panic!("{error}: {finished}"),
+        }
+    };
+    let find = |found: &Value, area: &str, what: &str| {
+        let one = rows(found, "findings").iter().find(|one| {
+            one["area"] == area && one["what"].as_str().is_some_and(|text| text.starts_with(what))
+        });
+        one.cloned().unwrap_or_else(|| panic!("{area} {what} in {found}"))
+    };
+    // The control: where no agent runs, nothing is redirected and nothing is tried.
+    let before = doctor();
+    assert_eq!(find(&before, "agent", "status")["state"], "degraded");
+    assert_eq!(find(&before, "redirect", "self-test")["state"], "skipped");
+
+    let (agent, pod) = (scene.agent(), scene.pod());
+    let found = doctor();
+    assert_eq!(found["healthy"], true, "{found}");
+    for (area, what) in [("vips", "route of 169.254.77."), ("agent", "ready"), ("redirect", "self-test")] {
+        assert_eq!(find(&found, area, what)["state"], "ok", "{found}");
+    }
+    let detail = find(&found, "redirect", "self-test")["detail"].as_str().unwrap_or_default().to_owned();
+    assert!(detail.contains("/hnp-doctor-") && detail.contains("meets the agent"), "{detail}");
+    assert_eq!(manager.connections().len(), 0, "the self-test disturbs nobody");
+    let left = fs::read_dir(scene.kubepods()).expect("it is there").flatten();
+    assert!(!left.into_iter().any(|one| one.file_name().to_string_lossy().starts_with("hnp-doctor")));
+
+    // A certificate that is broken, and a manager that is gone: each with what to do next.
+    fs::write(&scene.client.certificate, "nonsense").expect("it is ours");
+    eventually(SOON, "the broken certificate is seen", || {
+        status(&scene)["identities"][0]["state"] == "failing"
+    });
+    drop(manager);
+    get(&pod, "/hello");
+    let found = doctor();
+    let identity = find(&found, "identity", IDENTITY);
+    assert!(
+        identity["next"].as_str().is_some_and(|next| next.starts_with("hnp-agent certs inspect /")),
+        "{identity}"
+    );
+    let upstream = find(&found, "upstream", "manager");
+    assert_eq!((&upstream["state"], &upstream["reason"]), (&"degraded".into(), &"upstream_refused".into()));
+    assert!(upstream["next"].as_str().is_some_and(|next| next.ends_with("--route manager")), "{upstream}");
+
+    // Without the route of the VIPs, what is redirected meets nobody.
+    let route = ["route", "del", "table", "local", "169.254.77.0/24"];
+    let removed = scene.node().command("ip").args(route).run();
+    assert!(removed.status.success(), "{removed}");
+    let found = doctor();
+    assert_eq!(found["healthy"], false, "{found}");
+    assert_eq!(find(&found, "vips", "route of 169.254.77.")["state"], "bad");
+    assert_eq!(find(&found, "redirect", "self-test")["state"], "bad", "{found}");
+    drop(agent);
+}

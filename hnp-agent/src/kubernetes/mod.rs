@@ -8,12 +8,14 @@
 //! around them, `retry` their rhythm when they fail.
 
 mod client;
+mod examine;
 mod patch;
 mod pod_addresses;
 mod pods;
 mod retry;
 mod startup_taint;
 
+pub use examine::examine;
 pub use pod_addresses::{AddressStatus, follow_addresses};
 pub use pods::{Learnt, PodLabels, follow};
 pub use startup_taint::{TaintStatus, take_off};
