@@ -13,6 +13,7 @@ mod signals;
 mod standing;
 mod uncaptured;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +22,14 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch::{self, Receiver};
+use tokio_util::sync::CancellationToken;
 
 use self::begin::{Begun, STARTING};
 use self::drain::Workers;
 use self::signals::Signals;
 use self::standing::Standing;
-use crate::admin;
+use crate::admin::status::Sources;
+use crate::admin::{self, Listener};
 use crate::capture::{Capture, Node, Prepared};
 use crate::config::plan::{CaptureMode, Plan, RuntimeSocket};
 use crate::generation::Generation;
@@ -39,6 +42,7 @@ use crate::proxy::thread::{self, Parts};
 use crate::proxy::worker::Surroundings;
 use crate::reload::{ConfigFile, Reloader};
 use crate::resolve::{Desired, NameStatus, Resolver, keep_in_step};
+use crate::run_dir::Name;
 use crate::tasks::Tasks;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
@@ -91,6 +95,7 @@ async fn serve(
     // Before anything is touched, so that a signal during the start is not lost.
     let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
+    let since = crate::clock::now();
     let tasks = Tasks::default();
     let telemetry = Telemetry::new(&plan);
     let readiness = Readiness::new();
@@ -108,7 +113,8 @@ async fn serve(
     let captured = SharedCapture::new(starting);
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
     let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness))?;
-    tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
+    let names = Arc::<NameStatus>::default();
+    tasks.spawn(follow_names(&generations, &readiness, (&telemetry, &names), &captured, &tasks)?);
     follow_pods(&plan, &directory, &generations, (&readiness, &telemetry), &tasks);
 
     let lookups = ask_about_pods(&plan, &directory, &telemetry, &tasks);
@@ -189,14 +195,16 @@ async fn serve(
     let counters = captured.clone();
     telemetry.register(move |out| counters.write_metrics(out));
     let observed = observed::Table::default();
+    let sources = Sources { since, in_force: reloader.in_force(), captured: Some(captured.clone()), names };
+    let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed.clone(), sources);
     if let Some(listener) = admin {
-        let (observed, cancel) = (observed.clone(), standing.admin.clone());
-        tasks.spawn(admin::serve(listener, telemetry.clone(), readiness.clone(), observed, cancel));
+        tasks.spawn(admin::serve(Listener::Port(listener), shown.clone(), standing.admin.clone()));
     }
 
     let installation = kubernetes::Installation::new(plan.kubernetes.as_ref());
-    let (mut end, mut door) = (End::Failed, None);
+    let (mut end, mut door, mut socket) = (End::Failed, None, None);
     if failed.is_none() {
+        socket = open_socket(&plan.run_dir, &shown, &tasks, standing.admin.clone());
         let keeping = captured.clone();
         // A successor that is taking over judges for itself.
         let can_keep = move |strict: &[&str]| {
@@ -258,10 +266,13 @@ async fn serve(
     // The duplicates of the sockets must not outlive the workers' own: the kernel would go on taking
     // connections that nobody accepts.
     drop(standing);
-    if let End::HandedOver(_) = &end
-        && let Some(door) = door.take()
-    {
-        door.leave();
+    if let End::HandedOver(_) = &end {
+        if let Some(door) = door.take() {
+            door.leave();
+        }
+        if let Some(socket) = socket.take() {
+            socket.leave();
+        }
     }
     let deadline = generations.borrow().plan.drain_deadline;
     let mut turned_away = handover::TurnedAway::default();
@@ -280,7 +291,7 @@ async fn serve(
     let (drained, uninstalled) = tokio::join!(drained, uninstalled);
     tasks.end().await;
     // Before the lock goes with the capture.
-    drop(door);
+    drop((door, socket));
     if let Some(capture) = captured.take() {
         leaving::leave(capture, uninstalled, &plan.capture.bpffs)?;
     }
@@ -346,6 +357,26 @@ fn open_door(plan: &Plan) -> Option<Door> {
         .ok()
 }
 
+/// The socket that people ask; an agent without one serves all the same.
+fn open_socket(
+    run_dir: &Path,
+    shown: &Arc<admin::State>,
+    tasks: &Tasks,
+    cancel: CancellationToken,
+) -> Option<Name> {
+    match admin::socket::open(run_dir) {
+        Ok((socket, name)) => {
+            tasks.spawn(admin::serve(Listener::Socket(socket), shown.clone(), cancel));
+            Some(name)
+        }
+        Err(error) => {
+            let path = run_dir.join(admin::socket::NAME);
+            tracing::warn!(%error, path = %path.display(), "cannot listen: `status` and `flows` cannot ask this agent");
+            None
+        }
+    }
+}
+
 async fn give(
     door: Option<&Door>,
     standing: &Standing,
@@ -397,13 +428,12 @@ fn see_off(
 fn follow_names(
     generations: &Receiver<Arc<Generation>>,
     readiness: &Readiness,
-    telemetry: &Arc<Telemetry>,
+    (telemetry, status): (&Arc<Telemetry>, &Arc<NameStatus>),
     captured: &SharedCapture,
     tasks: &Tasks,
 ) -> Result<impl Future<Output = ()> + Send + use<>> {
     let resolver = Resolver::new(&generations.borrow().plan.resolver)?;
-    let status = Arc::new(NameStatus::default());
-    let gauges = status.clone();
+    let (gauges, status) = (status.clone(), status.clone());
     telemetry.register(move |out| gauges.write(out));
     let captured = captured.clone();
     // Until the task has run, no name is pending: a successor must not take that for being ready.

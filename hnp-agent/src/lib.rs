@@ -30,6 +30,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;
+pub mod run_dir;
 pub mod serving;
 pub mod skew;
 pub mod spiffe;

@@ -52,8 +52,11 @@ fn observe_counts_and_lists_and_redirects_nothing() {
             })
         })
     });
-    let listed = Agent::tool(&scene, &["observed"]);
+    let dir = scene.run_dir();
+    let listed = Agent::tool(&scene, &["observed", "--run-dir", &dir.to_string_lossy()]);
     assert!(listed.ok().contains("payments/worker-0"), "{listed}");
+    let by_port = Agent::tool(&scene, &["observed", "--admin", "127.0.0.1:15090"]);
+    assert_eq!(by_port.ok(), listed.ok());
     let metrics = agent.metrics();
     assert_eq!(metrics.sum("hnp_kernel_verdicts", &[("verdict", "observed")]), 2.0);
     assert_eq!(metrics.sum("hnp_kernel_verdicts", &[("verdict", "redirected")]), 0.0);

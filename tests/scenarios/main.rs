@@ -41,6 +41,7 @@ mod modes;
 mod names;
 mod older_flows;
 mod opaque;
+mod operator;
 mod other_names;
 mod other_namespaces;
 mod outages;

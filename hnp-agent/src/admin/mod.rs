@@ -1,8 +1,16 @@
-//! Health, readiness and metrics over HTTP, on the control runtime.
+//! What the agent says of itself over HTTP, on the control runtime: to scrapers and probes on a port, and to people
+//! on a socket of their own.
 //!
-//! Four paths, read-only, no secrets. The server is bounded (connections, head, time), so that a
-//! scraper gone wild costs the control plane little; it never touches the data path.
+//! Everything is read-only, and there are no secrets. The servers are bounded (connections, head, time), so that a
+//! scraper gone wild costs the control plane little; they never touch the data path. What names pods and what they ask
+//! for is on the socket alone, which root and the agent's group may open.
 
+pub mod client;
+mod flows;
+pub mod socket;
+pub mod status;
+
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +22,13 @@ use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::status::Sources;
 use crate::observed;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, metrics, names};
@@ -35,6 +45,36 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
+/// Everything that is answered.
+const ANSWERS: [(&str, Answer); 6] = [
+    ("/metrics", Answer::Metrics),
+    ("/healthz", Answer::Healthz),
+    ("/readyz", Answer::Readyz),
+    ("/observed", Answer::Observed),
+    ("/status", Answer::Status),
+    ("/flows", Answer::Flows),
+];
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Answer {
+    Metrics,
+    Healthz,
+    Readyz,
+    Observed,
+    Status,
+    Flows,
+}
+
+impl Answer {
+    /// Whether the port gives it, too.
+    fn is_public(self) -> bool {
+        match self {
+            Self::Metrics | Self::Healthz | Self::Readyz | Self::Observed => true,
+            Self::Status | Self::Flows => false,
+        }
+    }
+}
+
 /// Takes the address, so that a start can fail before anything is touched.
 ///
 /// # Errors
@@ -45,17 +85,55 @@ pub async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {addr}: set `admin.listen` to a free address, or to off"))
 }
 
-/// Serves until cancelled; connections that are open then are dropped.
-pub async fn serve(
-    listener: TcpListener,
+/// Where the agent is asked.
+#[derive(Debug)]
+pub enum Listener {
+    /// The admin port.
+    Port(TcpListener),
+    /// The socket in the run directory.
+    Socket(UnixListener),
+}
+
+enum Stream {
+    Port(TcpStream),
+    Socket(UnixStream),
+}
+
+impl Listener {
+    /// Cancel-safe.
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Port(listener) => Ok(Stream::Port(listener.accept().await?.0)),
+            Self::Socket(listener) => Ok(Stream::Socket(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// What answers are made of.
+pub struct State {
     telemetry: Arc<Telemetry>,
     readiness: Readiness,
     observed: observed::Table,
-    cancel: CancellationToken,
-) {
-    let ready = readiness.clone();
-    telemetry.register(move |out| out.single(&names::READY, u64::from(ready.is_ready())));
-    let state = Arc::new(State { telemetry, readiness, observed });
+    sources: Sources,
+}
+
+impl State {
+    /// For all listeners of an agent.
+    pub fn new(
+        telemetry: Arc<Telemetry>,
+        readiness: Readiness,
+        observed: observed::Table,
+        sources: Sources,
+    ) -> Arc<Self> {
+        let ready = readiness.clone();
+        telemetry.register(move |out| out.single(&names::READY, u64::from(ready.is_ready())));
+        Arc::new(Self { telemetry, readiness, observed, sources })
+    }
+}
+
+/// Serves until cancelled; connections that are open then are dropped.
+pub async fn serve(listener: Listener, state: Arc<State>, cancel: CancellationToken) {
+    let private = matches!(listener, Listener::Socket(_));
     // Dropped at the end, and its tasks with it.
     let mut connections = JoinSet::new();
     loop {
@@ -64,30 +142,29 @@ pub async fn serve(
         tokio::select! {
             () = cancel.cancelled() => return,
             Some(_) = connections.join_next(), if connections.len() >= CONNECTIONS => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&state)));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the admin server cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => {
+                let state = Arc::clone(&state);
+                match accepted {
+                    Ok(Stream::Port(stream)) => {
+                        connections.spawn(connection(stream, private, state));
+                    }
+                    Ok(Stream::Socket(stream)) => {
+                        connections.spawn(connection(stream, private, state));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the admin server cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             },
         }
     }
 }
 
-#[derive(Debug)]
-struct State {
-    telemetry: Arc<Telemetry>,
-    readiness: Readiness,
-    observed: observed::Table,
-}
-
-async fn connection(stream: TcpStream, state: Arc<State>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, private: bool, state: Arc<State>) {
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, std::convert::Infallible>(state.answer(&request)) }
+        async move { Ok::<_, std::convert::Infallible>(state.answer(&request, private)) }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,22 +178,40 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
 }
 
 impl State {
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz" | "/observed");
-        if !known {
-            let text = "not here; there are /metrics, /healthz, /readyz and /observed\n";
-            return respond(StatusCode::NOT_FOUND, TEXT, text);
+    fn answer<B>(&self, request: &Request<B>, private: bool) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        let there = |answer: &Answer| private || answer.is_public();
+        let Some(answer) = ANSWERS.iter().find(|(known, _)| *known == path).map(|(_, answer)| *answer) else {
+            let paths: Vec<_> =
+                ANSWERS.iter().filter(|(_, answer)| there(answer)).map(|(path, _)| *path).collect();
+            return respond(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                format!("not here; there are {}\n", paths.join(", ")),
+            );
+        };
+        if !there(&answer) {
+            let text =
+                format!("not on this port; ask {} in `run_dir`: hnp-agent {}\n", socket::NAME, &path[1..]);
+            return respond(StatusCode::FORBIDDEN, TEXT, text);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
-        match request.uri().path() {
-            "/metrics" => respond(StatusCode::OK, metrics::CONTENT_TYPE, self.telemetry.metrics_text()),
-            "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-            "/observed" => respond(StatusCode::OK, JSON, format!("{}\n", json!(self.observed.rows()))),
-            _ => self.readyz(wants_json(request)),
+        match answer {
+            Answer::Metrics => respond(StatusCode::OK, metrics::CONTENT_TYPE, self.telemetry.metrics_text()),
+            Answer::Healthz => respond(StatusCode::OK, TEXT, "ok\n"),
+            Answer::Readyz => self.readyz(wants_json(request)),
+            Answer::Observed => respond_json(&json!(self.observed.rows())),
+            Answer::Status => respond_json(&status::answer(&self.sources, &self.telemetry, &self.readiness)),
+            Answer::Flows => {
+                match flows::answer(&self.telemetry, request.uri().query().unwrap_or_default()) {
+                    Ok(found) => respond_json(&found),
+                    Err(what) => respond(StatusCode::BAD_REQUEST, TEXT, format!("{what}\n")),
+                }
+            }
         }
     }
 
@@ -142,6 +237,10 @@ impl State {
     }
 }
 
+fn respond_json(value: &Value) -> Response<Full<Bytes>> {
+    respond(StatusCode::OK, JSON, format!("{value}\n"))
+}
+
 fn wants_json<B>(request: &Request<B>) -> bool {
     let query = request.uri().query().unwrap_or_default();
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -157,116 +256,4 @@ fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    use super::*;
-    use crate::telemetry::readiness::Pending;
-
-    struct Server {
-        addr: SocketAddr,
-        readiness: Readiness,
-        cancel: CancellationToken,
-        task: JoinSet<()>,
-    }
-
-    impl Server {
-        async fn start() -> Self {
-            let plan = crate::config::parse(
-                "identities: {c: {certificate: /c, key: /k}}\n\
-                 routes: [{name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c}]",
-                std::path::Path::new("x"),
-            )
-            .unwrap();
-            let telemetry = Telemetry::writing_to(&plan, Box::new(std::io::sink()));
-            let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-            let addr = listener.local_addr().unwrap();
-            let (readiness, cancel) = (Readiness::new(), CancellationToken::new());
-            let mut task = JoinSet::new();
-            task.spawn(serve(
-                listener,
-                telemetry,
-                readiness.clone(),
-                observed::Table::default(),
-                cancel.clone(),
-            ));
-            Self { addr, readiness, cancel, task }
-        }
-
-        /// The whole answer to a request head.
-        async fn ask(&self, head: &str) -> String {
-            let mut stream = TcpStream::connect(self.addr).await.unwrap();
-            let request = format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        }
-    }
-
-    #[tokio::test]
-    async fn readiness_says_what_is_pending_in_both_forms() {
-        let server = Server::start().await;
-        let pending: Pending = server.readiness.pending("identity c", "no such\nfile");
-        let text = server.ask("GET /readyz HTTP/1.1").await;
-        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
-        assert!(text.ends_with("\r\n\r\nnot ready: 1 pending\nidentity c: no such file\n"), "{text}");
-        for head in ["GET /readyz?format=json HTTP/1.1", "GET /readyz HTTP/1.1\r\nAccept: application/json"] {
-            let text = server.ask(head).await;
-            assert!(
-                text.ends_with(
-                    "{\"pending\":[{\"name\":\"identity c\",\"why\":\"no such\\nfile\"}],\"ready\":false}\n"
-                ),
-                "{text}"
-            );
-        }
-        assert!(server.ask("GET /metrics HTTP/1.1").await.contains("\nhnp_ready 0\n"));
-        drop(pending);
-        let text = server.ask("GET /readyz HTTP/1.1").await;
-        assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("\r\n\r\nready\n"), "{text}");
-        assert!(server.ask("GET /metrics HTTP/1.1").await.contains("\nhnp_ready 1\n"));
-    }
-
-    #[tokio::test]
-    async fn metrics_and_health_answer_and_everything_else_is_refused_clearly() {
-        let server = Server::start().await;
-        let metrics = server.ask("GET /metrics HTTP/1.1").await;
-        assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");
-        assert!(metrics.contains("\nhnp_connections_open 0\n") && metrics.ends_with("# EOF\n"), "{metrics}");
-        assert!(metrics.contains("\nprocess_resident_memory_bytes "), "{metrics}");
-        assert!(server.ask("GET /healthz HTTP/1.1").await.ends_with("\r\n\r\nok\n"));
-        let head = server.ask("HEAD /healthz HTTP/1.1").await;
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
-        let missing = server.ask("GET / HTTP/1.1").await;
-        assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("/readyz"), "{missing}");
-        let refused = server.ask("POST /metrics HTTP/1.1\r\nContent-Length: 0").await;
-        assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("allow: GET, HEAD"), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn too_many_connections_wait_and_cancelling_ends_it_all() {
-        let mut server = Server::start().await;
-        let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS {
-            let mut stream = TcpStream::connect(server.addr).await.unwrap();
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-            let mut answer = [0; 12];
-            stream.read_exact(&mut answer).await.unwrap();
-            assert_eq!(&answer, b"HTTP/1.1 200");
-            idle.push(stream);
-        }
-        let mut waiting = Box::pin(server.ask("GET /healthz HTTP/1.1"));
-        let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
-        assert!(early.is_err(), "more than {CONNECTIONS} are served at a time");
-        drop(idle.pop());
-        assert!(waiting.as_mut().await.ends_with("ok\n"));
-        drop(waiting);
-        server.cancel.cancel();
-        server.task.join_next().await.unwrap().unwrap();
-        let mut rest = Vec::new();
-        let closed = idle[0].read_to_end(&mut rest);
-        let _ = tokio::time::timeout(Duration::from_secs(10), closed)
-            .await
-            .expect("open connections are dropped");
-    }
-}
+mod tests;

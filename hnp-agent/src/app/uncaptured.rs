@@ -17,6 +17,8 @@ use super::begin::{STARTING, open_gateway};
 use super::drain::Workers;
 use super::signals::Signals;
 use super::{LAST_LINES, Succession};
+use crate::admin::Listener;
+use crate::admin::status::Sources;
 use crate::config::plan::Plan;
 use crate::generation::Generation;
 use crate::policy::Usages;
@@ -68,6 +70,7 @@ pub(super) async fn serve(
     }
     let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
+    let since = crate::clock::now();
     let tasks = Tasks::default();
     let telemetry = Telemetry::new(&plan);
     let readiness = Readiness::new();
@@ -109,10 +112,19 @@ pub(super) async fn serve(
             Err(error) => failed = Some(error),
         }
     }
+    let sources = Sources { since, in_force: reloader.in_force(), captured: None, names: Arc::default() };
+    let observed = observed::Table::default();
+    let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed, sources);
     if let Some(listener) = admin {
-        let (telemetry, readiness) = (telemetry.clone(), readiness.clone());
-        tasks.spawn(admin::serve(listener, telemetry, readiness, observed::Table::default(), tasks.token()));
+        tasks.spawn(admin::serve(Listener::Port(listener), shown.clone(), tasks.token()));
     }
+    // Several may run on a node, and whoever runs without privileges can make no directory below /run: where there is
+    // one, it was made for this.
+    let socket = if plan.run_dir.is_dir() {
+        super::open_socket(&plan.run_dir, &shown, &tasks, tasks.token())
+    } else {
+        None
+    };
     let why = if failed.is_none() {
         tasks.spawn(reloader.watch(hangup, tasks.token()));
         let counted = telemetry.clone();
@@ -139,6 +151,7 @@ pub(super) async fn serve(
     let deadline = generations.borrow().plan.drain_deadline;
     let drained = workers.drain(why, deadline).await;
     tasks.end().await;
+    drop(socket);
     if !telemetry.flush(LAST_LINES) {
         tracing::warn!("the last access lines could not be written in time");
     }

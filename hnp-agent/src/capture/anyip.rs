@@ -202,7 +202,7 @@ fn cidr(route: &RouteMessage) -> Option<Cidr> {
 }
 
 /// The range by its first address, as the kernel shows it.
-fn network(range: Cidr) -> Cidr {
+pub(super) fn network(range: Cidr) -> Cidr {
     let addr = match range.addr {
         IpAddr::V4(addr) => {
             let mask = u32::MAX.checked_shl(32 - u32::from(range.prefix)).unwrap_or(0);

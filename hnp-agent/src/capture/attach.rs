@@ -287,8 +287,15 @@ struct Link {
 impl Attachment {
     /// Whether every link still hangs on the cgroup: a link that lost it goes on existing.
     pub(super) fn is_on(&self, cgroup: &Cgroup) -> bool {
-        let on = |link: &Link| sys::link_info(link.fd.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup.id);
-        self.links.iter().all(on)
+        self.programs(cgroup).all(|(_, on)| on)
+    }
+
+    /// The programs, by name, and whether each hangs on the cgroup.
+    pub(super) fn programs(&self, cgroup: &Cgroup) -> impl Iterator<Item = (&'static str, bool)> {
+        self.links.iter().map(|link| {
+            let on = sys::link_info(link.fd.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup.id);
+            (link.program, on)
+        })
     }
 
     /// Detaches all, pinned or not.

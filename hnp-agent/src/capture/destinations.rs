@@ -14,6 +14,7 @@ use hnp_common::layout::{Destination, DestinationKey, NetworkKey, Settings};
 use super::error::CaptureError;
 use super::overrides::{self, Overrides, PodFacts};
 use super::resting::RestingVips;
+use super::status::DestinationStatus;
 use super::vips::VipPool;
 use crate::clock::monotonic_ns;
 use crate::config::plan::{
@@ -144,9 +145,21 @@ impl Destinations {
     /// The destination with this number, and the names of the routes it belongs to.
     pub(super) fn by_id(&self, id: u32) -> Option<(AddrRange, Vec<Arc<str>>)> {
         let (range, captured) = self.captured.iter().find(|(_, captured)| captured.id == id)?;
-        let plan = captured.generation.as_ref().map(|generation| &generation.plan);
-        let name = |route: &RouteIndex| plan.map(|plan| plan.routes[*route].name.clone());
-        Some((*range, captured.routes.iter().filter_map(name).collect()))
+        Some((*range, captured.route_names()))
+    }
+
+    /// All of them, for people.
+    pub(super) fn all(&self) -> Vec<DestinationStatus> {
+        let mut all: Vec<_> = self.captured.iter().collect();
+        all.sort_by_key(|(range, _)| **range);
+        let shown = |(range, captured): (&AddrRange, &Captured)| DestinationStatus {
+            at: range.to_string(),
+            vip: captured.vip.to_string(),
+            enforcement: captured.enforcement.as_str(),
+            weakest: captured.weakest.as_str(),
+            routes: captured.route_names().iter().map(ToString::to_string).collect(),
+        };
+        all.into_iter().map(shown).collect()
     }
 
     /// Forgets what has been gone for long enough.
@@ -352,6 +365,12 @@ impl Captured {
                 .collect()
         };
         rules(&generation.plan, &self.routes) == rules(plan, routes)
+    }
+
+    fn route_names(&self) -> Vec<Arc<str>> {
+        let plan = self.generation.as_ref().map(|generation| &generation.plan);
+        let name = |route: &RouteIndex| plan.map(|plan| plan.routes[*route].name.clone());
+        self.routes.iter().filter_map(name).collect()
     }
 
     /// What the agent has to know of it; `None`: nobody is served there yet.

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ use hnp_common::layout::{Destination, DestinationKey, Heartbeat, enforcement};
 
 use super::attach;
 use super::former::Former;
-use super::{CaptureError, Node, foreign, guard, pins, sys};
+use super::{CaptureError, Node, anyip, foreign, guard, pins, sys};
 use crate::clock::monotonic_ns;
 use crate::config::plan::{self, Plan, Target};
 use crate::finding::{Finding, State};
@@ -60,6 +60,7 @@ pub fn examine(whole: &Plan) -> Vec<Finding> {
         findings.push(Finding::new("node", "other programs", State::Bad, error.to_string()));
     }
     findings.extend(programs(plan, node.as_ref()));
+    findings.extend(vips(plan));
     findings.extend(guard(whole));
     findings.extend(agent(&plan.bpffs));
     findings.extend(destinations(&plan.bpffs));
@@ -131,6 +132,36 @@ fn programs(plan: &plan::Capture, node: Option<&Node>) -> Vec<Finding> {
         }
     };
     programs.into_iter().map(look).collect()
+}
+
+/// Whether what is sent to a VIP comes to this node, whoever sees to that.
+fn vips(plan: &plan::Capture) -> Vec<Finding> {
+    let wanted = plan.bpffs.join("links").exists();
+    let routes = anyip::all().unwrap_or_default();
+    let look = |range: plan::Cidr| {
+        let what = format!("route of {range}");
+        // Where somebody else made an IPv4 range local, sockets can have its addresses.
+        let local = || TcpListener::bind((range.addr, 0)).map(drop);
+        match if routes.contains(&anyip::network(range)) { Ok(()) } else { local() } {
+            Ok(()) => Finding::new("vips", what, State::Good, "there: the addresses are this node's own"),
+            Err(error) if range.addr.is_ipv6() && !has_ipv6() => {
+                Finding::new("vips", what, State::Skipped, format!("this node has no IPv6 ({error})"))
+            }
+            Err(error) if wanted => Finding::new(
+                "vips",
+                what,
+                State::Bad,
+                format!("missing ({error}): what is redirected there meets nobody and is refused"),
+            )
+            .next("restart the agent, which makes it; look who removes local routes (ip route show table local)"),
+            Err(_) => Finding::new("vips", what, State::Skipped, "not there; the agent makes it when it starts"),
+        }
+    };
+    [plan.vips4, plan.vips6].map(look).into()
+}
+
+fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// The addresses of destinations: what is captured, and the first of each range.

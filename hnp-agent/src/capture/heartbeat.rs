@@ -5,7 +5,7 @@
 //! thread of its own, for the control runtime may be busy reading files.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use aya::maps::{Array, Map, MapData, MapError};
 use hnp_common::layout::Heartbeat;
 
 use super::error::CaptureError;
+use crate::clock::monotonic_ns;
 use crate::proxy::pulse::Pulse;
 
 /// How often the kernel is told.
@@ -27,6 +28,8 @@ pub(super) struct Beating {
     keep: Arc<AtomicBool>,
     /// The kernel was told once.
     begun: Arc<AtomicBool>,
+    /// What the kernel was told last; 0: nothing yet.
+    stamped_ns: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -37,7 +40,8 @@ impl Beating {
         let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         let (stop, keep) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let begun = Arc::new(AtomicBool::new(false));
-        let (stopped, kept, told) = (stop.clone(), keep.clone(), begun.clone());
+        let stamped_ns = Arc::new(AtomicU64::new(0));
+        let (stopped, kept, told, last) = (stop.clone(), keep.clone(), begun.clone(), stamped_ns.clone());
         let mut stamp = move |stamp_ns| {
             if let Err(error) = map.set(0, Heartbeat { stamp_ns, limit_ns }, 0) {
                 tracing::warn!(%error, "cannot tell the kernel that the agent serves");
@@ -48,6 +52,7 @@ impl Beating {
                 let oldest = pulses.iter().map(Pulse::last_ns).min().unwrap_or(0);
                 if oldest != 0 {
                     stamp(oldest);
+                    last.store(oldest, Ordering::Relaxed);
                     told.store(true, Ordering::Release);
                 }
                 thread::park_timeout(if oldest == 0 { FIRST } else { BEAT });
@@ -58,12 +63,18 @@ impl Beating {
         };
         let thread = thread::Builder::new().name("heartbeat".into()).spawn(beat);
         let thread = thread.map_err(|source| CaptureError::Thread { name: "heartbeat", source })?;
-        Ok(Self { stop, keep, begun, thread: Some(thread) })
+        Ok(Self { stop, keep, begun, stamped_ns, thread: Some(thread) })
     }
 
     /// Whether the kernel was told yet.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
+    }
+
+    /// How old the stamp is that the kernel goes by; `None` before the first.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let stamped = self.stamped_ns.load(Ordering::Relaxed);
+        (stamped != 0).then(|| Duration::from_nanos(monotonic_ns().saturating_sub(stamped)))
     }
 
     /// Ends without a word: another agent's stamps must not be overwritten.

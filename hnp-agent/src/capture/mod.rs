@@ -29,6 +29,7 @@ mod overrides;
 mod pins;
 mod preflight;
 mod resting;
+mod status;
 mod sys;
 mod vips;
 
@@ -48,6 +49,7 @@ pub use foreign::Foreign;
 pub use observed::Observation;
 pub use overrides::PodFacts;
 pub use preflight::Node;
+pub use status::{CaptureStatus, DestinationStatus, GuardStatus, HookStatus};
 
 use crate::config::plan;
 use crate::proxy::flow::{FlowSource, SharedVipTable};

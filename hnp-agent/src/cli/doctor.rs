@@ -8,17 +8,16 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::capture::examine;
 use crate::config;
 use crate::config::plan::Plan;
-use crate::diagnosis::{self, Wanted};
+use crate::diagnosis::{self, Wanted, node};
 use crate::finding::{Finding, State};
-use crate::workload::{Account, runtime};
+use crate::workload::Account;
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Without --route the node is looked at: kernel, programs, guard, agent. With it, everything between \
+#[command(after_help = "Without --route the node is looked at: kernel, programs, VIPs, guard, \
+    the running agent, whether a process in a scratch cgroup is redirected, and the API server. With it, everything between \
     this node and the route's upstream: names, proxy, TCP, TLS, certificates, what the upstream demands of clients, \
     clocks, requests. Every finding says how it is, why, which reason a failing request has, and what to type next.\n\n\
     Exit code 0: nothing is bad (degraded and skipped are not). 1: something is. 2: the command line is wrong, or there \
@@ -27,8 +26,7 @@ use crate::workload::{Account, runtime};
     hnp-agent doctor --config hnp.yaml\n  \
     hnp-agent doctor --config hnp.yaml --route manager\n  \
     hnp-agent doctor --config hnp.yaml --route manager --path /api/version --path /health\n  \
-    hnp-agent doctor --config hnp.yaml --route manager --json | jq .healthy"
-)]
+    hnp-agent doctor --config hnp.yaml --route manager --json | jq .healthy")]
 pub struct Args {
     /// The agent's configuration.
     #[arg(long, value_name = "FILE")]
@@ -61,11 +59,13 @@ pub fn run(args: &Args) -> ExitCode {
         }
     };
     let findings = match &args.route {
-        None => {
-            let mut findings = examine(&plan);
-            findings.push(runtime::examine(&plan));
-            findings
-        }
+        None => match node::examine(&plan, &args.config.display().to_string()) {
+            Ok(findings) => findings,
+            Err(error) => {
+                eprintln!("hnp-agent: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
         Some(name) => match route(&plan, name, args) {
             Ok(findings) => findings,
             Err(code) => return code,

@@ -1,15 +1,21 @@
 //! The command line: one file per subcommand, exit codes in one place.
 //!
-//! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong.
+//! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong; of `status`
+//! also: the agent is not ready.
 
+pub mod ask;
 pub mod certs;
 pub mod check;
 pub mod cleanup;
 pub mod doctor;
 pub mod enforce;
 pub mod explain;
+pub mod flows;
 pub mod observed;
 pub mod run;
+pub mod self_test;
+pub mod status;
+pub mod table;
 
 use std::process::ExitCode;
 
@@ -29,6 +35,10 @@ enum Command {
     Run(run::Args),
     /// Read a configuration, the certificates and roots it names, and say what it amounts to.
     Check(check::CheckArgs),
+    /// Say what the running agent has, captures and is waiting for.
+    Status(status::Args),
+    /// Show who is connected now and what has ended lately.
+    Flows(flows::Args),
     /// Look at this node, and with --route at everything between it and a route's upstream.
     Doctor(doctor::Args),
     /// Refuse what strict routes name until an agent runs: for the time after a boot.
@@ -39,6 +49,9 @@ enum Command {
     Observed(observed::Args),
     /// Make, renew, examine and judge certificates.
     Certs(Box<certs::Args>),
+    /// Connect from a cgroup, for doctor.
+    #[command(hide = true)]
+    SelfTestDial(self_test::Args),
     /// Say what a reason code means, whose side it is on, and what to do about it.
     Explain(explain::Args),
 }
@@ -56,11 +69,14 @@ pub fn main() -> ExitCode {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Enforce(args) => enforce::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Observed(args) => observed::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::SelfTestDial(args) => self_test::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

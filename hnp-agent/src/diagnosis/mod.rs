@@ -11,6 +11,7 @@
 mod client_auth;
 mod clock;
 mod identity;
+pub mod node;
 mod pods;
 mod probe;
 mod proxy;

@@ -1,21 +1,21 @@
 //! Where the running agent is asked: a socket in the run directory that only its own user may connect to.
 //!
-//! It is moved into place under its final name, so a successor's replaces its predecessor's in one step.
 //! Only the holder of the lock makes, replaces or removes it.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::HandoverError;
 use super::wire::Channel;
+use crate::run_dir::{self, Name};
 
 const NAME: &str = "agent.sock";
+/// Nobody but its own user may connect.
+const MODE: u32 = 0o600;
 /// Successors that may wait; one at a time is served.
 const BACKLOG: i32 = 8;
 
@@ -23,8 +23,7 @@ const BACKLOG: i32 = 8;
 #[derive(Debug)]
 pub struct Door {
     socket: UnixListener,
-    path: PathBuf,
-    left: bool,
+    name: Name,
 }
 
 impl Door {
@@ -34,31 +33,18 @@ impl Door {
     /// When others can write to the directory, or the socket cannot be made.
     pub fn open(run_dir: &Path) -> Result<Self, HandoverError> {
         let failed = |doing, path: &Path, source| HandoverError::RunDir { doing, path: path.into(), source };
-        make(run_dir).map_err(|source| failed("use", run_dir, source))?;
+        run_dir::make(run_dir).map_err(|source| failed("use", run_dir, source))?;
         let path = run_dir.join(NAME);
-        // Nobody else makes a socket under this name: the directory is ours, and so is the lock.
-        let new = run_dir.join("agent.sock.new");
-        Self::listen(&new, &path).map_err(|source| failed("listen at", &path, source))
-    }
-
-    fn listen(new: &Path, path: &Path) -> io::Result<Self> {
-        match fs::remove_file(new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let socket = socket()?;
-        socket.bind(&SockAddr::unix(new)?)?;
-        // Before it listens: nobody connects by a mode that the umask left open.
-        fs::set_permissions(new, fs::Permissions::from_mode(0o600))?;
-        socket.listen(BACKLOG)?;
-        fs::rename(new, path)?;
-        let socket = UnixListener::from_std(OwnedFd::from(socket).into())?;
-        Ok(Self { socket, path: path.to_owned(), left: false })
+        let listen = || {
+            let (socket, name) = run_dir::listen(&path, kind(), MODE, BACKLOG)?;
+            Ok(Self { socket: UnixListener::from_std(OwnedFd::from(socket).into())?, name })
+        };
+        listen().map_err(|source| failed("listen at", &path, source))
     }
 
     /// Closes the socket, whose name is a successor's from now on.
-    pub fn leave(mut self) {
-        self.left = true;
+    pub fn leave(self) {
+        self.name.leave();
     }
 
     /// Waits for somebody to connect. Cancel-safe.
@@ -68,46 +54,27 @@ impl Door {
     }
 }
 
-impl Drop for Door {
-    fn drop(&mut self) {
-        if !self.left
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(%error, path = %self.path.display(), "a socket is left behind");
-        }
-    }
-}
-
 /// Connects to the running agent. Must be called in a runtime.
 pub(super) fn knock(run_dir: &Path) -> Result<Channel, HandoverError> {
     let path = run_dir.join(NAME);
     let connect = || {
-        let socket = socket()?;
+        let socket = run_dir::socket(kind())?;
         socket.connect(&SockAddr::unix(&path)?)?;
         Channel::new(UnixStream::from_std(OwnedFd::from(socket).into())?)
     };
     connect().map_err(|source| HandoverError::NobodyThere { path: path.clone(), source })
 }
 
-/// Of a kind that the standard library does not make, and serves all the same.
-fn socket() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::from(libc::SOCK_SEQPACKET), None)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-fn make(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let meta = fs::metadata(dir)?;
-    if meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
-        let what = format!("it belongs to user {} and has mode {:o}", meta.uid(), meta.mode() & 0o7777);
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-    }
-    Ok(())
+/// Keeps messages apart.
+fn kind() -> Type {
+    Type::from(libc::SOCK_SEQPACKET)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
     use super::*;
 
     #[tokio::test]
@@ -117,7 +84,7 @@ mod tests {
         assert!(matches!(knock(&dir), Err(HandoverError::NobodyThere { .. })));
         let first = Door::open(&dir).unwrap();
         let path = dir.join(NAME);
-        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o750);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         let peer = knock(&dir).unwrap().peer();
         assert_eq!(peer.pid, Some(std::process::id()));

@@ -8,6 +8,7 @@
 //! around them, `retry` their rhythm when they fail.
 
 mod client;
+mod examine;
 mod installation;
 mod patch;
 mod pod_addresses;
@@ -15,6 +16,7 @@ mod pods;
 mod retry;
 mod startup_taint;
 
+pub use examine::examine;
 pub use installation::Installation;
 pub use pod_addresses::{AddressStatus, follow_addresses};
 pub use pods::{PodStatus, follow};

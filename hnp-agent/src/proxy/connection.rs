@@ -144,13 +144,14 @@ impl Client {
 
 /// Serves one accepted connection to its end. It holds the permit for as long as it is served.
 pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
-    let open = lanes.around.counters.connection_opened();
+    let mut open = lanes.around.counters.connection_opened();
     let mut base = base_record(lanes.flow_id(), peer);
     match flow_of(lanes, &stream, peer) {
         Ok((worker, flow, destination, routes)) => {
             base.workload = lanes.around.workloads.identify(&flow);
             base.destination = Some(Dialled::Address(destination));
             base.direct = flow.direct;
+            open.known(&base);
             let first = routes[0];
             let opaque = worker.plan.routes[first].is_opaque();
             let stream = ClientIo::Tcp(stream);

@@ -16,6 +16,7 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         Mode::EndToEnd(_) => plan.mode.as_str(),
         Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
     };
+    recording.show();
     let has_left = || client.stream.has_left();
     let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
         Ok(upstream) => upstream,

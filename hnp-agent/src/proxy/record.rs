@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::worker::Worker;
 use crate::config::plan::Route;
+use crate::telemetry::flows::Place;
 use crate::telemetry::record::{AccessRecord, UpstreamRecord, WayRecord};
 use crate::upstream::{DialError, UpstreamConnection};
 
@@ -18,6 +19,8 @@ pub struct Recording<'w> {
     since: Instant,
     /// Filled in as things become known.
     pub record: AccessRecord,
+    /// Where it is among the live flows, once it is shown.
+    place: Option<Place>,
     finished: bool,
 }
 
@@ -25,7 +28,12 @@ impl<'w> Recording<'w> {
     /// Starts the clock. `base` carries what the connection knows already.
     pub fn begin(worker: &'w Worker, base: AccessRecord) -> Self {
         let record = AccessRecord { started: crate::clock::now(), ..base };
-        Self { worker, since: Instant::now(), record, finished: false }
+        Self { worker, since: Instant::now(), record, place: None, finished: false }
+    }
+
+    /// Shows it among the live flows. For what may take time; to be called once the route is known.
+    pub fn show(&mut self) {
+        self.place = Some(self.worker.stats.shown(self.place, &self.record));
     }
 
     /// Notes the upstream connection in use.
@@ -45,6 +53,7 @@ impl<'w> Recording<'w> {
             identity_generation: info.identity_generation,
             spiffe_id: info.spiffe_id.clone(),
         });
+        self.show();
     }
 
     /// Notes a route's upstream that could not be reached, the last address tried and how long it was tried.
@@ -82,6 +91,7 @@ impl<'w> Recording<'w> {
     /// Writes nothing: what follows has records of its own.
     pub fn forget(mut self) {
         self.finished = true;
+        self.worker.stats.ended(self.place, None);
     }
 
     fn write(&mut self, reason: Reason) {
@@ -89,6 +99,7 @@ impl<'w> Recording<'w> {
         self.record.reason = reason;
         self.record.duration = self.since.elapsed();
         self.worker.stats.finish(&self.record);
+        self.worker.stats.ended(self.place, Some(self.record.take()));
     }
 }
 

@@ -221,14 +221,13 @@ async fn carry(
     way: Verdict,
 ) {
     let plan = &worker.plan.routes[route];
-    let (mode, dialled) = if let Verdict::Tunnel = way {
-        let dialled = worker.upstreams.connect_tunnel(route, &|| client.stream.has_left()).await;
-        ("tunnel", dialled)
+    recording.record.mode = if let Verdict::Tunnel = way { "tunnel" } else { "passthrough" };
+    recording.show();
+    let dialled = if let Verdict::Tunnel = way {
+        worker.upstreams.connect_tunnel(route, &|| client.stream.has_left()).await
     } else {
-        let dialled = gateway::connect_out(worker, &client, plan.timeouts.connect).await;
-        ("passthrough", dialled)
+        gateway::connect_out(worker, &client, plan.timeouts.connect).await
     };
-    recording.record.mode = mode;
     let mut upstream = match dialled {
         Ok(upstream) => upstream,
         Err(error) => {

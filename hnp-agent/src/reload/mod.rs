@@ -22,13 +22,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::plan::Plan;
 use crate::config::{self, LoadError};
+use crate::files::published::AllPublished;
 use crate::files::reload::{Fingerprint, Reload, Step};
 use crate::files::watch::{self, Fingerprints, ReloadStatus};
 use crate::generation::Generation;
+use crate::identity::snapshot::IdentitySnapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
+use crate::trust::snapshot::TrustSnapshot;
 use crate::workload::Directory;
 use candidate::Candidate;
 use difference::Difference;
@@ -69,6 +72,39 @@ pub struct Reloader {
     diagnostics: Diagnostics,
     generations: Sender<Arc<Generation>>,
     status: Arc<Status>,
+}
+
+/// The configuration in force, as a report shows it.
+#[derive(Clone)]
+pub struct InForce {
+    /// The generation, and its successors.
+    pub generations: Receiver<Arc<Generation>>,
+    /// Its identities, and how their sources are doing.
+    pub identities: AllPublished<IdentitySnapshot>,
+    /// Its trusts, as the identities.
+    pub trusts: AllPublished<TrustSnapshot>,
+    status: Arc<Status>,
+}
+
+impl InForce {
+    /// What is wrong with the file, while it cannot be used.
+    pub fn error(&self) -> Option<String> {
+        self.status.reload.error()
+    }
+
+    /// How many keys have another value in the file and wait for a restart.
+    pub fn waiting(&self) -> u64 {
+        self.status.waiting.load(Relaxed)
+    }
+
+    /// Of a Plan alone.
+    #[cfg(test)]
+    pub(crate) fn for_test(plan: Plan) -> Self {
+        let (sender, generations) = tokio::sync::watch::channel(Generation::for_test(1, plan));
+        drop(sender);
+        let (identities, trusts, status) = Default::default();
+        Self { generations, identities, trusts, status }
+    }
 }
 
 /// Why the kernel cannot keep what strict routes, by name, promise; `None`: it can.
@@ -141,6 +177,13 @@ impl Reloader {
     /// The generation in force, and its successors.
     pub fn generations(&self) -> Receiver<Arc<Generation>> {
         self.generations.subscribe()
+    }
+
+    /// The same with all that is known of it, for whoever reports.
+    pub fn in_force(&self) -> InForce {
+        let (identities, trusts) = self.sources.published();
+        let (generations, status) = (self.generations(), Arc::clone(&self.status));
+        InForce { generations, identities, trusts, status }
     }
 
     /// Follows the file and the signal until cancelled.

@@ -61,6 +61,11 @@ impl Sources {
         sources
     }
 
+    /// What they have come to.
+    pub(super) fn published(&self) -> (AllPublished<IdentitySnapshot>, AllPublished<TrustSnapshot>) {
+        (Arc::clone(&self.identities.published), Arc::clone(&self.trusts.published))
+    }
+
     /// What of a Plan cannot be loaded, each with its key, as `check` says it.
     pub(super) fn mistakes(&self, plan: &Plan) -> Vec<(String, String)> {
         let identities = plan.identities.iter().filter_map(|one| {

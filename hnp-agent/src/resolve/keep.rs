@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::schedule::NameTable;
+use super::schedule::{NameState, NameTable};
 use super::{CHECK_FILES, DesiredDestination, ResolveError, Resolved, Resolver};
 use crate::config::plan::{Capture, Host};
 use crate::generation::Generation;
@@ -44,9 +44,19 @@ pub struct Desired {
 pub struct NameStatus {
     pending: AtomicUsize,
     failing: AtomicUsize,
+    names: Mutex<Vec<NameState>>,
 }
 
 impl NameStatus {
+    /// Each name, in the order of the Plan.
+    pub fn names(&self) -> Vec<NameState> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<NameState>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes `hnp_names_pending` and `hnp_names_failing`; for [`crate::telemetry::Telemetry::register`].
     pub fn write(&self, out: &mut Exposition<'_, '_>) {
         out.single(&names::NAMES_PENDING, self.pending.load(Relaxed) as u64);
@@ -74,6 +84,7 @@ pub async fn keep_in_step<E: Display>(
         generation,
         guards: HashMap::new(),
         unfit: HashMap::new(),
+        errors: HashMap::new(),
         readiness: &readiness,
     };
     keeper.guard_names();
@@ -97,6 +108,7 @@ pub async fn keep_in_step<E: Display>(
         publisher.publish(keeper.desired(now), &readiness, now);
         status.pending.store(keeper.guards.len(), Relaxed);
         status.failing.store(keeper.table.failing(), Relaxed);
+        *status.lock() = keeper.status();
 
         let files = keeper.table.has_names().then_some(now + CHECK_FILES);
         let wake = [keeper.table.next_due(now), publisher.retry_at(), files].into_iter().flatten().min();
@@ -129,6 +141,8 @@ struct Keeper<'a> {
     guards: HashMap<Arc<str>, Pending>,
     /// By name: addresses that were left out and logged.
     unfit: HashMap<Arc<str>, Vec<IpAddr>>,
+    /// By name whose last look-up failed: why.
+    errors: HashMap<Arc<str>, String>,
     readiness: &'a Readiness,
 }
 
@@ -139,6 +153,14 @@ impl Keeper<'_> {
             complete: self.table.is_complete(now),
             generation: self.generation.clone(),
         }
+    }
+
+    fn status(&self) -> Vec<NameState> {
+        let mut names = self.table.status();
+        for name in &mut names {
+            name.error = self.errors.get(&*name.name).cloned();
+        }
+        names
     }
 
     /// Goes on with another generation.
@@ -166,8 +188,10 @@ impl Keeper<'_> {
                     tracing::info!(%name, addrs = ?found.addrs, "name of a destination resolves again");
                 }
                 self.guards.remove(name);
+                self.errors.remove(name);
             }
             Err(why) => {
+                self.errors.insert(name.clone(), why.clone());
                 if let Some(guard) = self.guards.get(name) {
                     guard.because(why.clone());
                 }
@@ -251,7 +275,6 @@ impl<F> Publisher<F> {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::Mutex;
 
     use super::super::testing::{Answer, Dns, Node, eventually, plan};
     use super::*;

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::config::plan::{self, AddrRange, Host, RouteIndex};
 pub use keep::{Desired, NameStatus, keep_in_step};
+pub use schedule::NameState;
 pub use settings::SettingsError;
 use settings::{Files, Settings};
 

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::DesiredDestination;
@@ -40,6 +41,21 @@ struct Name {
     lookup: Lookup,
     /// In a row.
     failures: u32,
+}
+
+/// How a destination's name is doing.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct NameState {
+    /// The name.
+    pub name: String,
+    /// What it resolves to; none while it never has.
+    pub addresses: Vec<IpAddr>,
+    /// What it no longer resolves to and is still captured for a while.
+    pub leaving: Vec<IpAddr>,
+    /// Look-ups that failed, in a row.
+    pub failures: u32,
+    /// The words of the last one, while there is any.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -196,6 +212,18 @@ impl NameTable {
     /// How many names' last look-up failed.
     pub fn failing(&self) -> usize {
         self.names.iter().filter(|name| name.failures > 0).count()
+    }
+
+    /// Each name, for people.
+    pub fn status(&self) -> Vec<NameState> {
+        let state = |name: &Name| NameState {
+            name: name.name.to_string(),
+            addresses: name.current.clone(),
+            leaving: name.leaving.iter().map(|(addr, _)| *addr).collect(),
+            failures: name.failures,
+            error: None,
+        };
+        self.names.iter().map(state).collect()
     }
 
     /// Whether there is any name at all.

@@ -88,6 +88,13 @@ impl Format {
     }
 }
 
+/// A record as a JSON object, with the fields of its line.
+pub(super) fn value(record: &AccessRecord) -> serde_json::Value {
+    let mut text = Vec::new();
+    Format::Json.line(&mut text, record);
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
 /// Where the fields of a line go: the list of fields is written once, for both formats.
 trait Sink {
     fn raw(&mut self, key: &'static str, value: impl std::fmt::Display);
@@ -304,14 +311,27 @@ fn escape(out: &mut Vec<u8>, value: &str) {
             '\n' => out.extend_from_slice(b"\\n"),
             '\r' => out.extend_from_slice(b"\\r"),
             '\t' => out.extend_from_slice(b"\\t"),
-            c if c.is_control()
-                || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
-            {
-                push(out, format_args!("\\u{:04x}", u32::from(c)));
-            }
+            c if moves_text(c) => push(out, format_args!("\\u{:04x}", u32::from(c))),
             c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
+}
+
+fn moves_text(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// A text for a terminal, or JSON on its way to one: what is invisible or moves text about is written as in JSON.
+pub fn printable(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    for c in text.chars() {
+        if moves_text(c) {
+            push(&mut out, format_args!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! own. Nothing here can block or fail a request: what cannot be kept is dropped and counted.
 
 mod access;
+pub mod flows;
+mod health;
 pub mod line;
 pub mod log;
 pub mod metrics;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::plan::Plan;
 use access::AccessLog;
+pub use health::{ReasonCount, UpstreamHealth};
 use line::Format;
 use metrics::Provider;
 use stats::{NO_ROUTE, Row, WorkerCounters};
@@ -43,8 +46,8 @@ impl Telemetry {
     pub fn writing_to(plan: &Plan, out: Box<dyn std::io::Write + Send>) -> Arc<Self> {
         let format = plan.log.access.then(|| Format::from(plan.log.format));
         let access = Arc::new(AccessLog::start(format, out));
-        let workers =
-            (0..plan.workers.max(1)).map(|_| Arc::new(WorkerCounters::new(Arc::clone(&access)))).collect();
+        let count = plan.workers.max(1);
+        let workers = (0..count).map(|_| Arc::new(WorkerCounters::new(Arc::clone(&access), count))).collect();
         let telemetry = Self { routes: Mutex::default(), workers, access, providers: Mutex::default() };
         telemetry.add_routes(plan);
         Arc::new(telemetry)
@@ -72,6 +75,22 @@ impl Telemetry {
     pub fn open_connections(&self) -> u64 {
         let open: i64 = self.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
         u64::try_from(open).unwrap_or(0)
+    }
+
+    /// The flows that somebody asks for, of all workers.
+    pub fn flows(&self, wanted: &flows::Wanted) -> flows::Found {
+        flows::find(self.workers.iter().map(|worker| &worker.seen), wanted)
+    }
+
+    /// How a route's upstream has been, as all workers have seen it.
+    pub fn health(&self, route: &Arc<str>) -> UpstreamHealth {
+        let rows: Vec<_> = self.workers.iter().map(|worker| worker.row(route)).collect();
+        UpstreamHealth::of(rows.iter().map(|row| &**row))
+    }
+
+    /// How many connections and requests have ended, by reason, over all routes.
+    pub fn reasons(&self) -> Vec<ReasonCount> {
+        health::reasons(&self.rows())
     }
 
     /// Adds metrics of another room; `provider` is called at every scrape, from any thread.

@@ -51,6 +51,23 @@ pub struct AccessRecord {
     pub detail: Option<String>,
 }
 
+impl AccessRecord {
+    /// Takes all that it holds; what stays is not to be used.
+    pub fn take(&mut self) -> Self {
+        let nothing = Self {
+            workload: Arc::clone(&self.workload),
+            route: None,
+            destination: None,
+            client_tls: None,
+            upstream: None,
+            http: None,
+            detail: None,
+            ..*self
+        };
+        std::mem::replace(self, nothing)
+    }
+}
+
 /// What a client dialled. No larger than an address: connections keep it.
 #[derive(Clone, Debug)]
 pub enum Dialled {
@@ -150,7 +167,7 @@ impl WayRecord {
 }
 
 /// The HTTP side of a record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct HttpRecord {
     /// The method as sent.
     pub method: String,

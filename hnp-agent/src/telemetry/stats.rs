@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use hnp_common::Reason;
 
 use super::access::{AccessLog, Lines};
+use super::flows::{Place, Seen};
+use super::health::Health;
 use super::record::AccessRecord;
 use crate::config::plan::{Plan, RouteIndex};
 
@@ -42,6 +44,7 @@ pub struct WorkerCounters {
     access: Arc<AccessLog>,
     lines: Mutex<Lines>,
     late: Mutex<VecDeque<(Instant, AccessRecord)>>,
+    pub(super) seen: Seen,
 }
 
 /// A worker's counters as one generation of the configuration sees them: rows by the routes' places.
@@ -69,6 +72,7 @@ pub(super) struct Row {
     pub(super) upstream_shared: AtomicU64,
     pub(super) retries: AtomicU64,
     pub(super) outage_waits: AtomicU64,
+    pub(super) health: Health,
 }
 
 /// Durations, in the buckets of [`BUCKETS`] and one for the rest.
@@ -80,13 +84,17 @@ pub(super) struct Histogram {
 
 /// A client connection that counts as open until this is dropped.
 #[derive(Debug)]
-pub struct OpenConnection(Arc<WorkerCounters>);
+pub struct OpenConnection {
+    worker: Arc<WorkerCounters>,
+    place: Option<Place>,
+}
 
 impl WorkerCounters {
-    pub(super) fn new(access: Arc<AccessLog>) -> Self {
+    /// Those of one of so many workers.
+    pub(super) fn new(access: Arc<AccessLog>, workers: usize) -> Self {
         let (none, rows) = (Arc::new(Row::new()), Mutex::default());
-        let (lines, late) = (Mutex::default(), Mutex::default());
-        Self { open: AtomicI64::new(0), none, rows, access, lines, late }
+        let (lines, late, seen) = (Mutex::default(), Mutex::default(), Seen::new(workers));
+        Self { open: AtomicI64::new(0), none, rows, access, lines, late, seen }
     }
 
     /// The view of a Plan.
@@ -110,7 +118,7 @@ impl WorkerCounters {
     /// A client connection was accepted; hold the result as long as it is open.
     pub fn connection_opened(self: &Arc<Self>) -> OpenConnection {
         self.open.fetch_add(1, Relaxed);
-        OpenConnection(Arc::clone(self))
+        OpenConnection { worker: Arc::clone(self), place: None }
     }
 
     /// The number of idle connections of each route, by its name.
@@ -188,6 +196,7 @@ impl WorkerStats {
         {
             row.upstream_connect.observe(upstream.connect);
         }
+        row.health.note(record);
         let worker = &self.worker;
         if worker.access.is_on() && record.workload.pod.is_awaited() {
             let mut late = worker.late.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,8 +212,19 @@ impl WorkerStats {
         worker.access.write(record, &mut lines);
     }
 
+    /// Shows what is known of a record among the live flows: all of it the first time, then what its upstream is.
+    pub fn shown(&self, place: Option<Place>, record: &AccessRecord) -> Place {
+        self.worker.seen.shown(place, record)
+    }
+
+    /// Shows it no more. What has ended with a record is among the recent ones for a while.
+    pub fn ended(&self, place: Option<Place>, record: Option<AccessRecord>) {
+        self.worker.seen.ended(place, record);
+    }
+
     /// An attempt to connect to the route's upstream ended; [`Reason::Ok`] when TLS is up.
     pub fn upstream_dialed(&self, route: RouteIndex, reason: Reason) {
+        self.rows[route].health.dialled(reason);
         add(&self.rows[route].dials[position(reason)], 1);
     }
 
@@ -235,9 +255,19 @@ impl WorkerStats {
     }
 }
 
+impl OpenConnection {
+    /// Shows it among the live flows from now on: `base` says whose it is.
+    pub fn known(&mut self, base: &AccessRecord) {
+        self.place = Some(self.worker.seen.connected(base));
+    }
+}
+
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.worker.open.fetch_sub(1, Relaxed);
+        if let Some(place) = self.place {
+            self.worker.seen.disconnected(place);
+        }
     }
 }
 
@@ -259,6 +289,7 @@ impl Row {
             upstream_shared: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             outage_waits: AtomicU64::new(0),
+            health: Health::default(),
         }
     }
 }

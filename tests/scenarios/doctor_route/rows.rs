@@ -318,7 +318,8 @@ fn one_pod_works_and_another_does_not() {
         !agent.log().lines().any(|line| line.contains("only observed for it") && line.contains(&carried.uid))
     );
     assert!(agent.metrics().sum("hnp_kernel_verdicts", &[("verdict", "observed")]) >= 1.0);
-    let listed = Agent::tool(&scene, &["observed"]).ok();
+    let dir = scene.run_dir();
+    let listed = Agent::tool(&scene, &["observed", "--run-dir", &dir.to_string_lossy()]).ok();
     assert!(listed.contains("legacy") && !listed.contains("production"), "{listed}");
     let found = doctor(&scene, &config, &[]);
     let pods = found.one("pods", "not all of them");

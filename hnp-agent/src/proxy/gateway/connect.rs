@@ -107,6 +107,7 @@ async fn pass(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
     let mut recording = Recording::begin(worker, client.base.clone());
     recording.record.route = Some(plan.name.clone());
     recording.record.mode = "passthrough";
+    recording.show();
     let mut upstream = match way_out::connect(worker, &client, plan.timeouts.connect).await {
         Ok(upstream) => upstream,
         Err(error) => {

@@ -71,8 +71,9 @@ pub(in crate::proxy) async fn serve(
     peer: SocketAddr,
     permit: OwnedSemaphorePermit,
 ) {
-    let open = lanes.around.counters.connection_opened();
+    let mut open = lanes.around.counters.connection_opened();
     let base = connection::base_record(lanes.flow_id(), peer);
+    open.known(&base);
     // Nothing was captured: no cgroup, and what holds is the strictest of each route.
     let flow = Flow {
         client: peer,

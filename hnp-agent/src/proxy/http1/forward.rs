@@ -88,6 +88,7 @@ pub async fn forward(
         Way::Upstream => plan.mode.as_str(),
         Way::Direct => "passthrough",
     };
+    recording.show();
 
     // What goes on to where a captured client was going is none of ours; a client of the gateway spoke to us.
     let verbatim = matches!(way, Way::Direct) && client.asked.is_none();
