@@ -76,10 +76,10 @@ fn an_api_server_that_does_not_answer_makes_it_a_restart() {
         api.install();
         let mut agent = start(&scene, &cluster, &api);
         serves(&pod);
-        // Nor did it tell before: the server and its watches go, and another one comes that is as told.
-        drop(api);
-        let api = cluster.start(json!([]));
+        // Nor does it tell by what was open: the uninstall is one, and nobody here hears of it.
         api.behave(behaviour);
+        api.cut_watches();
+        api.uninstall();
         agent.ask_to_stop();
         let ended = agent.wait(SOON);
         assert!(ended.status.success(), "{behaviour:?}: {ended}");

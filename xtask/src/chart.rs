@@ -8,6 +8,7 @@
 mod config;
 mod controls;
 mod pod;
+mod promises;
 mod render;
 mod rules;
 mod units;
@@ -80,6 +81,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !mistakes.is_empty() {
         bail!("the chart is not sound:\n  {}", mistakes.join("\n  "));
     }
+
+    promises::keep(&cases, &rendered)?;
 
     step("the agent's own check of each configuration");
     config::check(&workspace, &scratch, &cases, &rendered)?;

@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
 use kube::api::WatchParams;
-use kube::core::{PartialObjectMeta, WatchEvent};
+use kube::core::{PartialObjectMeta, Status, WatchEvent};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, ApiError};
@@ -109,8 +109,11 @@ impl Installation {
 
     /// Asks once; returns the version from which a watch goes on.
     async fn look(&self) -> Result<Option<String>, ApiError> {
-        let found = self.api(LAST_WORD)?.get_metadata_opt(&self.of.name).await?;
-        Ok(self.judge(found.as_ref()))
+        match self.api(LAST_WORD)?.get_metadata(&self.of.name).await {
+            Ok(meta) => Ok(self.judge(Some(&meta))),
+            Err(kube::Error::Api(status)) if is_about(&status, &self.of.name) => Ok(self.judge(None)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn judge(&self, found: Option<&Meta>) -> Option<String> {
@@ -165,6 +168,12 @@ impl Installation {
     }
 }
 
+/// Whether this very object is not there. A server that does not know the path, or something else that answers in its
+/// place, says 404 as well.
+fn is_about(status: &Status, name: &str) -> bool {
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -206,6 +215,17 @@ mod tests {
         assert_eq!(after(None), (Known::Going, None));
         assert_eq!(after(Some(&there)).0, Known::There, "installed anew");
         assert_eq!(after(None).0, Known::Going, "deleted in the background: it goes first");
+    }
+
+    #[test]
+    fn not_every_404_is_about_it() {
+        let status = |details: serde_json::Value| {
+            serde_json::from_value(json!({"code": 404, "reason": "NotFound", "details": details})).unwrap()
+        };
+        let kind = "daemonsets";
+        assert!(is_about(&status(json!({"name": "hnp-agent", "group": "apps", "kind": kind})), "hnp-agent"));
+        assert!(!is_about(&status(json!({"name": "another", "group": "apps", "kind": kind})), "hnp-agent"));
+        assert!(!is_about(&status(json!({})), "hnp-agent") && !is_about(&status(json!(null)), "hnp-agent"));
     }
 
     #[tokio::test]

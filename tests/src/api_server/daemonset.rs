@@ -23,6 +23,8 @@ pub(super) struct DaemonSets {
     now: Option<Value>,
     log: Vec<(u64, &'static str, Value)>,
     version: watch::Sender<u64>,
+    /// Watches end without a word.
+    cut: bool,
 }
 
 /// How a call is answered.
@@ -35,7 +37,7 @@ pub(super) enum Answer {
 
 impl Default for DaemonSets {
     fn default() -> Self {
-        Self { now: None, log: Vec::new(), version: watch::Sender::new(1) }
+        Self { now: None, log: Vec::new(), version: watch::Sender::new(1), cut: false }
     }
 }
 
@@ -55,6 +57,11 @@ impl DaemonSets {
     pub(super) fn delete(&mut self) {
         self.change("DELETED", json!({}));
         self.now = None;
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.cut = true;
+        self.version.send_modify(|_| {});
     }
 
     /// Wakes with every change.
@@ -91,7 +98,12 @@ impl DaemonSets {
         if path == format!("{all}/{name}") {
             return match &self.now {
                 Some(object) => Answer::Whole(StatusCode::OK, object.clone()),
-                None => refuse(StatusCode::NOT_FOUND, "NotFound", "daemonsets.apps not found"),
+                None => {
+                    let (code, mut body) =
+                        failure(StatusCode::NOT_FOUND, "NotFound", "daemonsets.apps not found");
+                    body["details"] = json!({"name": name, "group": "apps", "kind": "daemonsets"});
+                    Answer::Whole(code, body)
+                }
             };
         }
         let given = |key: &str| {
@@ -117,6 +129,9 @@ pub(super) fn watch(
         async move {
             loop {
                 changed.borrow_and_update();
+                if lock(&state).daemonsets.cut {
+                    return None;
+                }
                 let next = lock(&state).daemonsets.log.iter().find(|(version, ..)| *version > since).cloned();
                 if let Some((version, kind, object)) = next {
                     let line = format!("{}\n", json!({"type": kind, "object": object}));

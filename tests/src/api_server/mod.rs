@@ -234,6 +234,11 @@ impl ApiServer {
         self.state().daemonsets.delete();
     }
 
+    /// Watches of it end, and tell nothing from now on.
+    pub fn cut_watches(&self) {
+        self.state().daemonsets.cut();
+    }
+
     /// The node's taints now.
     pub fn taints(&self) -> Value {
         self.state().node["spec"]["taints"].clone()

@@ -165,11 +165,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $facts "vips" $vips -}}
 {{- $_ := set $facts "capturePort" (get $capture "port" | default 15001 | int) -}}
 {{- $selects := false -}}
+{{- $system := false -}}
 {{- range (get $config "routes" | default list) -}}
+{{- if and (ne (get . "mode") "tunnel") (eq (get . "trust" | default "system") "system") }}{{ $system = true }}{{ end -}}
 {{- range (get . "overrides" | default list) -}}
 {{- if get . "selector" }}{{ $selects = true }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- range $name, $trust := (get $config "trusts" | default dict) -}}
+{{- if eq (get $trust "roots" | toString) "system" }}{{ $system = true }}{{ end -}}
+{{- end -}}
+{{- range $name, $proxy := (get $config "upstream_proxies" | default dict) -}}
+{{- if and (hasPrefix "https:" (get $proxy "url")) (eq (get $proxy "trust" | default "system") "system") }}{{ $system = true }}{{ end -}}
+{{- end -}}
+{{- $_ := set $facts "systemRoots" (and $system (ne .Values.systemRoots "")) -}}
 {{- $issues := false -}}
 {{- range $name, $identity := (get $config "identities" | default dict) -}}
 {{- if get $identity "issuer" }}{{ $issues = true }}{{ end -}}
@@ -196,7 +205,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- toJson $facts -}}
 {{- end -}}
 
-{{/* How kubelet asks the agent: the one place that says it. The argument is a dict of `facts` and `path`. */}}
+{{/*
+How kubelet asks the agent: the one place that says it. The argument is a dict of `facts` and `path` (/healthz, /readyz). With
+hostNetwork the agent's loopback is the node's, so kubelet gets there, and a second pod asks whoever holds the port.
+*/}}
 {{- define "hnp.probe" -}}
 {{- $host := regexReplaceAll ":[0-9]+$" .facts.admin "" | trimPrefix "[" | trimSuffix "]" -}}
 httpGet:
