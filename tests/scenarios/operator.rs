@@ -7,14 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, CAPABILITIES};
+use hnp_tests::agent::{Agent, CAPABILITIES, Config, binary};
+use hnp_tests::api_server::{Behaviour, Cluster};
 use hnp_tests::poll::{eventually, until};
 use hnp_tests::process::Finished;
 use hnp_tests::scene::{IDENTITY, Scene};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod, Topology};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Time enough for whatever is to be seen.
 const SOON: Duration = Duration::from_secs(50);
@@ -45,6 +46,28 @@ fn flows(world: &Topology, arguments: &[&str]) -> Value {
 
 fn rows<'a>(found: &'a Value, kind: &str) -> &'a [Value] {
     found[kind].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[track_caller]
+fn doctor(world: &Topology, config: &Config) -> Value {
+    let path = world.path("doctor.yaml");
+    fs::write(&path, config.to_yaml()).expect("the world's directory is ours");
+    let command = world.agent_place().command(binary()).args(["doctor", "--json", "--config"]).arg(&path);
+    let finished = config.env.iter().fold(command, |command, (key, value)| command.env(key, value)).run();
+    match serde_json::from_str(&finished.text()) {
+        Ok(found) => found,
+        Err(error) => panic!("{error}: {finished}"),
+    }
+}
+
+#[track_caller]
+fn find(found: &Value, area: &str, what: &str) -> Value {
+    let is =
+        |one: &&Value| one["area"] == area && one["what"].as_str().is_some_and(|text| text.starts_with(what));
+    match rows(found, "findings").iter().find(is) {
+        Some(one) => one.clone(),
+        None => panic!("{area} {what} in {found}"),
+    }
 }
 
 /// A request's status, as the pod sees it; 000 for none.
@@ -219,7 +242,7 @@ fn watching_is_for_terminals_and_for_lines_of_json() {
     assert!(refused.stderr.contains("--json") && refused.stdout.is_empty(), "{refused}");
     let dir = scene.run_dir();
     let arguments = ["flows", "--watch", "--json", "--run-dir", &dir.to_string_lossy()];
-    let watching = scene.agent_place().command(hnp_tests::agent::binary()).args(arguments).spawn();
+    let watching = scene.agent_place().command(binary()).args(arguments).spawn();
     eventually(SOON, "a second line comes", || watching.stdout().lines().count() >= 2);
     watching.signal(Signal::SIGINT);
     let ended = watching.wait(SOON);
@@ -237,8 +260,8 @@ fn only_root_and_the_agents_group_may_ask() {
     fs::set_permissions(&dir, open).expect("it is ours");
     let group = nix::unistd::getegid().as_raw();
     let answered = |uid, gid| ask_as(&dir, uid, gid).map(|answer| answer.contains("\"schema\":1"));
-    assert_eq!(answered(0, 0).expect("root may"), true);
-    assert_eq!(answered(NOBODY, group).expect("the agent's group may"), true);
+    assert!(answered(0, 0).expect("root may"));
+    assert!(answered(NOBODY, group).expect("the agent's group may"));
     let refused = answered(NOBODY, NOBODY).expect_err("nobody else may");
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     // The port, which whoever is on the node can reach, does not say it.
@@ -263,6 +286,32 @@ fn after_a_take_over_the_successor_answers_in_the_same_place() {
     assert_eq!(rows(&flows(&scene, &["--recent"]), "recent").len(), 1, "of its own time");
     assert!(second.stop(SOON).status.success());
     assert!(!scene.run_dir().join("admin.sock").exists(), "who ends takes it away");
+}
+
+#[test]
+fn doctor_asks_the_api_server_what_the_agent_would_and_changes_nothing() {
+    let scene = Scene::for_test();
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([{"key": "hnp.dev/agent-not-ready", "effect": "NoSchedule"}]));
+    let config = cluster.config(scene.config().route(scene.route()));
+    let node = || find(&doctor(&scene, &config), "kubernetes", "own node");
+    let before = api.node();
+    let good = node();
+    assert_eq!(good["state"], "ok", "{good}");
+    assert!(good["detail"].as_str().is_some_and(|text| text.contains("still on it")), "{good}");
+    assert_eq!((api.node(), api.count("PATCH", 200)), (before, 0), "it only looks");
+    api.behave(Behaviour::Unauthorized);
+    let bad = node();
+    assert!(
+        bad["state"] == "bad" && bad["next"].as_str().is_some_and(|next| next.contains("service account")),
+        "{bad}"
+    );
+    drop(api);
+    let gone = node();
+    assert!(
+        gone["state"] == "bad" && gone["next"].as_str().is_some_and(|next| next.contains("reach")),
+        "{gone}"
+    );
 }
 
 /// Asks for `/status` as another user, whose way to the directory is open already.
@@ -295,21 +344,7 @@ fn doctor_sees_the_node_as_it_is() {
     let scene = Scene::for_test();
     let manager = scene.strict_manager();
     let config = scene.config().route(scene.route());
-    let doctor = || {
-        let path = scene.path("doctor.yaml");
-        fs::write(&path, config.to_yaml()).expect("the world's directory is ours");
-        let finished = Agent::tool(&scene, &["doctor", "--json", "--config", &path.to_string_lossy()]);
-        match serde_json::from_str::<Value>(&finished.text()) {
-            Ok(found) => found,
-            Err(error) => panic!("{error}: {finished}"),
-        }
-    };
-    let find = |found: &Value, area: &str, what: &str| {
-        let one = rows(found, "findings").iter().find(|one| {
-            one["area"] == area && one["what"].as_str().is_some_and(|text| text.starts_with(what))
-        });
-        one.cloned().unwrap_or_else(|| panic!("{area} {what} in {found}"))
-    };
+    let doctor = || doctor(&scene, &config);
     // The control: where no agent runs, nothing is redirected and nothing is tried.
     let before = doctor();
     assert_eq!(find(&before, "agent", "status")["state"], "degraded");

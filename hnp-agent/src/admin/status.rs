@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::capture::CaptureStatus;
-use crate::config::plan::{CaptureMode, Identity, IdentityPlace, IdentitySource, Plan, Route, Trust};
+use crate::config::plan::{CaptureMode, Identity, IdentityPlace, IdentitySource, Plan, Roots, Route, Trust};
 use crate::expiry::Lifetime;
 use crate::files::published::Published;
 use crate::identity::snapshot::IdentitySnapshot;
@@ -128,7 +128,7 @@ struct TrustStatus {
     state: &'static str,
     generation: Option<u64>,
     roots: Option<usize>,
-    /// The subject of the root that ends first, of those whose dates are known.
+    /// The subject of the root that ends first, where they are from a file.
     first_to_end: Option<String>,
     dates: Option<Dates>,
     failures: u64,
@@ -237,7 +237,9 @@ fn identity_source(identity: &Identity) -> (&'static str, String) {
 fn trust_status(plan: &Plan, published: &Published<TrustSnapshot>, now: SystemTime) -> Option<TrustStatus> {
     let definition: &Arc<Trust> = plan.trusts.iter().find(|one| one.name == published.name)?;
     let snapshot = published.shared.load_full();
-    let first = snapshot.as_ref().and_then(|snapshot| snapshot.dates.first());
+    // Nobody chose those of the system's store one by one, and a Workload API renews its own.
+    let watched = snapshot.as_ref().filter(|_| matches!(definition.roots, Roots::File(_)));
+    let first = watched.and_then(|snapshot| snapshot.dates.first());
     Some(TrustStatus {
         name: published.name.to_string(),
         source: definition.roots.to_string(),
