@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::Directory;
@@ -167,6 +167,17 @@ pub struct Asking {
     pub status: Arc<RuntimeStatus>,
 }
 
+/// Whether the runtime can be asked.
+#[derive(Clone)]
+enum Reach {
+    /// Here.
+    Connected(Calls),
+    /// Not any more, or not yet, since then: it may be restarting.
+    Lost(Instant),
+    /// There is no socket.
+    Absent,
+}
+
 /// What questions and lists have in common.
 #[derive(Debug)]
 struct Shared {
@@ -186,7 +197,7 @@ impl Shared {
 pub async fn follow(asking: Asking, questions: mpsc::Receiver<Question>, cancel: CancellationToken) {
     let Asking { socket, directory, logs, status } = asking;
     let shared = Arc::new(Shared { directory, status, fresh: Mutex::default() });
-    let (connected, connection) = watch::channel(None);
+    let (connected, connection) = watch::channel(Reach::Lost(Instant::now()));
     let connecting = async {
         if socket == RuntimeSocket::Off {
             std::future::pending::<()>().await;
@@ -202,13 +213,19 @@ pub async fn follow(asking: Asking, questions: mpsc::Receiver<Question>, cancel:
 }
 
 /// Connects again whenever the connection ends.
-async fn stay_connected(socket: &RuntimeSocket, shared: &Shared, connected: &watch::Sender<Option<Calls>>) {
+async fn stay_connected(socket: &RuntimeSocket, shared: &Shared, connected: &watch::Sender<Reach>) {
     let mut failures = 0;
     loop {
         match self::socket(socket) {
             Ok(path) => {
                 let failure = converse(&path, shared, connected, &mut failures).await;
-                connected.send_replace(None);
+                connected.send_if_modified(|reach| {
+                    let was_lost = matches!(reach, Reach::Lost(_));
+                    if !was_lost {
+                        *reach = Reach::Lost(Instant::now());
+                    }
+                    !was_lost
+                });
                 shared.status.connected.store(false, Relaxed);
                 shared.status.failed(&failure);
                 failures += 1;
@@ -222,6 +239,7 @@ async fn stay_connected(socket: &RuntimeSocket, shared: &Shared, connected: &wat
                 }
             }
             Err(why) => {
+                connected.send_replace(Reach::Absent);
                 if failures == 0 {
                     tracing::info!(
                         why,
@@ -239,7 +257,7 @@ async fn stay_connected(socket: &RuntimeSocket, shared: &Shared, connected: &wat
 async fn converse(
     socket: &Path,
     shared: &Shared,
-    connected: &watch::Sender<Option<Calls>>,
+    connected: &watch::Sender<Reach>,
     failures: &mut u32,
 ) -> Failure {
     let opened = timeout(ANSWER, grpc::open(socket)).await.unwrap_or(Err(Failure::Silent(ANSWER)));
@@ -248,7 +266,7 @@ async fn converse(
         Err(failure) => return failure,
     };
     // What is asked now need not wait for the list.
-    connected.send_replace(Some(calls.clone()));
+    connected.send_replace(Reach::Connected(calls.clone()));
     let listing = async {
         loop {
             shared.fresh().clear();
@@ -297,7 +315,7 @@ async fn list(calls: &Calls, uid: Option<&str>) -> Result<Vec<Facts>, Failure> {
 async fn answer(
     mut questions: mpsc::Receiver<Question>,
     logs: &PodLogs,
-    connection: Option<watch::Receiver<Option<Calls>>>,
+    connection: Option<watch::Receiver<Reach>>,
     shared: &Arc<Shared>,
 ) {
     let mut asking = JoinSet::new();
@@ -322,22 +340,28 @@ async fn answer(
 }
 
 /// Asks about one pod. The question is over when this is.
-async fn ask(question: Question, mut connection: watch::Receiver<Option<Calls>>, shared: Arc<Shared>) {
+async fn ask(question: Question, mut connection: watch::Receiver<Reach>, shared: Arc<Shared>) {
     let uid = &*question.uid;
-    shared.status.questions.fetch_add(1, Relaxed);
     let answered = async {
         loop {
-            let calls = match connection.wait_for(Option::is_some).await {
-                Ok(calls) => calls.clone(),
-                Err(_) => return Vec::new(),
+            let reach = connection.borrow_and_update().clone();
+            let calls = match reach {
+                Reach::Connected(calls) => calls,
+                // Who is gone for longer is not waited for: lines would be late on every node without a runtime.
+                Reach::Lost(since) if since.elapsed() < ASK_FOR => {
+                    if connection.changed().await.is_err() {
+                        return None;
+                    }
+                    continue;
+                }
+                Reach::Lost(_) | Reach::Absent => return None,
             };
-            let Some(calls) = calls else { continue };
-            match of_pod(&calls, uid).await {
-                Ok(pods) => return pods,
+            match of_pod(&calls, uid, &shared.status).await {
+                Ok(pods) => return Some(pods),
                 // It will not say anything else the next time.
                 Err(failure @ (Failure::Status { .. } | Failure::Unreadable(_))) => {
                     shared.status.failed(&failure);
-                    return Vec::new();
+                    return None;
                 }
                 // The connection's own end counts it.
                 Err(_) => sleep(TRY_AGAIN).await,
@@ -345,7 +369,8 @@ async fn ask(question: Question, mut connection: watch::Receiver<Option<Calls>>,
         }
     };
     match timeout(ASK_FOR, answered).await {
-        Ok(pods) => {
+        Ok(None) => {}
+        Ok(Some(pods)) => {
             shared.fresh().extend(pods.iter().map(|pod| (Arc::clone(&pod.uid), pod.clone())));
             match pods.is_empty() {
                 // Whatever it has said of this UID before was of another pod.
@@ -359,11 +384,47 @@ async fn ask(question: Question, mut connection: watch::Receiver<Option<Calls>>,
 
 /// What is known of a pod. Its sandbox has the label wherever a kubelet made it; whoever else makes sandboxes may have written its
 /// UID into their metadata alone.
-async fn of_pod(calls: &Calls, uid: &str) -> Result<Vec<Facts>, Failure> {
+async fn of_pod(calls: &Calls, uid: &str, status: &RuntimeStatus) -> Result<Vec<Facts>, Failure> {
+    status.questions.fetch_add(1, Relaxed);
     let mut pods = list(calls, Some(uid)).await?;
     if pods.iter().all(|pod| &*pod.uid != uid) {
         pods = list(calls, None).await?;
     }
     pods.retain(|pod| &*pod.uid == uid);
     Ok(pods)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Lookups;
+
+    /// How long a question stays open.
+    async fn asked_for(reach: Reach) -> Duration {
+        let directory = Directory::default();
+        let (lookups, mut questions) = Lookups::new(directory.clone());
+        let link = lookups.link("a");
+        let shared = Shared { directory, status: Arc::default(), fresh: Mutex::default() };
+        let (_connected, connection) = watch::channel(reach);
+        let began = Instant::now();
+        ask(questions.recv().await.unwrap(), connection, Arc::new(shared)).await;
+        assert!(!link.is_awaited());
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_is_gone_for_a_moment_is_waited_for_and_one_that_stays_away_is_not() {
+        let lost = Instant::now();
+        let waited = asked_for(Reach::Lost(lost)).await;
+        assert!((ASK_FOR..ASK_FOR * 2).contains(&waited), "{waited:?}");
+        assert_eq!(asked_for(Reach::Lost(lost)).await, Duration::ZERO);
+        assert_eq!(asked_for(Reach::Absent).await, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_socket_that_is_named_is_taken_and_off_is_off() {
+        let path = PathBuf::from("/run/x.sock");
+        assert_eq!(socket(&RuntimeSocket::Path(path.clone())), Ok(path));
+        assert_eq!(socket(&RuntimeSocket::Off), Err("off".into()));
+    }
 }
