@@ -198,7 +198,11 @@ async fn serve(
     let sources = Sources { since, in_force: reloader.in_force(), captured: Some(captured.clone()), names };
     let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed.clone(), sources);
     if let Some(listener) = admin {
-        tasks.spawn(admin::serve(Listener::Port(listener), shown.clone(), standing.admin.clone()));
+        tasks.spawn(admin::serve(
+            Listener::Port { listener, page: plan.admin.page },
+            shown.clone(),
+            standing.admin.clone(),
+        ));
     }
 
     let installation = kubernetes::Installation::new(plan.kubernetes.as_ref());

@@ -45,6 +45,7 @@ mod operator;
 mod other_names;
 mod other_namespaces;
 mod outages;
+mod page;
 mod privileges;
 mod raw_sockets;
 mod reload;

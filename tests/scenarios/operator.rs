@@ -264,8 +264,8 @@ fn only_root_and_the_agents_group_may_ask() {
     assert!(answered(NOBODY, group).expect("the agent's group may"));
     let refused = answered(NOBODY, NOBODY).expect_err("nobody else may");
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
-    // The port, which whoever is on the node can reach, does not say it.
-    assert_eq!(agent.get("/flows").expect("it answers").0, 403);
+    // The port, which whoever is on the node can reach, does not say it under a name of anybody's choice.
+    assert_eq!(agent.get("/flows").expect("it answers").0, 421);
     assert_eq!(agent.get("/readyz").expect("it answers").0, 200);
 }
 

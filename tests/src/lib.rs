@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod aloud;
 pub mod api_server;
+pub mod browser;
 pub mod cgroup;
 pub mod client;
 pub mod clock;

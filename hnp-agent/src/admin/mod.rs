@@ -1,12 +1,13 @@
-//! What the agent says of itself over HTTP, on the control runtime: to scrapers and probes on a port, and to people
-//! on a socket of their own.
+//! What the agent says of itself over HTTP, on the control runtime: to scrapers and probes on a port, with a page for people
+//! who forward it, and to people on a socket of their own.
 //!
 //! Everything is read-only, and there are no secrets. The servers are bounded (connections, head, time), so that a
 //! scraper gone wild costs the control plane little; they never touch the data path. What names pods and what they ask
-//! for is on the socket alone, which root and the agent's group may open.
+//! for is on the socket, which root and the agent's group may open, and on a port only with the page.
 
 pub mod client;
 mod flows;
+mod page;
 pub mod socket;
 pub mod status;
 
@@ -28,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::page::File;
 use self::status::Sources;
 use crate::observed;
 use crate::telemetry::readiness::Readiness;
@@ -46,13 +48,16 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Everything that is answered.
-const ANSWERS: [(&str, Answer); 6] = [
+const ANSWERS: [(&str, Answer); 9] = [
     ("/metrics", Answer::Metrics),
     ("/healthz", Answer::Healthz),
     ("/readyz", Answer::Readyz),
     ("/observed", Answer::Observed),
     ("/status", Answer::Status),
     ("/flows", Answer::Flows),
+    ("/", Answer::Page(File::Page)),
+    ("/page.css", Answer::Page(File::Style)),
+    ("/page.js", Answer::Page(File::Script)),
 ];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -63,14 +68,15 @@ enum Answer {
     Observed,
     Status,
     Flows,
+    Page(File),
 }
 
 impl Answer {
-    /// Whether the port gives it, too.
-    fn is_public(self) -> bool {
+    /// Whether it is for the page, and so not for everybody on a port.
+    fn is_for_page(self) -> bool {
         match self {
-            Self::Metrics | Self::Healthz | Self::Readyz | Self::Observed => true,
-            Self::Status | Self::Flows => false,
+            Self::Metrics | Self::Healthz | Self::Readyz | Self::Observed => false,
+            Self::Status | Self::Flows | Self::Page(_) => true,
         }
     }
 }
@@ -89,9 +95,21 @@ pub async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 #[derive(Debug)]
 pub enum Listener {
     /// The admin port.
-    Port(TcpListener),
+    Port {
+        /// Where it listens.
+        listener: TcpListener,
+        /// Whether the page is there, and what it shows.
+        page: bool,
+    },
     /// The socket in the run directory.
     Socket(UnixListener),
+}
+
+/// Who asks, as far as it matters what he hears.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Asker {
+    Socket,
+    Port { page: bool },
 }
 
 enum Stream {
@@ -103,7 +121,7 @@ impl Listener {
     /// Cancel-safe.
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Port(listener) => Ok(Stream::Port(listener.accept().await?.0)),
+            Self::Port { listener, .. } => Ok(Stream::Port(listener.accept().await?.0)),
             Self::Socket(listener) => Ok(Stream::Socket(listener.accept().await?.0)),
         }
     }
@@ -133,7 +151,10 @@ impl State {
 
 /// Serves until cancelled; connections that are open then are dropped.
 pub async fn serve(listener: Listener, state: Arc<State>, cancel: CancellationToken) {
-    let private = matches!(listener, Listener::Socket(_));
+    let asker = match listener {
+        Listener::Port { page, .. } => Asker::Port { page },
+        Listener::Socket(_) => Asker::Socket,
+    };
     // Dropped at the end, and its tasks with it.
     let mut connections = JoinSet::new();
     loop {
@@ -146,10 +167,10 @@ pub async fn serve(listener: Listener, state: Arc<State>, cancel: CancellationTo
                 let state = Arc::clone(&state);
                 match accepted {
                     Ok(Stream::Port(stream)) => {
-                        connections.spawn(connection(stream, private, state));
+                        connections.spawn(connection(stream, asker, state));
                     }
                     Ok(Stream::Socket(stream)) => {
-                        connections.spawn(connection(stream, private, state));
+                        connections.spawn(connection(stream, asker, state));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "the admin server cannot accept a connection");
@@ -161,10 +182,10 @@ pub async fn serve(listener: Listener, state: Arc<State>, cancel: CancellationTo
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, private: bool, state: Arc<State>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, state: Arc<State>) {
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, std::convert::Infallible>(state.answer(&request, private)) }
+        async move { Ok::<_, std::convert::Infallible>(state.answer(&request, asker)) }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -178,9 +199,12 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, private: bool, 
 }
 
 impl State {
-    fn answer<B>(&self, request: &Request<B>, private: bool) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>, asker: Asker) -> Response<Full<Bytes>> {
         let path = request.uri().path();
-        let there = |answer: &Answer| private || answer.is_public();
+        let there = |answer: &Answer| match asker {
+            Asker::Socket => true,
+            Asker::Port { page } => page || !answer.is_for_page(),
+        };
         let Some(answer) = ANSWERS.iter().find(|(known, _)| *known == path).map(|(_, answer)| *answer) else {
             let paths: Vec<_> =
                 ANSWERS.iter().filter(|(_, answer)| there(answer)).map(|(path, _)| *path).collect();
@@ -191,9 +215,15 @@ impl State {
             );
         };
         if !there(&answer) {
-            let text =
-                format!("not on this port; ask {} in `run_dir`: hnp-agent {}\n", socket::NAME, &path[1..]);
+            let text = format!(
+                "not on this port (`admin.page`); on the node, by {} in `run_dir`: hnp-agent status, hnp-agent flows\n",
+                socket::NAME
+            );
             return respond(StatusCode::FORBIDDEN, TEXT, text);
+        }
+        if answer.is_for_page() && asker != Asker::Socket && !page::is_addressed(request) {
+            let text = "only as localhost or by address: a page from elsewhere may have chosen this name\n";
+            return respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text);
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
@@ -202,6 +232,7 @@ impl State {
         }
         match answer {
             Answer::Metrics => respond(StatusCode::OK, metrics::CONTENT_TYPE, self.telemetry.metrics_text()),
+            Answer::Page(file) => page::answer(file),
             Answer::Healthz => respond(StatusCode::OK, TEXT, "ok\n"),
             Answer::Readyz => self.readyz(wants_json(request)),
             Answer::Observed => respond_json(&json!(self.observed.rows())),

@@ -15,6 +15,10 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(page: bool) -> Self {
         let plan = crate::config::parse(
             "identities: {c: {certificate: /c, key: /k}}\n\
              routes: [{name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c}]",
@@ -35,7 +39,7 @@ impl Server {
         let state = State::new(telemetry, readiness.clone(), observed::Table::default(), sources);
         let dir = tempfile::tempdir().unwrap();
         let (socket, name) = socket::open(dir.path()).unwrap();
-        task.spawn(serve(Listener::Port(listener), Arc::clone(&state), cancel.clone()));
+        task.spawn(serve(Listener::Port { listener, page }, Arc::clone(&state), cancel.clone()));
         task.spawn(serve(Listener::Socket(socket), state, cancel.clone()));
         Self { addr, readiness, cancel, task, _name: name, dir }
     }
@@ -52,8 +56,13 @@ impl Server {
 
     /// The whole answer to a request head.
     async fn ask(&self, head: &str) -> String {
+        self.ask_as("x", head).await
+    }
+
+    /// The same under another name of the server.
+    async fn ask_as(&self, host: &str, head: &str) -> String {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        let request = format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request = format!("{head}\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -94,7 +103,7 @@ async fn metrics_and_health_answer_and_everything_else_is_refused_clearly() {
     assert!(server.ask("GET /healthz HTTP/1.1").await.ends_with("\r\n\r\nok\n"));
     let head = server.ask("HEAD /healthz HTTP/1.1").await;
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
-    let missing = server.ask("GET / HTTP/1.1").await;
+    let missing = server.ask("GET /nothing HTTP/1.1").await;
     assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("/readyz"), "{missing}");
     let refused = server.ask("POST /metrics HTTP/1.1\r\nContent-Length: 0").await;
     assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("allow: GET, HEAD"), "{refused}");
@@ -127,22 +136,50 @@ async fn too_many_connections_wait_and_cancelling_ends_it_all() {
 }
 
 #[tokio::test]
-async fn what_names_pods_is_on_the_socket_alone() {
-    let server = Server::start().await;
+async fn without_the_page_what_names_pods_is_on_the_socket_alone() {
+    let server = Server::start_with(false).await;
     for path in ["/status", "/flows"] {
         let port = server.ask(&format!("GET {path} HTTP/1.1")).await;
         assert!(
-            port.starts_with("HTTP/1.1 403 ") && port.contains(&format!("hnp-agent {}", &path[1..])),
+            port.starts_with("HTTP/1.1 403 ")
+                && port.contains("admin.page")
+                && port.contains(&format!("hnp-agent {}", &path[1..])),
             "{port}"
         );
         let socket = server.ask_socket(&format!("GET {path} HTTP/1.1")).await;
         assert!(socket.starts_with("HTTP/1.1 200 ") && socket.contains("\"schema\":1"), "{socket}");
     }
-    assert!(server.ask("GET / HTTP/1.1").await.ends_with("/metrics, /healthz, /readyz, /observed\n"));
-    assert!(server.ask_socket("GET / HTTP/1.1").await.ends_with(", /status, /flows\n"));
+    for path in ["/", "/page.css", "/page.js"] {
+        assert!(
+            server.ask_as("localhost", &format!("GET {path} HTTP/1.1")).await.starts_with("HTTP/1.1 403 ")
+        );
+    }
+    let missing = server.ask("GET /nothing HTTP/1.1").await;
+    assert!(missing.ends_with("/metrics, /healthz, /readyz, /observed\n"), "{missing}");
+    let missing = server.ask_socket("GET /nothing HTTP/1.1").await;
+    assert!(missing.contains(", /status, /flows, /"), "{missing}");
     assert!(server.ask_socket("GET /metrics HTTP/1.1").await.ends_with("# EOF\n"));
     let refused = server.ask_socket("GET /flows?reason=nonsense HTTP/1.1").await;
     assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("nonsense"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_page_is_given_under_no_name_that_somebody_else_may_have_chosen() {
+    let server = Server::start().await;
+    for path in ["/", "/page.css", "/page.js", "/status", "/flows"] {
+        let head = format!("GET {path} HTTP/1.1");
+        let rebound = server.ask_as("rebound.example", &head).await;
+        assert!(rebound.starts_with("HTTP/1.1 421 ") && rebound.contains("localhost"), "{rebound}");
+        // The control.
+        for host in ["127.0.0.1:15090", "localhost:8080"] {
+            let answer = server.ask_as(host, &head).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let is_file = path != "/status" && path != "/flows";
+            assert_eq!(answer.contains("content-security-policy: default-src 'none'"), is_file, "{answer}");
+        }
+    }
+    // Scrapers call a server what they like.
+    assert!(server.ask_as("node-1.example", "GET /metrics HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]

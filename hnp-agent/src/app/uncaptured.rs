@@ -116,7 +116,11 @@ pub(super) async fn serve(
     let observed = observed::Table::default();
     let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed, sources);
     if let Some(listener) = admin {
-        tasks.spawn(admin::serve(Listener::Port(listener), shown.clone(), tasks.token()));
+        tasks.spawn(admin::serve(
+            Listener::Port { listener, page: plan.admin.page },
+            shown.clone(),
+            tasks.token(),
+        ));
     }
     // Several may run on a node, and whoever runs without privileges can make no directory below /run: where there is
     // one, it was made for this.

@@ -373,7 +373,7 @@ mod tests {
             "  subject       CN=client",
             "  valid         2020-01-01T00:00:00.000Z to 2090-01-01T00:00:00.000Z",
             "  roots         1",
-            "  admin         127.0.0.1:15090",
+            "  admin         127.0.0.1:15090, with the page",
             "  log           json, info, access lines on",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");

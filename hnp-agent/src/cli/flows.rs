@@ -30,7 +30,7 @@ const USUAL: (usize, usize) = (80, 24);
 pub struct Args {
     #[command(flatten)]
     at: Where,
-    /// Of this pod: its UID, its container's id, or how either begins.
+    /// Of this pod: its UID, its container's id, its name or NAMESPACE/NAME, or how one of these begins.
     #[arg(long, value_name = "POD")]
     pod: Option<String>,
     /// Of this route.

@@ -68,6 +68,7 @@ const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_work
 const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const WORKLOADS: &[&str] = &["runtime"];
+const ADMIN: &[&str] = &["listen", "page"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint", "daemonset"];
 
 /// Every key of the configuration, from the top; the documentation is compared with it.
@@ -97,7 +98,7 @@ fn all_keys() -> Vec<String> {
         below("resolver", RESOLVER),
         below("workloads", WORKLOADS),
         below("kubernetes", KUBERNETES),
-        below("admin", &["listen"]),
+        below("admin", ADMIN),
         below("log", &["format", "level", "access"]),
         below("drain", &["deadline"]),
         vec!["run_dir".into(), "workers".into()],
@@ -597,16 +598,18 @@ fn admin(r: &mut Reader, top: &Section<'_>, capture_port: u16) -> Admin {
     if let Some(node) = top.get("admin")
         && matches!(&node.kind, yaml::Kind::Scalar { text, .. } if text == "off")
     {
-        return Admin { listen: None };
+        return Admin { listen: None, page: false };
     }
-    let s = r.section(top, "admin", &["listen"]);
+    let s = r.section(top, "admin", ADMIN);
     let listen = r.or(&s, "listen", Some(defaults::ADMIN_LISTEN), values::listen);
     if listen.is_some_and(|addr| addr.port() == capture_port) {
         let what =
             format!("port {capture_port} is the one connections are captured on; allowed: another port");
         r.mistake(s.mark_of("listen"), s.key("listen"), what);
     }
-    Admin { listen }
+    // On the node's own loopback whoever asks is on the node, or may forward ports to it.
+    let on_loopback = listen.is_some_and(|addr| addr.ip().is_loopback());
+    Admin { listen, page: r.or(&s, "page", on_loopback, values::boolean) }
 }
 
 fn log(r: &mut Reader, top: &Section<'_>) -> Log {

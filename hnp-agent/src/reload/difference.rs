@@ -187,7 +187,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
     } = &running.capture;
     let Limits { connections, head_bytes: _, buffer_bytes: _, per_workload: _ } = running.limits;
     let Log { format, level: _, access } = running.log;
-    let Admin { listen } = running.admin;
+    let Admin { listen, page } = running.admin;
     let capture = &written.capture;
     let waiting = [
         ("capture.mode", capture.mode != *mode),
@@ -207,6 +207,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),
+        ("admin.page", written.admin.page != page),
         ("log.format", written.log.format != format),
         ("log.access", written.log.access != access),
         ("run_dir", written.run_dir != running.run_dir),
@@ -361,6 +362,7 @@ workers: 2
                 "capture.connections_per_pod",
                 "limits.connections",
                 "admin.listen",
+                "admin.page",
                 "log.format",
                 "log.access",
                 "workers",

@@ -304,7 +304,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
         },
         workloads: Workloads { runtime: RuntimeSocket::Off },
         kubernetes: None,
-        admin: Admin { listen: None },
+        admin: Admin { listen: None, page: false },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },
         run_dir: "/nowhere".into(),
         drain_deadline: Duration::from_secs(1),

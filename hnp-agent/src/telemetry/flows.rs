@@ -32,7 +32,7 @@ pub struct Wanted {
     pub live: bool,
     /// Those that have ended.
     pub recent: bool,
-    /// Of this pod: its UID or its container's id, or how either begins.
+    /// Of this pod: its UID, its container's id, its name or `NAMESPACE/NAME`, or how one of these begins.
     pub pod: Option<String>,
     /// Of this route.
     pub route: Option<String>,
@@ -218,10 +218,18 @@ impl Wanted {
     }
 }
 
-/// Whether a workload is the pod that somebody names.
+/// Whether a workload is the pod that somebody names: by UID, container or name, or by how one of these begins.
 fn is_of(workload: &Workload, pod: &str) -> bool {
     let begins = |id: &Option<String>| id.as_deref().is_some_and(|id| id.starts_with(pod));
-    begins(&workload.pod_uid) || begins(&workload.container_id)
+    let named = || {
+        let known = workload.pod.known()?;
+        let (namespace, name) = (&*known.namespace, &*known.name);
+        Some(match pod.split_once('/') {
+            Some((of, begin)) => of == namespace && name.starts_with(begin),
+            None => name.starts_with(pod),
+        })
+    };
+    begins(&workload.pod_uid) || begins(&workload.container_id) || named() == Some(true)
 }
 
 /// What is open may be one or the other.

@@ -285,11 +285,19 @@ impl Agent {
     /// # Errors
     /// When nobody answers there.
     pub fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        self.get_as("admin", path)
+    }
+
+    /// The same under another name of the server.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn get_as(&self, host: &str, path: &str) -> std::io::Result<(u16, String)> {
         let admin = self.admin;
         let answer = self.place.netns().run(|| -> std::io::Result<String> {
             let mut stream = TcpStream::connect(admin)?;
             stream.set_read_timeout(Some(patience(Duration::from_secs(5))))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)

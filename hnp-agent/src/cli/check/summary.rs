@@ -10,7 +10,7 @@ use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
-    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
+    Admin, Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
     RawSockets, Roots, Route, RuntimeSocket, UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
@@ -384,7 +384,7 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 Some(daemonset) => format!("cleaned up after, when DaemonSet {daemonset} is deleted"),
             },
         ),
-        ("admin", plan.admin.listen.map_or("off".into(), |addr| addr.to_string())),
+        ("admin", admin(&plan.admin)),
         (
             "log",
             format!(
@@ -621,4 +621,11 @@ fn table(text: &mut String, title: String, rows: &[(&'static str, String)]) {
         let _ = writeln!(text, "  {key:<13} {value}");
     }
     text.push('\n');
+}
+fn admin(admin: &Admin) -> String {
+    match admin.listen {
+        None => "off".into(),
+        Some(addr) if admin.page => format!("{addr}, with the page"),
+        Some(addr) => format!("{addr}, without the page"),
+    }
 }

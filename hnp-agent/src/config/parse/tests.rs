@@ -40,7 +40,7 @@ routes:
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
-admin: {listen: "0.0.0.0:9090"}
+admin: {listen: "0.0.0.0:9090", page: true}
 log: {format: text, level: debug, access: false}
 run_dir: /run/other
 drain: {deadline: 7s}
@@ -138,7 +138,7 @@ fn every_key_is_read() {
         daemonset: Some(DaemonSet { namespace: "hnp".into(), name: "agent".into() }),
     };
     assert_eq!(plan.kubernetes, Some(kubernetes));
-    assert_eq!(plan.admin.listen, Some("0.0.0.0:9090".parse().unwrap()));
+    assert_eq!((plan.admin.listen, plan.admin.page), (Some("0.0.0.0:9090".parse().unwrap()), true));
     assert_eq!((plan.log.level.as_str(), plan.log.access), ("debug", false));
     assert_eq!((plan.drain_deadline, plan.workers), (seconds(7), 3));
     assert_eq!(plan.run_dir, Path::new("/run/other"));
@@ -541,6 +541,8 @@ fn relations_between_keys_are_checked() {
         assert!(shown.contains(&format!(": {key}: ")) && shown.lines().count() == 1, "{more}: {shown}");
     }
     assert_eq!(read(&with("admin: off")).admin.listen, None);
+    assert!(read(&with("admin: {listen: '[::1]:1'}")).admin.page, "on loopback");
+    assert!(!read(&with("admin: {listen: '10.0.0.1:1'}")).admin.page, "where others hear it");
     assert_eq!(read(&with("admin: {listen: off}")).admin.listen, None);
     assert_eq!(read(&with("limits:\nresolver: null")).limits.connections, defaults::CONNECTIONS);
     for (limits, most) in

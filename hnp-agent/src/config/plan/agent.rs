@@ -98,6 +98,8 @@ impl std::fmt::Display for DaemonSet {
 pub struct Admin {
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` serves nothing.
     pub listen: Option<std::net::SocketAddr>,
+    /// Whether the page is served there, and `/status` and `/flows`, which it shows: they name pods and what they ask for.
+    pub page: bool,
 }
 
 /// Diagnostics and the access log.
