@@ -28,9 +28,10 @@ use self::signals::Signals;
 use self::standing::Standing;
 use crate::admin;
 use crate::capture::{Capture, Node, Prepared};
-use crate::config::plan::{CaptureMode, Plan};
+use crate::config::plan::{CaptureMode, Plan, RuntimeSocket};
 use crate::generation::Generation;
 use crate::handover::{self, Door, Failures, HandedOver, Predecessor};
+use crate::policy::Usages;
 use crate::proxy::flow::SharedVipTable;
 use crate::proxy::gateway::Callers;
 use crate::proxy::pulse::Pulse;
@@ -43,7 +44,8 @@ use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
-use crate::workload::{Accounts, CgroupWorkloads, Pods, WorkloadSource};
+use crate::workload::runtime::{self, Asking, RuntimeStatus};
+use crate::workload::{CgroupWorkloads, Directory, Lookups, PodLogs, Pods, WorkloadSource};
 use crate::{kubernetes, memory, observed};
 
 /// How long the last access lines may take to be written after a drain.
@@ -97,8 +99,9 @@ async fn serve(
         begun = begin::begin(&plan, &node, succession.take_over) => begun?,
         why = signals.next() => bail!("{why} during the start"),
     };
-    let accounts = Accounts::default();
-    let reloader = Reloader::start(file, plan, diagnostics, accounts.clone(), &readiness, &telemetry, &tasks);
+    let directory = Directory::default();
+    let reloader =
+        Reloader::start(file, plan, diagnostics, directory.clone(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();
@@ -106,11 +109,13 @@ async fn serve(
     let sockets = (&listeners[..], admin.as_ref(), tasks.token().child_token());
     let standing = Standing::new(&plan, &node, sockets, (&captured, &readiness))?;
     tasks.spawn(follow_names(&generations, &readiness, &telemetry, &captured, &tasks)?);
-    let labels = follow_pods(&plan, accounts, &generations, (&readiness, &telemetry), &tasks);
+    follow_pods(&plan, &directory, &generations, (&readiness, &telemetry), &tasks);
+
+    let lookups = ask_about_pods(&plan, &directory, &telemetry, &tasks);
 
     let vips = SharedVipTable::new(ArcSwap::default());
     let workloads: Arc<dyn WorkloadSource> =
-        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned()));
+        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned(), lookups));
     let prepared = Prepared::load(&turn, &node, &plan.capture, &plan.strict_routes())?;
     if let Some(before) = &mut before {
         tokio::select! {
@@ -124,6 +129,8 @@ async fn serve(
     let mut failed: Option<anyhow::Error> = None;
 
     let callers = follow_callers(&plan, &telemetry, &tasks);
+    let usages = Usages::default();
+    usages.register(&telemetry);
     let pulses = vec![Pulse::default(); plan.workers];
     let mut workers = Workers::default();
     for (index, (listeners, gate)) in listeners.into_iter().zip(&standing.gates).enumerate() {
@@ -133,6 +140,7 @@ async fn serve(
             vips: vips.clone(),
             workloads: workloads.clone(),
             callers: callers.clone(),
+            usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,
             kill,
@@ -195,9 +203,10 @@ async fn serve(
             keeping.with(|capture| capture.can_keep(strict))?.err().map(|e| e.to_string())
         };
         tasks.spawn(reloader.asking(can_keep).watch(hangup, tasks.token()));
-        let pods = Pods::new(node.cgroup().to_owned(), plan.capture.pod_logs.clone());
+        let pods =
+            Pods::new(node.cgroup().to_owned(), PodLogs(plan.capture.pod_logs.clone()), directory.clone());
         let (capture, workloads) = (captured.clone(), workloads.clone());
-        let follow = upkeep::Follow { capture, pods, labels, workloads, observed };
+        let follow = upkeep::Follow { capture, pods, directory, workloads, observed };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
         let counted = telemetry.clone();
@@ -425,15 +434,14 @@ fn look_after_the_startup_taint(
 /// The labels and service accounts of the node's pods, from when a route selects by them or an issuer asks for them.
 fn follow_pods(
     plan: &Plan,
-    accounts: Accounts,
+    directory: &Directory,
     generations: &Receiver<Arc<Generation>>,
     (readiness, telemetry): (&Readiness, &Arc<Telemetry>),
     tasks: &Tasks,
-) -> kubernetes::PodLabels {
-    let learnt = kubernetes::Learnt { accounts, ..kubernetes::Learnt::default() };
-    let labels = learnt.labels.clone();
-    let Some(cluster) = plan.kubernetes.clone() else { return labels };
-    let (shown, telemetry, readiness) = (labels.clone(), telemetry.clone(), readiness.clone());
+) {
+    let Some(cluster) = plan.kubernetes.clone() else { return };
+    let status = Arc::new(kubernetes::PodStatus::default());
+    let (shown, telemetry, readiness) = (Arc::clone(&status), telemetry.clone(), readiness.clone());
     let mut generations = generations.clone();
     let issues = |plan: &Plan| plan.routes.iter().any(|route| plan.issuer_for(route).is_some());
     let until_listed =
@@ -450,8 +458,21 @@ fn follow_pods(
         telemetry.register(move |out| shown.write(out));
         pending.take()
     };
-    tasks.spawn(kubernetes::follow(cluster, wanted, learnt, tasks.token()));
-    labels
+    tasks.spawn(kubernetes::follow(cluster, wanted, directory.clone(), status, tasks.token()));
+}
+
+/// The container runtime, and who is to be asked about pods whose cgroups are seen first.
+fn ask_about_pods(plan: &Plan, directory: &Directory, telemetry: &Arc<Telemetry>, tasks: &Tasks) -> Lookups {
+    let (lookups, questions) = Lookups::new(directory.clone());
+    let status = Arc::new(RuntimeStatus::default());
+    if plan.workloads.runtime != RuntimeSocket::Off {
+        let shown = Arc::clone(&status);
+        telemetry.register(move |out| shown.write(out));
+    }
+    let (socket, logs) = (plan.workloads.runtime.clone(), PodLogs(plan.capture.pod_logs.clone()));
+    let asking = Asking { socket, directory: directory.clone(), logs, status };
+    tasks.spawn(runtime::follow(asking, questions, tasks.token()));
+    lookups
 }
 
 /// The addresses of the node's pods, where the gateway knows its callers by them.

@@ -19,12 +19,14 @@ pub mod finding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generation;
+pub mod grpc;
 pub mod handover;
 pub mod http2;
 pub mod identity;
 pub mod kubernetes;
 pub mod memory;
 pub mod observed;
+pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;

@@ -22,7 +22,7 @@ pub struct Row {
     pub destination: String,
     /// The routes it belongs to.
     pub routes: Vec<String>,
-    /// The pod's namespace, where kubelet's log directory names it.
+    /// The pod's namespace, where kubelet's log directory or the container runtime names it.
     pub namespace: Option<String>,
     /// The pod's name, likewise.
     pub pod: Option<String>,
@@ -52,15 +52,26 @@ impl Table {
             let last = unix_seconds(seen.age);
             if let Some(row) = rows.get_mut(&key) {
                 (row.connects, row.last) = (seen.count, last);
-                continue;
+                if row.pod.is_some() {
+                    continue;
+                }
             }
             let workload = workloads.identify_cgroup(seen.cgroup_id, seen.ancestor_ids);
-            let pod = pods.iter().find(|pod| pod.cgroup_id == seen.pod_id);
+            let listed = pods.iter().find(|pod| pod.cgroup_id == seen.pod_id);
+            let listed = listed.map(|pod| (Arc::clone(&pod.namespace), Arc::clone(&pod.name)));
+            let known =
+                || workload.pod.known().map(|pod| (Arc::clone(&pod.namespace), Arc::clone(&pod.name)));
+            let (namespace, pod) = listed.or_else(known).unzip();
+            if let Some(row) = rows.get_mut(&key) {
+                // Whoever was asked has answered since.
+                (row.namespace, row.pod) = (namespace.map(|it| it.to_string()), pod.map(|it| it.to_string()));
+                continue;
+            }
             let row = Row {
                 destination,
                 routes: seen.routes.iter().map(ToString::to_string).collect(),
-                namespace: pod.map(|pod| pod.namespace.to_string()),
-                pod: pod.map(|pod| pod.name.to_string()),
+                namespace: namespace.map(|it| it.to_string()),
+                pod: pod.map(|it| it.to_string()),
                 pod_uid: workload.pod_uid.clone(),
                 container: workload.container_id.clone(),
                 cgroup: workload.cgroup.clone(),

@@ -12,13 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::{Capture, CaptureError, PodFacts};
 use crate::config::plan::Enforcement;
 use crate::generation::Generation;
-use crate::kubernetes::PodLabels;
 use crate::observed;
 use crate::proxy::gate::Gate;
 use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::readiness::{Pending, Readiness};
-use crate::workload::{PodCgroup, Pods, WorkloadSource};
+use crate::workload::{Directory, PodCgroup, Pods, WorkloadSource};
 
 /// The running capture, shared by what looks after it.
 ///
@@ -209,8 +208,8 @@ pub struct Follow {
     pub capture: SharedCapture,
     /// Where pods are looked for.
     pub pods: Pods,
-    /// Their labels.
-    pub labels: PodLabels,
+    /// What is known of them.
+    pub directory: Directory,
     /// Who a cgroup is.
     pub workloads: Arc<dyn WorkloadSource>,
     /// Where observations go.
@@ -237,7 +236,7 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
             continue;
         }
         let pods = match follow.pods.list() {
-            Ok(pods) => pods,
+            Ok(pods) => Some(pods),
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!(
@@ -245,22 +244,22 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
                         "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all"
                     );
                 }
-                continue;
+                None
             }
         };
         if observing {
             match follow.capture.with(|capture| capture.observations()).transpose() {
                 Ok(None) => {}
-                Ok(Some(seen)) => follow.observed.take(seen, &pods, &*follow.workloads),
+                Ok(Some(seen)) => {
+                    follow.observed.take(seen, pods.as_deref().unwrap_or_default(), &*follow.workloads);
+                }
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
-        if !overridden {
-            continue;
-        }
+        let Some(pods) = pods.filter(|_| overridden) else { continue };
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {
             cgroup_id: pod.cgroup_id,
-            labels: follow.labels.of(&pod),
+            labels: pod.confirmed_labels(&follow.directory),
             namespace: pod.namespace,
         });
         let facts = (generation.number, facts.collect::<Vec<_>>());

@@ -222,6 +222,11 @@ reasons! {
     PodCertificateRevoked = 107, "pod_certificate_revoked", Client, 0, "Give the workload another certificate, if it is to have one.";
     /// Whether the pod's certificate was revoked cannot be told: no revocation list of its issuer, an expired one, or one with another's signature.
     PodRevocationUnknown = 108, "pod_revocation_unknown", Client, 0, "Renew the lists under `crls` of the trust that pods are verified with, one of each CA in the chain; the message says what is missing. `crl_unknown` and `crl_expired` can allow it.";
+
+    /// The workload has as many connections as one may have, over all its containers.
+    WorkloadConnections = 120, "workload_connections", Client, 429, "Look for a connection leak in the workload, or raise `limits.per_workload.connections`.";
+    /// The workload begins connections faster than one may.
+    WorkloadRate = 121, "workload_rate", Client, 429, "Have the workload keep its connections, or raise `limits.per_workload.new_connections_per_second`.";
 }
 
 impl Reason {

@@ -157,6 +157,7 @@ fn how_to_get(program: &str) -> String {
         "go" => "golang-go",
         "cc" => "gcc libc6-dev",
         "ip" | "tc" => "iproute2",
+        "promtool" => "prometheus",
         other => other,
     };
     format!("on Debian: apt-get install --no-install-recommends {package}")

@@ -14,6 +14,8 @@ mod core_source;
 mod demo;
 mod dependencies;
 mod fuzz;
+mod host;
+mod libtest;
 mod peers;
 mod privileged;
 mod setup;

@@ -3,7 +3,7 @@
 //! Every external command of xtask goes through here, so progress and errors look alike everywhere.
 
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +27,35 @@ pub(crate) fn note(what: &str) {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| start_failed(command))?;
     succeed(command, status)
+}
+
+/// Runs `command` with this terminal's output, and returns what it wrote to stdout as well, and how it ended.
+///
+/// # Errors
+/// When it cannot be started, or its output cannot be passed on.
+pub(crate) fn run_and_keep(command: &mut Command) -> Result<(String, ExitStatus)> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| start_failed(command))?;
+    let mut stdout = child.stdout.take().context("stdout was piped")?;
+    let (mut kept, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        let length = stdout.read(&mut piece).context("reading what it prints")?;
+        if length == 0 {
+            break;
+        }
+        let mut terminal = std::io::stdout().lock();
+        terminal.write_all(&piece[..length]).and_then(|()| terminal.flush()).context("printing")?;
+        kept.extend_from_slice(&piece[..length]);
+    }
+    let status = child.wait()?;
+    Ok((String::from_utf8_lossy(&kept).into_owned(), status))
+}
+
+/// Whether it ended well; else the line to paste.
+///
+/// # Errors
+/// When it did not.
+pub(crate) fn succeed(command: &Command, status: ExitStatus) -> Result<()> {
+    if status.success() { Ok(()) } else { bail!("{}", failed(command, status)) }
 }
 
 /// Runs `command` and returns what it printed.
@@ -105,10 +134,6 @@ pub(crate) fn paste(command: &Command) -> String {
         line.push_str(&quote(&arg.to_string_lossy()));
     }
     line
-}
-
-fn succeed(command: &Command, status: ExitStatus) -> Result<()> {
-    if status.success() { Ok(()) } else { bail!("{}", failed(command, status)) }
 }
 
 fn failed(command: &Command, status: ExitStatus) -> String {

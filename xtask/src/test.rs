@@ -1,19 +1,18 @@
 //! `cargo xtask test`: the tiers. What runs is named, what does not run fails or says why.
 
-use std::path::Path;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::shell::{self, step};
 use crate::toolchain::{Workspace, cargo};
-use crate::{binaries, privileged, vm};
+use crate::{host, vm};
 
 /// Run the tests: unit and host tiers unless told otherwise
 ///
 /// unit needs nothing but Rust. host runs the scenarios on this machine's kernel and needs root (asked
 /// through sudo), iproute2, and the clients and servers that the scenarios use as peers; a missing one
-/// fails its scenario and is named. vm runs the same scenarios on other kernels, each booted under QEMU
+/// fails its scenario and is named. What fails beside others runs once more, alone, and is named if it holds
+/// then. vm runs the same scenarios on other kernels, each booted under QEMU
 /// without KVM; it takes the kernels and QEMU from Debian's archive, into the target directory, and needs
 /// no root.
 #[derive(Args)]
@@ -54,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for tier in &options.tier {
         match tier {
             Tier::Unit => unit(&workspace)?,
-            Tier::Host => host(&workspace, &options.scenario_args)?,
+            Tier::Host => host::run(&workspace, &options.scenario_args)?,
             Tier::Vm => vm::run(&workspace, &options.kernel, &options.scenario_args)?,
             Tier::Node => {}
         }
@@ -71,16 +70,4 @@ fn unit(workspace: &Workspace) -> Result<()> {
         "--exclude",
         "hnp-tests",
     ]))
-}
-
-fn host(workspace: &Workspace, arguments: &[String]) -> Result<()> {
-    let agent = binaries::agent(workspace)?;
-    binaries::other_agents(workspace)?;
-    step("scenarios on this machine's kernel");
-    let env: [(&str, &Path); 1] = [("HNP_AGENT_BIN", &agent)];
-    for executable in binaries::tests_of(workspace, "hnp-tests")? {
-        let mut command = privileged::command(&executable, &env, "the host tier")?;
-        shell::run(command.current_dir(workspace.root.join("tests")).args(arguments))?;
-    }
-    Ok(())
 }

@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::{LAST_LINES, Succession};
 use crate::config::plan::Plan;
 use crate::generation::Generation;
+use crate::policy::Usages;
 use crate::proxy::flow::{Flow, FlowSource, SharedVipTable, VipTable};
 use crate::proxy::gate::Gate;
 use crate::proxy::gateway::Callers;
@@ -31,7 +32,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
-use crate::workload::{Accounts, Workload, WorkloadSource};
+use crate::workload::{Directory, Workload, WorkloadSource};
 use crate::{admin, memory, observed};
 
 /// Nothing is captured.
@@ -79,13 +80,15 @@ pub(super) async fn serve(
     };
     // Without capture nobody is attributed, and the configuration has no issuer.
     let reloader =
-        Reloader::start(file, plan, diagnostics, Accounts::default(), &readiness, &telemetry, &tasks);
+        Reloader::start(file, plan, diagnostics, Directory::default(), &readiness, &telemetry, &tasks);
     let generations = reloader.generations();
     let first = generations.borrow().clone();
     let plan = first.plan.clone();
     let vips = SharedVipTable::new(ArcSwap::default());
     tasks.spawn(publish(generations.clone(), vips.clone(), tasks.token()));
 
+    let usages = Usages::default();
+    usages.register(&telemetry);
     let (mut workers, mut failed) = (Workers::default(), None);
     for (index, listeners) in listeners.into_iter().enumerate() {
         let (stop, kill) = workers.tokens();
@@ -94,6 +97,7 @@ pub(super) async fn serve(
             vips: vips.clone(),
             workloads: Arc::new(Nothing),
             callers: Callers::nobody(),
+            usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,
             kill,

@@ -13,7 +13,7 @@ use crate::config;
 use crate::config::plan::Plan;
 use crate::diagnosis::{self, Wanted};
 use crate::finding::{Finding, State};
-use crate::workload::Account;
+use crate::workload::{Account, runtime};
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -61,7 +61,11 @@ pub fn run(args: &Args) -> ExitCode {
         }
     };
     let findings = match &args.route {
-        None => examine(&plan),
+        None => {
+            let mut findings = examine(&plan);
+            findings.push(runtime::examine(&plan));
+            findings
+        }
         Some(name) => match route(&plan, name, args) {
             Ok(findings) => findings,
             Err(code) => return code,

@@ -68,6 +68,11 @@ pub const MAX_IDENTITIES: usize = 4096;
 /// Client connections at a time. At two sockets each it stays below common limits of open files
 /// (65,536) and at some 10 KiB each below 256 MiB.
 pub const CONNECTIONS: usize = 20_000;
+/// What one workload may have of them: what capture lets a pod have, and never more than half, so that whatever one does,
+/// others are served.
+pub fn per_workload(connections: usize, captured: u32) -> usize {
+    (connections / 2).clamp(1, captured.max(1) as usize)
+}
 /// What common servers take at most as a request's head (nginx 32 KiB, Node 16 KiB), doubled.
 pub const HEAD_BYTES: usize = 64 * 1024;
 /// Four TLS records; larger buffers did not make streams faster, smaller ones cost system calls.

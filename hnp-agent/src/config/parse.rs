@@ -5,6 +5,7 @@ mod modes;
 mod routes;
 pub(super) mod upstream_proxies;
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use super::error::{ConfigErrors, Mistake};
 use super::hosts;
 use super::plan::{
     Admin, Capture, CaptureMode, Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer, Kubernetes,
-    Limits, Log, NamePattern, OnDoubt, Peers, Plan, Resolver, Revocation, Roots, TlsVersion, Trust,
+    Limits, Log, NamePattern, OnDoubt, Peers, PerWorkload, Plan, Resolver, Revocation, Roots, RuntimeSocket,
+    TlsVersion, Trust, Workloads,
 };
 use super::read::{Reader, Section};
 use super::spiffe::{SpiffeIdentity, SvidChoice, WorkloadApi};
@@ -34,6 +36,7 @@ const TOP: &[&str] = &[
     "routes",
     "limits",
     "resolver",
+    "workloads",
     "kubernetes",
     "admin",
     "log",
@@ -61,8 +64,10 @@ const SPIFFE_IDENTITY: &[&str] = &["socket", "hint", "id"];
 const ISSUER: [&[&str]; 2] = [FILES, &["trust_domain", "lifetime", "pod_uid", "max_identities"]];
 const TRUST: &[&str] = &["roots", "spiffe", "ids", "names", "tls_min", "crls", "crl_unknown", "crl_expired"];
 const SPIFFE_TRUST: &[&str] = &["socket"];
-const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes"];
+const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_workload"];
+const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
+const WORKLOADS: &[&str] = &["runtime"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint", "daemonset"];
 
 /// Every key of the configuration, from the top; the documentation is compared with it.
@@ -88,7 +93,9 @@ fn all_keys() -> Vec<String> {
         below("routes[].tunnel", modes::TUNNEL),
         below("routes[].timeouts", routes::TIMEOUTS),
         below("limits", LIMITS),
+        below("limits.per_workload", PER_WORKLOAD),
         below("resolver", RESOLVER),
+        below("workloads", WORKLOADS),
         below("kubernetes", KUBERNETES),
         below("admin", &["listen"]),
         below("log", &["format", "level", "access"]),
@@ -138,7 +145,7 @@ pub(super) fn plan(
     let gateway_section = r.section(&top, "gateway", gateway::KEYS);
     let gateway_tls = gateway::tls(&mut r, &gateway_section, &mut named);
     let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
-    let limits = limits(&mut r, &top);
+    let limits = limits(&mut r, &top, &capture);
     if capture.mode == CaptureMode::On && capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
         let what = "is not below limits.connections: one pod alone can take them all";
@@ -148,6 +155,7 @@ pub(super) fn plan(
         gateway: None,
         limits,
         resolver: resolver(&mut r, &top),
+        workloads: workloads(&mut r, &top),
         kubernetes,
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
@@ -195,6 +203,11 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
         raw_sockets: r.or(&s, "raw_sockets", defaults::RAW_SOCKETS, values::raw_sockets),
         destroy_older_flows: r.or(&s, "destroy_older_flows", false, values::boolean),
     }
+}
+
+fn workloads(r: &mut Reader, top: &Section<'_>) -> Workloads {
+    let s = r.section(top, "workloads", WORKLOADS);
+    Workloads { runtime: r.or(&s, "runtime", RuntimeSocket::Auto, values::runtime_socket) }
 }
 
 /// Shorter than a few beats, every hiccup of the node would open loose routes and close strict ones.
@@ -478,12 +491,34 @@ fn system_trust(trusts: &mut Named<Trust>, mark: Mark) -> usize {
     })
 }
 
-fn limits(r: &mut Reader, top: &Section<'_>) -> Limits {
+fn limits(r: &mut Reader, top: &Section<'_>, capture: &Capture) -> Limits {
     let s = r.section(top, "limits", LIMITS);
+    let connections = r.or(&s, "connections", defaults::CONNECTIONS, values::count(1, 1_000_000));
     Limits {
-        connections: r.or(&s, "connections", defaults::CONNECTIONS, values::count(1, 1_000_000)),
+        connections,
         head_bytes: r.or(&s, "head_bytes", defaults::HEAD_BYTES, values::size(1024, 1024 * 1024)),
         buffer_bytes: r.or(&s, "buffer_bytes", defaults::BUFFER_BYTES, values::size(4096, 16 * 1024 * 1024)),
+        per_workload: per_workload(r, &s, connections, capture.connections_per_pod),
+    }
+}
+
+fn per_workload(r: &mut Reader, limits: &Section<'_>, all: usize, captured: u32) -> PerWorkload {
+    let s = r.section(limits, "per_workload", PER_WORKLOAD);
+    let connections =
+        r.or(&s, "connections", defaults::per_workload(all, captured), values::count(1, 1_000_000));
+    if s.get("connections").is_some() && connections >= all.max(2) {
+        let what = format!(
+            "is not below limits.connections, {all}: one workload alone could take them all; allowed: less than that"
+        );
+        r.mistake(s.mark_of("connections"), s.key("connections"), what);
+    }
+    let per_second = |n: usize| NonZeroU64::new(n as u64);
+    let new = r.optional(&s, "new_connections_per_second", values::count(1, 1_000_000));
+    let bytes = r.optional(&s, "bytes_per_second", values::size(64 * 1024, 1 << 40));
+    PerWorkload {
+        connections,
+        new_connections_per_second: new.and_then(per_second),
+        bytes_per_second: bytes.and_then(per_second),
     }
 }
 

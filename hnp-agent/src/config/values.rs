@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::plan::{
     Authority, CaptureMode, DaemonSet, Enforcement, Guard, LogFormat, OnDoubt, Protocol, RawSockets,
-    TlsVersion, Unreadable, UpstreamProtocol,
+    RuntimeSocket, TlsVersion, Unreadable, UpstreamProtocol,
 };
 
 use super::spiffe::{IdPattern, SpiffeId};
@@ -162,6 +162,22 @@ pub(super) fn path(text: &str) -> Value<PathBuf> {
         Ok(PathBuf::from(text))
     } else {
         Err(Wrong::not(text, "an absolute path", "a path that begins with /"))
+    }
+}
+
+/// `auto`, `off`, or the path of a CRI socket.
+pub(super) fn runtime_socket(text: &str) -> Value<RuntimeSocket> {
+    match text {
+        "auto" => Ok(RuntimeSocket::Auto),
+        "off" => Ok(RuntimeSocket::Off),
+        path => match unix_socket(path) {
+            Ok(path) => Ok(RuntimeSocket::Path(path)),
+            Err(_) => Err(Wrong::not(
+                text,
+                "a container runtime's socket",
+                "auto, off, or a path such as /run/containerd/containerd.sock",
+            )),
+        },
     }
 }
 

@@ -21,7 +21,7 @@ use crate::files::watch::ReloadStatus;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::Readiness;
-use crate::workload::Accounts;
+use crate::workload::Directory;
 use files::load::{IdentityError, Loaded};
 use issuer::Issuer;
 use publisher::Publisher;
@@ -39,19 +39,19 @@ pub enum Source {
 
 impl Source {
     /// Takes the first look. `former` is what an earlier definition under this name has published: its generations
-    /// and failures are counted on. `accounts` is whom an issuer believes.
+    /// and failures are counted on. `directory` is whom an issuer believes.
     pub fn open(
         identity: &Identity,
         former: Option<&Published<IdentitySnapshot>>,
         readiness: &Readiness,
-        accounts: &Accounts,
+        directory: &Directory,
     ) -> Self {
         let publisher = Publisher::new(Arc::clone(&identity.name), former, readiness);
         match &identity.source {
             IdentitySource::Files(files) => Self::Files(files::Source::open(files.clone(), publisher)),
             IdentitySource::Spiffe(spiffe) => Self::Spiffe(spiffe::Source::open(spiffe.clone(), publisher)),
             IdentitySource::Issuer(issuer) => {
-                Self::Issuer(issuer::Source::open(issuer.clone(), publisher, accounts.clone(), former))
+                Self::Issuer(issuer::Source::open(issuer.clone(), publisher, directory.clone(), former))
             }
         }
     }

@@ -17,5 +17,5 @@ mod startup_taint;
 
 pub use installation::Installation;
 pub use pod_addresses::{AddressStatus, follow_addresses};
-pub use pods::{Learnt, PodLabels, follow};
+pub use pods::{PodStatus, follow};
 pub use startup_taint::{TaintStatus, take_off};

@@ -1,14 +1,13 @@
 //! Follows the pods on the agent's node: their labels, for routes that select pods by them, and their service accounts,
-//! for identities that are issued by them.
+//! for identities that are issued by them. What the server tells goes to the directory of pods.
 //!
 //! kube-runtime's watch of pods, limited to this node: it lists again where the server has forgotten what came
 //! since. Of what the server tells only these few fields are read. What is known stays known while the server does not
 //! answer; a pod whose labels are not known gets the strictest of what it may get, and one whose service account is not
 //! known gets no identity.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
@@ -22,11 +21,10 @@ use tokio_util::sync::CancellationToken;
 use super::client::{self, ApiError};
 use super::retry::{Failures, Retry};
 use crate::config::plan::Kubernetes;
-use crate::config::selector::Labels;
 use crate::telemetry::metrics::Exposition;
 use crate::telemetry::names;
 use crate::telemetry::readiness::Pending;
-use crate::workload::{Account, Accounts, ByPod, PodCgroup};
+use crate::workload::{Account, Directory, Facts, Owner, Teller, short_annotations};
 
 /// After so long without an event the watch is begun anew: who has gone without a word is noticed.
 pub(super) const WATCH: Duration = Duration::from_secs(120);
@@ -35,68 +33,42 @@ pub(super) const SILENCE: Duration = Duration::from_secs(130);
 /// Static pods are in the API as mirrors, under another UID than the kubelet's, which both annotations hold.
 const MIRROR: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
 
-/// Namespace, name and UID: anybody may write annotations, so a UID alone would be a pod of anybody's choice.
-type Key = (String, String, String);
-
-/// The labels of pods, as far as they are known. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct PodLabels(Arc<State>);
-
+/// How following them goes.
 #[derive(Debug, Default)]
-struct State {
-    known: RwLock<HashMap<Key, Arc<Labels>>>,
+pub struct PodStatus {
     in_step: AtomicBool,
     failures: Failures,
 }
 
-impl PodLabels {
-    /// A pod's labels.
-    pub fn of(&self, pod: &PodCgroup) -> Option<Arc<Labels>> {
-        let key = (pod.namespace.to_string(), pod.name.to_string(), pod.uid.clone());
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
-    }
-
+impl PodStatus {
     /// Writes `hnp_pod_labels_in_step` and `hnp_pod_labels_failures`; for
     /// [`crate::telemetry::Telemetry::register`].
     pub fn write(&self, out: &mut Exposition<'_, '_>) {
-        out.single(&names::POD_LABELS_IN_STEP, u64::from(self.0.in_step.load(Relaxed)));
-        self.0.failures.write(&names::POD_LABELS_FAILURES, out);
+        out.single(&names::POD_LABELS_IN_STEP, u64::from(self.in_step.load(Relaxed)));
+        self.failures.write(&names::POD_LABELS_FAILURES, out);
     }
-
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Key, Arc<Labels>>) -> T) -> T {
-        change(&mut self.0.known.write().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Where what is learnt of pods goes.
-#[derive(Clone, Debug, Default)]
-pub struct Learnt {
-    /// Their labels.
-    pub labels: PodLabels,
-    /// Their service accounts.
-    pub accounts: Accounts,
 }
 
 /// Follows them from when they are `wanted` until `cancel`; `pending` is over when they have been listed once.
 pub async fn follow(
     cluster: Kubernetes,
     wanted: impl Future<Output = Option<Pending>>,
-    learnt: Learnt,
+    directory: Directory,
+    status: Arc<PodStatus>,
     cancel: CancellationToken,
 ) {
     let following = async {
         let mut pending = wanted.await;
-        let labels = &learnt.labels;
         let mut retry = Retry::default();
         loop {
             // Client and all anew: the cluster's CA may have been replaced.
             let error = match pods(&cluster) {
-                Ok(pods) => keep(pods, &learnt, &mut pending, &mut retry).await,
+                Ok(pods) => keep(pods, (&directory, &status), &mut pending, &mut retry).await,
                 Err(error) => error,
             };
-            labels.0.in_step.store(false, Relaxed);
+            status.in_step.store(false, Relaxed);
             let cause = error.cause();
-            labels.0.failures.count(cause);
+            status.failures.count(cause);
             let (pause, is_news) = retry.failed(cause);
             if is_news {
                 let (code, fix) = (cause.code(), cause.fix());
@@ -136,48 +108,29 @@ fn pods(
 /// Takes in what the server says, until it says what is wrong.
 async fn keep(
     pods: impl Stream<Item = watcher::Result<Event<Seen>>>,
-    learnt: &Learnt,
+    (directory, status): (&Directory, &PodStatus),
     pending: &mut Option<Pending>,
     retry: &mut Retry,
 ) -> ApiError {
-    let Learnt { labels, accounts } = learnt;
     let mut pods = std::pin::pin!(pods);
-    let (mut listed, mut confirmed) = (HashMap::new(), ByPod::new());
+    let mut listed = Vec::new();
     while let Some(event) = pods.next().await {
         match event {
-            Ok(Event::Init) => {
-                listed.clear();
-                confirmed.clear();
-            }
-            Ok(Event::InitApply(pod)) => {
-                confirmed.extend(account(&pod));
-                listed.extend(entry(pod));
-            }
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => listed.extend(facts(pod)),
             Ok(Event::InitDone) => {
                 let count = listed.len();
-                labels.change(|known| *known = std::mem::take(&mut listed));
-                accounts.change(|known| *known = std::mem::take(&mut confirmed));
-                labels.0.in_step.store(true, Relaxed);
+                directory.tell_all(Teller::Api, std::mem::take(&mut listed));
+                status.in_step.store(true, Relaxed);
                 *pending = None;
                 if retry.succeeded() {
                     tracing::info!(pods = count, "pods' labels and service accounts are followed again");
                 }
             }
-            Ok(Event::Apply(pod)) => {
-                // Nearly all changes are of a pod's status.
-                if let Some((uid, account)) = account(&pod)
-                    && accounts.of(&uid).as_ref() != Some(&account)
-                {
-                    accounts.change(|known| known.insert(uid, account));
-                }
-                labels.change(|known| known.extend(entry(pod)));
-            }
+            Ok(Event::Apply(pod)) => directory.tell(Teller::Api, facts(pod)),
             Ok(Event::Delete(pod)) => {
-                if let Some((uid, _)) = account(&pod) {
-                    accounts.change(|known| known.remove(&uid));
-                }
-                if let Some((key, _)) = entry(pod) {
-                    labels.change(|known| known.remove(&key));
+                if let Some(facts) = facts(pod) {
+                    directory.withdraw(Teller::Api, &facts);
                 }
             }
             // The server has forgotten what came since; the watcher lists anew by itself.
@@ -188,25 +141,30 @@ async fn keep(
     ApiError::Unreachable("the watch ended".into())
 }
 
-fn entry(pod: Seen) -> Option<(Key, Arc<Labels>)> {
-    let meta = pod.metadata;
+/// What the server says of a pod. A static pod is known to it by another UID than to its node, and what it runs as to nobody:
+/// where a pod claims to be the mirror of one, that is passed on as a claim.
+fn facts(pod: Seen) -> Option<Facts> {
+    let Object { metadata: meta, spec, .. } = pod;
+    let (namespace, name): (Arc<str>, Arc<str>) = (meta.namespace?.into(), meta.name?.into());
     let annotations = meta.annotations.unwrap_or_default();
     let [mirror, hash] = MIRROR.map(|name| annotations.get(name));
-    let uid = hash.filter(|_| mirror == hash).cloned().or(meta.uid)?;
-    Some(((meta.namespace?, meta.name?, uid), Arc::new(meta.labels.unwrap_or_default())))
-}
-
-/// What a pod runs as, by the UID that the server gave it: whatever its annotations say, it is no other pod's. A static
-/// pod, which has another UID here than on its node, is not found by this one.
-fn account(pod: &Seen) -> Option<(Box<str>, Arc<Account>)> {
-    let meta = &pod.metadata;
-    if MIRROR.iter().any(|mirror| meta.annotations.as_ref().is_some_and(|all| all.contains_key(*mirror))) {
-        return None;
-    }
-    // The server fills it in where nobody has written it (ServiceAccount admission).
-    let name = pod.spec.service_account_name.as_deref().filter(|name| !name.is_empty())?;
-    let account = Account { namespace: meta.namespace.as_deref()?.into(), name: name.into() };
-    Some((meta.uid.as_deref()?.into(), Arc::new(account)))
+    let claimed = hash.filter(|_| mirror == hash).cloned();
+    // By the UID that the server gave it: whatever its annotations say, it is no other pod's. The server fills the name in
+    // where nobody has written it (ServiceAccount admission).
+    let account = spec.service_account_name.filter(|name| !name.is_empty() && mirror.or(hash).is_none());
+    let account =
+        account.map(|name| Arc::new(Account { namespace: Arc::clone(&namespace), name: name.into() }));
+    let owner = meta.owner_references.into_iter().flatten().find(|owner| owner.controller == Some(true));
+    Some(Facts {
+        claimed: claimed.is_some(),
+        uid: claimed.or(meta.uid)?.into(),
+        namespace,
+        name,
+        labels: Some(Arc::new(meta.labels.unwrap_or_default())),
+        annotations: Some(short_annotations(annotations)),
+        account,
+        owner: owner.map(|owner| Owner { kind: owner.kind.into(), name: owner.name.into() }),
+    })
 }
 
 impl From<watcher::Error> for ApiError {
@@ -250,14 +208,13 @@ mod tests {
 
     #[tokio::test]
     async fn lists_replace_what_was_known_only_once_they_are_whole() {
-        let learnt = Learnt::default();
-        let labels = &learnt.labels;
-        let account = |uid: &str| learnt.accounts.of(uid).map(|account| account.name.to_string());
-        let known = |uid: &str| {
-            let (uid, namespace, name) = (uid.to_owned(), "ns".into(), uid.into());
-            let pod = PodCgroup { cgroup_id: 1, uid, namespace, name };
-            labels.of(&pod).map(|labels| labels["app"].clone())
-        };
+        let (directory, status) = (Directory::default(), PodStatus::default());
+        let learnt = (&directory, &status);
+        // What kubelet's log directories say.
+        let names = ["a", "static-b", "c", "d", "e", "f", "g", "h"];
+        directory.tell_all(Teller::Logs, names.map(|name| Facts::named(name, "ns", name)));
+        let account = |uid: &str| Some(directory.of(uid)?.confirmed_account()?.name.to_string());
+        let known = |uid: &str| Some(directory.of(uid)?.confirmed_labels()?["app"].clone());
         let mut retry = Retry::default();
         let gone = || Err(watcher::Error::NoResourceVersion);
         let first = [
@@ -270,7 +227,7 @@ mod tests {
             Ok(Event::Delete(pod("c", "4"))),
             gone(),
         ];
-        let error = keep(stream::iter(first), &learnt, &mut None, &mut retry).await;
+        let error = keep(stream::iter(first), learnt, &mut None, &mut retry).await;
         assert!(error.to_string().contains("without a resource version"), "{error}");
         assert_eq!((known("a").as_deref(), known("static-b").as_deref()), (Some("3"), Some("2")));
         assert_eq!((known("c"), known("mirror-b")), (None, None));
@@ -289,7 +246,7 @@ mod tests {
             Ok(Event::Apply(pod("h", "7"))),
             gone(),
         ];
-        keep(stream::iter(events), &learnt, &mut None, &mut retry).await;
+        keep(stream::iter(events), learnt, &mut None, &mut retry).await;
         assert_eq!(
             (known("a").as_deref(), known("f").as_deref(), known("h").as_deref()),
             (Some("3"), Some("8"), Some("7"))
@@ -300,11 +257,11 @@ mod tests {
 
         // Half a list is none.
         let half = [Ok(Event::Init), Ok(Event::InitApply(pod("d", "5"))), gone()];
-        keep(stream::iter(half), &learnt, &mut None, &mut retry).await;
+        keep(stream::iter(half), learnt, &mut None, &mut retry).await;
         assert_eq!((known("a").as_deref(), known("d")), (Some("3"), None));
         assert_eq!((account("a").as_deref(), account("d")), (Some("of-a"), None));
         let whole = [Ok(Event::Init), Ok(Event::InitApply(pod("d", "5"))), Ok(Event::InitDone), gone()];
-        keep(stream::iter(whole), &learnt, &mut None, &mut retry).await;
+        keep(stream::iter(whole), learnt, &mut None, &mut retry).await;
         assert_eq!((known("a"), known("d").as_deref()), (None, Some("5")));
         assert_eq!((account("a"), account("d").as_deref()), (None, Some("of-d")));
     }

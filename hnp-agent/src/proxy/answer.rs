@@ -42,8 +42,10 @@ pub async fn write(
     let mut body = serde_json::to_string(answer).map_err(io::Error::other)?;
     body.push('\n');
     let status = reason.status();
+    // RFC 6585 section 4. Rates are per second and places come back when connections end: sooner cannot be said.
+    let retry = if status == 429 { "Retry-After: 1\r\n" } else { "" };
     let mut bytes = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n",
         phrase(status),
         body.len()
     );
@@ -90,6 +92,7 @@ fn phrase(status: u16) -> &'static str {
         403 => "Forbidden",
         408 => "Request Timeout",
         421 => "Misdirected Request",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

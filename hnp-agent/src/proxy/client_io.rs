@@ -5,7 +5,9 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::num::NonZeroU64;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -19,11 +21,15 @@ use tokio_rustls::server::TlsStream;
 
 use super::answer::LAST_WORDS;
 use super::http2::Stream;
+use super::paced::Paced;
+use crate::policy::Seat;
 
 /// The bytes' way to and from the client.
 pub enum ClientIo {
     /// As the client sends them.
     Tcp(TcpStream),
+    /// The same, at its workload's pace. Boxed: rare.
+    Paced(Box<Paced>),
     /// Decrypted. Below is TCP, or at the gateway, behind a CONNECT, what carried that; never more than that.
     /// Boxed: a TLS session is some kilobytes.
     Tls(Box<TlsStream<ClientIo>>),
@@ -45,6 +51,7 @@ impl ClientIo {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Paced(paced) => paced.poll_readable(cx),
             Self::Tls(tls) => {
                 let (below, session) = tls.get_mut();
                 let state = session.process_new_packets().map_err(io::Error::other)?;
@@ -66,6 +73,7 @@ impl ClientIo {
     pub fn has_left(&self) -> bool {
         let tcp = match self {
             Self::Tcp(tcp) => tcp,
+            Self::Paced(paced) => paced.tcp(),
             Self::Tls(tls) => return tls.get_ref().0.has_left(),
             Self::Http2(_) | Self::Lent => return false,
         };
@@ -80,6 +88,7 @@ impl ClientIo {
     pub fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.try_read(buf),
+            Self::Paced(paced) => paced.try_read(buf),
             Self::Tls(_) | Self::Http2(_) | Self::Lent => {
                 let mut buf = ReadBuf::new(buf);
                 // Whoever waits next asks `readable`, which sees what this leaves behind.
@@ -91,16 +100,35 @@ impl ClientIo {
         }
     }
 
+    /// The same, at a pace in bytes per second. What is no socket goes as fast as the one that it is on.
+    #[must_use]
+    pub(super) fn paced(self, seat: &Rc<Seat>, rate: NonZeroU64) -> Self {
+        match self {
+            Self::Tcp(tcp) => Self::Paced(Box::new(Paced::new(tcp, Rc::clone(seat), rate))),
+            Self::Tls(mut tls) => {
+                let below = tls.get_mut().0;
+                *below = std::mem::replace(below, Self::Lent).paced(seat, rate);
+                Self::Tls(tls)
+            }
+            other @ (Self::Paced(_) | Self::Http2(_) | Self::Lent) => other,
+        }
+    }
+
     /// Makes the close a reset, so that the client cannot take a cut stream for a whole one.
     pub fn reset_on_close(&mut self) {
         match self {
             Self::Http2(stream) => stream.reset(),
             Self::Tls(tls) => tls.get_mut().0.reset_on_close(),
-            // A failure means that the socket is already gone, which is what the caller wants.
-            Self::Tcp(tcp) => drop(socket2::SockRef::from(&*tcp).set_linger(Some(Duration::ZERO))),
+            Self::Tcp(tcp) => reset(tcp),
+            Self::Paced(paced) => reset(paced.tcp()),
             Self::Lent => {}
         }
     }
+}
+
+fn reset(tcp: &TcpStream) {
+    // A failure means that the socket is already gone, which is what the caller wants.
+    let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
 impl AsyncRead for ClientIo {
@@ -111,6 +139,7 @@ impl AsyncRead for ClientIo {
     ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Paced(paced) => Pin::new(paced).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Self::Http2(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Lent => Poll::Ready(Ok(())),
@@ -122,6 +151,7 @@ impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Paced(paced) => Pin::new(paced).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
             Self::Http2(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Lent => gone(),
@@ -135,6 +165,7 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Paced(paced) => Pin::new(paced).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Self::Http2(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Lent => gone(),
@@ -148,6 +179,7 @@ impl AsyncWrite for ClientIo {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Paced(paced) => Pin::new(paced).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
             Self::Lent => Poll::Ready(Ok(())),
@@ -157,6 +189,7 @@ impl AsyncWrite for ClientIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Paced(paced) => Pin::new(paced).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Lent => Poll::Ready(Ok(())),

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::authority::{Choice, choose};
 use super::buffer::Buffer;
@@ -19,8 +20,9 @@ use super::gateway::Asked;
 use super::http2::Stream;
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
-use super::{http1, opaque};
+use super::{http1, opaque, turned_away};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
+use crate::policy::Key;
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
@@ -140,8 +142,8 @@ impl Client {
     }
 }
 
-/// Serves one accepted connection to its end.
-pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
+/// Serves one accepted connection to its end. It holds the permit for as long as it is served.
+pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
     let open = lanes.around.counters.connection_opened();
     let mut base = base_record(lanes.flow_id(), peer);
     match flow_of(lanes, &stream, peer) {
@@ -165,6 +167,10 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
                 last: false,
                 asked,
             });
+            let key = Key::captured(&client.base.workload, flow.cgroup_id);
+            // Boxed: its answers are rare.
+            let admitted = Box::pin(turned_away::admit(lanes, &worker, client, key, permit)).await;
+            let Some((client, _seat, _permit)) = admitted else { return };
             if opaque {
                 // Boxed: HTTP connections would hold its state too.
                 Box::pin(opaque::serve(&worker, client, first)).await;

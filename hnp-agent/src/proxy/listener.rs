@@ -370,9 +370,9 @@ impl Start {
         self.tasks.spawn_local(async move {
             let served = async {
                 match door {
-                    Door::Capture => connection::serve(&lanes, stream, peer).await,
+                    Door::Capture => connection::serve(&lanes, stream, peer, permit).await,
                     // Boxed: captured connections would hold its state too.
-                    Door::Gateway => Box::pin(gateway::serve(&lanes, stream, peer)).await,
+                    Door::Gateway => Box::pin(gateway::serve(&lanes, stream, peer, permit)).await,
                 }
             };
             // The connection first: it sees the cut too, and says so to its client and its record.
@@ -381,7 +381,6 @@ impl Start {
                 () = served => {}
                 () = lanes.around.kill.cancelled() => {}
             }
-            drop(permit);
         });
     }
 }

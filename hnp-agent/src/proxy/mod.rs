@@ -17,12 +17,14 @@ pub mod http1;
 mod http2;
 pub mod listener;
 pub mod opaque;
+mod paced;
 pub mod places;
 pub mod pulse;
 pub mod record;
 pub mod relay;
 pub mod thread;
 mod tls;
+mod turned_away;
 pub mod worker;
 
 #[cfg(test)]

@@ -214,6 +214,7 @@ impl World {
             vips: vips.clone(),
             workloads: Arc::new(Fakes),
             callers: crate::proxy::gateway::Callers::nobody(),
+            usages: crate::policy::Usages::default(),
             counters: telemetry.worker(0),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -226,8 +227,10 @@ impl World {
         tokio::task::spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let lanes = serving.clone();
-                tokio::task::spawn_local(async move { connection::serve(&lanes, stream, peer).await });
+                let (lanes, permit) = (serving.clone(), permit());
+                tokio::task::spawn_local(
+                    async move { connection::serve(&lanes, stream, peer, permit).await },
+                );
             }
         });
         Self { ca, seen, identity, lanes, vips, destination, agent }
@@ -431,12 +434,16 @@ async fn a_generation_is_forgotten_when_its_last_connection_has_ended() {
     .await;
 }
 
+fn permit() -> tokio::sync::OwnedSemaphorePermit {
+    Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
 /// Memory per connection is this, plus the sockets, plus buffers while bytes are under way.
 #[tokio::test]
 async fn the_future_of_a_connection_stays_small() {
     in_world(async |world: Rc<World>| {
         let (stream, peer) = (world.client().await, world.agent);
-        let future = connection::serve(&world.lanes, stream, peer);
+        let future = connection::serve(&world.lanes, stream, peer, permit());
         let size = size_of_val(&future);
         assert!(size <= 1792, "{size} bytes");
     })

@@ -15,8 +15,11 @@ use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable, VipEntry};
 use super::gateway::{Callers, STRANGERS};
 use super::places::Places;
+use super::turned_away;
+use crate::clock::monotonic_ns;
 use crate::config::plan::Plan;
 use crate::generation::Generation;
+use crate::policy::Usages;
 use crate::resolve::{Resolver, SettingsError};
 use crate::telemetry::stats::{WorkerCounters, WorkerStats};
 use crate::upstream::{Pools, Upstreams};
@@ -50,6 +53,8 @@ pub struct Surroundings {
     pub workloads: Arc<dyn WorkloadSource>,
     /// Who asks the gateway.
     pub callers: Callers,
+    /// What each workload uses, counted over all workers.
+    pub usages: Usages,
     /// Counters and access lines.
     pub counters: Arc<WorkerCounters>,
     /// Cancelled when the drain begins.
@@ -71,6 +76,8 @@ pub struct Lanes {
     next_flow_id: Cell<u64>,
     /// Clients of the gateway that are not served.
     pub strangers: Places,
+    /// Clients whose workloads have what they may have, and who are told so.
+    pub told: Places,
     /// Requests over HTTP/2 under way: as many as there may be connections, each of which may have many.
     pub streams: Places,
 }
@@ -103,6 +110,7 @@ impl Lanes {
             former: RefCell::default(),
             next_flow_id: Cell::new(around.first_flow_id),
             strangers: Places::new(STRANGERS),
+            told: Places::new(turned_away::TOLD),
             streams,
             around,
         })
@@ -185,6 +193,7 @@ impl Lanes {
         if !self.around.stop.is_cancelled() {
             current.upstreams.keep_warm();
         }
+        self.around.usages.sweep(monotonic_ns());
         self.around.counters.pool_idle(|route| self.pools.idle(route));
         self.around.counters.upstream_shared(|route| self.pools.shared(route));
     }

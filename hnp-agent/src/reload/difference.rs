@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::config::end_to_end::{ClientAuth, ClientName};
 use crate::config::gateway::Gateway;
-use crate::config::plan::{Admin, Capture, Limits, Log, Mode, Plan, Route, UpstreamWay};
+use crate::config::plan::{Admin, Capture, Limits, Log, Mode, PerWorkload, Plan, Route, UpstreamWay};
 
 /// What differs between the configuration in force and the one in the file, in words.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -52,6 +52,7 @@ impl Difference {
             ("gateway", old.gateway != new.gateway),
             ("limits.head_bytes", old.limits.head_bytes != new.limits.head_bytes),
             ("limits.buffer_bytes", old.limits.buffer_bytes != new.limits.buffer_bytes),
+            ("limits.per_workload", old.limits.per_workload != new.limits.per_workload),
             ("resolver", old.resolver != new.resolver),
             ("log.level", old.log.level != new.log.level),
             ("drain.deadline", old.drain_deadline != new.drain_deadline),
@@ -184,7 +185,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         raw_sockets,
         destroy_older_flows,
     } = &running.capture;
-    let Limits { connections, head_bytes: _, buffer_bytes: _ } = running.limits;
+    let Limits { connections, head_bytes: _, buffer_bytes: _, per_workload: _ } = running.limits;
     let Log { format, level: _, access } = running.log;
     let Admin { listen } = running.admin;
     let capture = &written.capture;
@@ -202,6 +203,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("capture.raw_sockets", capture.raw_sockets != *raw_sockets),
         ("capture.destroy_older_flows", capture.destroy_older_flows != *destroy_older_flows),
         ("gateway.listen", listens(&written) != listens(running)),
+        ("workloads", written.workloads != running.workloads),
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),
@@ -219,9 +221,18 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
             // Its certificates are places in another Plan.
             (running, _) => running.clone().map(|gateway| Gateway { tls: None, ..gateway }),
         },
-        limits: Limits { connections, ..written.limits },
+        limits: Limits {
+            connections,
+            per_workload: PerWorkload {
+                // Below what all may have as long as that is what it was.
+                connections: written.limits.per_workload.connections.clamp(1, connections.max(2) - 1),
+                ..written.limits.per_workload
+            },
+            ..written.limits
+        },
         log: Log { format, access, ..written.log },
         admin: running.admin.clone(),
+        workloads: running.workloads.clone(),
         kubernetes: running.kubernetes.clone(),
         run_dir: running.run_dir.clone(),
         workers: running.workers,
@@ -357,7 +368,11 @@ workers: 2
         );
         assert_eq!((plan.workers, plan.capture.port), (2, running.capture.port));
         let difference = Difference::between(&running, &plan);
-        assert_eq!(difference.settings, ["limits.head_bytes", "log.level"], "the rest is taken");
+        assert_eq!(
+            difference.settings,
+            ["limits.head_bytes", "limits.per_workload", "log.level"],
+            "the rest is taken"
+        );
         assert!(in_force(&running, running.clone()).1.is_empty());
     }
 }

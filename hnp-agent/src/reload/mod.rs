@@ -29,7 +29,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
-use crate::workload::Accounts;
+use crate::workload::Directory;
 use candidate::Candidate;
 use difference::Difference;
 use sources::Sources;
@@ -92,20 +92,20 @@ enum Cause {
 }
 
 impl Reloader {
-    /// Opens the identities and trusts of the Plan, which is the first generation, and watches them. `accounts` is whom
+    /// Opens the identities and trusts of the Plan, which is the first generation, and watches them. `directory` is whom
     /// issuers believe.
     pub fn start(
         file: &ConfigFile,
         plan: Plan,
         diagnostics: Diagnostics,
-        accounts: Accounts,
+        directory: Directory,
         readiness: &Readiness,
         telemetry: &Arc<Telemetry>,
         tasks: &Tasks,
     ) -> Self {
         let fingerprints = Fingerprints::default();
         let reload = Reload::publishing(fingerprints.of([Ok(file.text.as_bytes())]));
-        let mut sources = Sources::new(accounts, readiness, telemetry, tasks);
+        let mut sources = Sources::new(directory, readiness, telemetry, tasks);
         let first = sources.generation(1, plan);
         let (generations, _) = tokio::sync::watch::channel(first);
         let status = Arc::<Status>::default();

@@ -16,14 +16,14 @@ use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::readiness::Readiness;
 use crate::trust::snapshot::TrustSnapshot;
-use crate::workload::Accounts;
+use crate::workload::Directory;
 use crate::{identity, trust, upstream};
 
 /// All of them.
 pub(super) struct Sources {
     identities: Kind<Identity, IdentitySnapshot>,
     trusts: Kind<Trust, TrustSnapshot>,
-    accounts: Accounts,
+    directory: Directory,
     readiness: Readiness,
     tasks: Tasks,
 }
@@ -44,7 +44,7 @@ struct Held<D, S> {
 impl Sources {
     /// None yet.
     pub(super) fn new(
-        accounts: Accounts,
+        directory: Directory,
         readiness: &Readiness,
         telemetry: &Telemetry,
         tasks: &Tasks,
@@ -52,7 +52,7 @@ impl Sources {
         let sources = Self {
             identities: Kind::new(),
             trusts: Kind::new(),
-            accounts,
+            directory,
             readiness: readiness.clone(),
             tasks: tasks.clone(),
         };
@@ -88,12 +88,12 @@ impl Sources {
 
     /// Opens what is new in a Plan, ends what is not in it, and makes a generation of it.
     pub(super) fn generation(&mut self, number: u64, plan: Plan) -> Arc<Generation> {
-        let Self { identities, trusts, accounts, readiness, tasks } = self;
+        let Self { identities, trusts, directory, readiness, tasks } = self;
         identities.follow(
             &plan.identities,
             |one| &one.name,
             |one, former, cancel| {
-                let source = identity::Source::open(&one, former, readiness, accounts);
+                let source = identity::Source::open(&one, former, readiness, directory);
                 let published = source.published();
                 tasks.spawn(source.watch(cancel));
                 published

@@ -32,7 +32,7 @@ impl Scene {
             &file,
             plan,
             Diagnostics::for_test(),
-            Accounts::default(),
+            Directory::default(),
             &readiness,
             &telemetry,
             &tasks,

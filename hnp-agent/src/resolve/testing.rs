@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::Resolver;
 use crate::config::plan::{
-    self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, Plan, Protocol,
-    Route, Target, Timeouts, Upstream, UpstreamWay,
+    self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, PerWorkload,
+    Plan, Protocol, Route, RuntimeSocket, Target, Timeouts, Upstream, UpstreamWay, Workloads,
 };
 
 /// What the server does when it is asked for a name.
@@ -285,7 +285,16 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
         identities: Vec::new(),
         trusts: Vec::new(),
         upstream_proxies: Vec::new(),
-        limits: Limits { connections: 100, head_bytes: 65_536, buffer_bytes: 16_384 },
+        limits: Limits {
+            connections: 100,
+            head_bytes: 65_536,
+            buffer_bytes: 16_384,
+            per_workload: PerWorkload {
+                connections: 50,
+                new_connections_per_second: None,
+                bytes_per_second: None,
+            },
+        },
         resolver: plan::Resolver {
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
@@ -293,6 +302,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(300),
         },
+        workloads: Workloads { runtime: RuntimeSocket::Off },
         kubernetes: None,
         admin: Admin { listen: None },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },

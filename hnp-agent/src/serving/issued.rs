@@ -135,7 +135,7 @@ mod tests {
     use crate::identity::Source;
     use crate::serving::certificate::served_names;
     use crate::telemetry::readiness::Readiness;
-    use crate::workload::Accounts;
+    use crate::workload::Directory;
     use crate::x509;
 
     /// An intermediate that may issue for what is below `prod.test`, and for no address.
@@ -162,7 +162,7 @@ mod tests {
             max_identities: 1,
         };
         let identity = Identity { name: "node".into(), source: IdentitySource::Issuer(plan) };
-        let source = Source::open(&identity, None, &Readiness::new(), &Accounts::default());
+        let source = Source::open(&identity, None, &Readiness::new(), &Directory::default());
         let snapshot = source.published().shared.load_full().expect("it loads");
         Arc::clone(snapshot.issuer().expect("it issues"))
     }

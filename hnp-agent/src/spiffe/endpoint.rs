@@ -1,24 +1,18 @@
 //! Asking a Workload API: one call of gRPC with an answer that never ends, over HTTP/2 on a UNIX socket.
 //!
-//! [`Subscription`] asks again whenever the stream ends, with pauses that grow while that fails; [`once`] takes one look. What is
-//! needed of gRPC is a header, five bytes before each message and a status at the end: not worth a second HTTP client
-//! in the agent, and here a message goes into one buffer, which is overwritten when it is dropped.
+//! [`Subscription`] asks again whenever the stream ends, with pauses that grow while that fails; [`once`] takes one look.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
-use h2::RecvStream;
-use http::{HeaderMap, Request, Version};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use zeroize::Zeroizing;
 
 use super::error::{SpiffeError, Trouble};
 use crate::backoff;
+pub use crate::grpc::Message;
+use crate::grpc::{self, Call};
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -33,8 +27,6 @@ const FINAL_PAUSE: Duration = Duration::from_secs(300);
 const FIRST_MESSAGE: Duration = Duration::from_secs(60);
 /// The longest message that is read: gRPC's own default.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// A message's prefix: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// How long `check` and `doctor` wait for an answer.
 pub const LOOK: Duration = Duration::from_secs(5);
@@ -59,9 +51,6 @@ impl Method {
         }
     }
 }
-
-/// A message as it came, with whatever secrets are in it.
-pub type Message = Zeroizing<Vec<u8>>;
 
 /// Where messages and failures go.
 type Out = mpsc::Sender<Result<Message, SpiffeError>>;
@@ -182,56 +171,29 @@ async fn stream(socket: &Path, method: Method, out: &Out) -> Ended {
 }
 
 async fn connect_and_call(socket: &Path, method: Method, out: &Out, gave: &mut bool) -> Result<(), Trouble> {
-    let io = UnixStream::connect(socket).await.map_err(Trouble::Unreachable)?;
-    let handshake = h2::client::Builder::new().enable_push(false).handshake::<_, Bytes>(io).await;
-    let (send, connection) = handshake.map_err(|error| broken(&error))?;
-    let mut call = pin!(call(send, method, out, gave));
+    let (calls, connection) = grpc::open(socket).await?;
+    let mut call = pin!(call(calls, method, out, gave));
     let mut connection = pin!(connection);
     // What the connection has read last may be the reason why it ended.
     tokio::select! {
         ended = &mut call => return ended,
-        _ = &mut connection => {}
+        () = &mut connection => {}
     }
     call.await
 }
 
-async fn call(
-    send: h2::client::SendRequest<Bytes>,
-    method: Method,
-    out: &Out,
-    gave: &mut bool,
-) -> Result<(), Trouble> {
-    let request = Request::post(method.path())
-        .version(Version::HTTP_2)
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("user-agent", concat!("hnp-agent/", env!("CARGO_PKG_VERSION")))
+async fn call(calls: grpc::Calls, method: Method, out: &Out, gave: &mut bool) -> Result<(), Trouble> {
+    let call = Call {
+        method: method.path(),
         // Keeps whoever can have somebody else's HTTP client ask from asking here (SPIFFE Workload Endpoint section 3).
-        .header("workload.spiffe.io", "true")
-        .body(())
-        .expect("it is made of constants");
-    let asked = async {
-        let mut send = send.ready().await?;
-        let (answer, mut body) = send.send_request(request, false)?;
-        // An empty message: nothing can be asked for in particular.
-        body.send_data(Bytes::from_static(&[0; PREFIX]), true)?;
-        answer.await
+        header: Some(("workload.spiffe.io", "true")),
+        // Nothing can be asked for in particular.
+        message: &[],
+        longest: MAX_MESSAGE,
     };
-    let answer = match timeout(FIRST_MESSAGE, asked).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(broken(&error)),
-        Err(_) => return Err(Trouble::Silent(FIRST_MESSAGE)),
-    };
-    if !answer.status().is_success() {
-        return Err(Trouble::Broken(format!("HTTP status {}", answer.status().as_u16())));
-    }
-    // An error alone comes without a body.
-    if let Some(status) = status(answer.headers()) {
-        return status;
-    }
-    let mut messages = Messages { body: answer.into_body(), chunk: Bytes::new() };
-    let first = timeout(FIRST_MESSAGE, messages.next()).await;
-    let mut next = first.unwrap_or(Err(Trouble::Silent(FIRST_MESSAGE)))?;
+    let silent = |_| Trouble::Silent(FIRST_MESSAGE);
+    let mut messages = timeout(FIRST_MESSAGE, calls.call(&call)).await.map_err(silent)??;
+    let mut next = timeout(FIRST_MESSAGE, messages.next()).await.map_err(silent)??;
     while let Some(message) = next {
         *gave = true;
         if out.send(Ok(message)).await.is_err() {
@@ -240,113 +202,4 @@ async fn call(
         next = messages.next().await?;
     }
     Ok(())
-}
-
-/// The messages of an answer.
-struct Messages {
-    body: RecvStream,
-    /// What was received and is of no message yet.
-    chunk: Bytes,
-}
-
-impl Messages {
-    /// `None`: the stream ended in order.
-    async fn next(&mut self) -> Result<Option<Message>, Trouble> {
-        let mut prefix = [0; PREFIX];
-        if !self.fill(&mut prefix, true).await? {
-            let trailers = self.body.trailers().await.map_err(|error| broken(&error))?;
-            return match trailers.as_ref().and_then(status) {
-                Some(status) => status.map(|()| None),
-                None => Err(Trouble::Broken("it ended without a status".into())),
-            };
-        }
-        let [compressed, length @ ..] = prefix;
-        let length = u32::from_be_bytes(length) as usize;
-        if compressed != 0 {
-            return Err(Trouble::Unreadable("it is compressed, which nobody asked for".into()));
-        }
-        if length > MAX_MESSAGE {
-            return Err(Trouble::Unreadable(format!("it has {length} bytes, and {MAX_MESSAGE} are read")));
-        }
-        let mut message = Zeroizing::new(vec![0; length]);
-        self.fill(&mut message, false).await?;
-        Ok(Some(message))
-    }
-
-    /// Fills all of a buffer; false where the stream ended before its first byte, and `may_end` allows that.
-    async fn fill(&mut self, buffer: &mut [u8], may_end: bool) -> Result<bool, Trouble> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            if self.chunk.is_empty() {
-                match self.body.data().await {
-                    Some(Ok(chunk)) => {
-                        // All of it is taken at once; the next may come.
-                        let _ = self.body.flow_control().release_capacity(chunk.len());
-                        self.chunk = chunk;
-                        continue;
-                    }
-                    Some(Err(error)) => return Err(broken(&error)),
-                    None if filled == 0 && may_end => return Ok(false),
-                    None => return Err(Trouble::Unreadable("it ends in the middle of a message".into())),
-                }
-            }
-            let length = self.chunk.len().min(buffer.len() - filled);
-            self.chunk.copy_to_slice(&mut buffer[filled..filled + length]);
-            filled += length;
-        }
-        Ok(true)
-    }
-}
-
-/// The status of gRPC among headers or trailers, if there is one.
-fn status(headers: &HeaderMap) -> Option<Result<(), Trouble>> {
-    let code = headers.get("grpc-status")?.to_str().ok().and_then(|text| text.parse().ok());
-    // Anything but a number is what gRPC calls unknown.
-    let code = code.unwrap_or(2);
-    if code == 0 {
-        return Some(Ok(()));
-    }
-    let message = headers.get("grpc-message").map(|value| printable(value.as_bytes())).unwrap_or_default();
-    Some(Err(Trouble::Status { code, message }))
-}
-
-/// A server's words on one line, not without end. They come percent-encoded; what nobody can read stays so.
-fn printable(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    let mut rest = bytes.iter().take(512);
-    while let Some(byte) = rest.next() {
-        let mut ahead = rest.clone();
-        let digits = [ahead.next(), ahead.next()].map(|digit| char::from(*digit?).to_digit(16));
-        let byte = match (byte, digits) {
-            (b'%', [Some(high), Some(low)]) => {
-                rest = ahead;
-                u8::try_from(high << 4 | low).expect("two digits")
-            }
-            _ => *byte,
-        };
-        match byte {
-            0x20..0x7f => text.push(char::from(byte)),
-            _ => {
-                let _ = write!(text, "%{byte:02X}");
-            }
-        }
-    }
-    text
-}
-
-fn broken(error: &h2::Error) -> Trouble {
-    Trouble::Broken(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::printable;
-
-    #[test]
-    fn a_servers_words_are_decoded_and_stay_on_their_line() {
-        assert_eq!(printable(b"no%20identity%20issued"), "no identity issued");
-        assert_eq!(printable(b"100% of%zz%4"), "100% of%zz%4");
-        assert_eq!(printable(b"a%0ab%C3%A4%1b[0m\r"), "a%0Ab%C3%A4%1B[0m%0D");
-        assert_eq!(printable(&[b'a'; 4096]).len(), 512);
-    }
 }

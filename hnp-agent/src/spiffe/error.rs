@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::humane;
+use crate::grpc::Failure;
 
 /// What went wrong, and at whose socket.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,18 @@ pub enum Trouble {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unreachable(error) => Self::Unreachable(error),
+            Failure::Silent(deadline) => Self::Silent(deadline),
+            Failure::Broken(why) => Self::Broken(why),
+            Failure::Status { code, message } => Self::Status { code, message },
+            Failure::Unreadable(why) => Self::Unreadable(why),
+        }
+    }
 }
 
 /// gRPC's numbers for what the Workload Endpoint's standard speaks of (section 6).

@@ -1,9 +1,10 @@
 //! The two messages of the Workload API that are read (`X509SVIDResponse`, `X509BundlesResponse`), in Protocol Buffers' encoding.
 //!
-//! By hand, because they are strings and bytes and nothing else, and because private keys are among them: everything is borrowed
-//! from the one buffer that is overwritten when it is dropped. Unknown fields are passed over, as the encoding wants it.
+//! Everything is borrowed from the one buffer that is overwritten when it is dropped: private keys are among it.
 
 use std::collections::BTreeMap;
+
+use crate::grpc::wire::{Fields, WireError};
 
 /// More SVIDs or bundles than that are no answer that anybody has use for.
 const MAX_ENTRIES: usize = 1024;
@@ -41,29 +42,6 @@ pub struct X509Bundles<'a> {
     pub bundles: BTreeMap<&'a str, &'a [u8]>,
 }
 
-/// Why bytes are no such message.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum WireError {
-    /// It ends in the middle.
-    #[error("it ends in the middle of a field")]
-    Short,
-    /// A number has more than 64 bits, or a field's is none.
-    #[error("it has a number that is none")]
-    Number,
-    /// A field is of another type than it should be.
-    #[error("its field {0} is of another type")]
-    Type(u64),
-    /// Text that is none.
-    #[error("its field {0} is no UTF-8")]
-    Text(u64),
-    /// A field that must be there is not, or is empty (SPIFFE Workload API section 4.5).
-    #[error("it has no {0}")]
-    Missing(&'static str),
-    /// It goes on and on.
-    #[error("it has more than 1024 entries")]
-    TooMany,
-}
-
 impl<'a> X509Svids<'a> {
     /// Reads one.
     ///
@@ -79,7 +57,7 @@ impl<'a> X509Svids<'a> {
                 _ => {}
             }
             if all.svids.len() > MAX_ENTRIES || all.federated.len() > MAX_ENTRIES {
-                return Err(WireError::TooMany);
+                return Err(WireError::TooMany(MAX_ENTRIES));
             }
         }
         if all.svids.is_empty() { Err(WireError::Missing("SVID")) } else { Ok(all) }
@@ -128,7 +106,7 @@ impl<'a> X509Bundles<'a> {
                 _ => {}
             }
             if all.crls.len() > MAX_ENTRIES || all.bundles.len() > MAX_ENTRIES {
-                return Err(WireError::TooMany);
+                return Err(WireError::TooMany(MAX_ENTRIES));
             }
         }
         if all.bundles.is_empty() { Err(WireError::Missing("bundle")) } else { Ok(all) }
@@ -150,101 +128,14 @@ fn entry<'a>(map: &mut BTreeMap<&'a str, &'a [u8]>, bytes: &'a [u8]) -> Result<(
     Ok(())
 }
 
-/// The fields of a message, one after the other.
-struct Fields<'a>(&'a [u8]);
-
-#[derive(Clone, Copy)]
-enum Value<'a> {
-    Bytes(&'a [u8]),
-    /// Of a type that none of our fields has.
-    Other,
-}
-
-impl<'a> Value<'a> {
-    fn bytes(self, field: u64) -> Result<&'a [u8], WireError> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes),
-            Self::Other => Err(WireError::Type(field)),
-        }
-    }
-
-    fn text(self, field: u64) -> Result<&'a str, WireError> {
-        std::str::from_utf8(self.bytes(field)?).map_err(|_| WireError::Text(field))
-    }
-}
-
-impl<'a> Fields<'a> {
-    /// A field's number and value.
-    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, WireError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let tag = self.number()?;
-        let field = tag >> 3;
-        if field == 0 || field >= 1 << 29 {
-            return Err(WireError::Number);
-        }
-        let value = match tag & 7 {
-            0 => {
-                self.number()?;
-                Value::Other
-            }
-            1 => {
-                self.take(8)?;
-                Value::Other
-            }
-            2 => {
-                let length = self.number()?;
-                Value::Bytes(self.take(usize::try_from(length).map_err(|_| WireError::Short)?)?)
-            }
-            5 => {
-                self.take(4)?;
-                Value::Other
-            }
-            // Groups, which no message of today has.
-            _ => return Err(WireError::Type(field)),
-        };
-        Ok(Some((field, value)))
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(WireError::Short)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    /// Seven bits a byte, the lowest first; the last byte has no high bit.
-    fn number(&mut self) -> Result<u64, WireError> {
-        let mut number = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.take(1)?[0];
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                return Err(WireError::Number);
-            }
-            number |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(number);
-            }
-        }
-        Err(WireError::Number)
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
     /// A field of bytes. The tests' server has another writer than this one (`prost`).
     pub(crate) fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![number << 3 | 2];
-        let mut length = bytes.len();
-        while length > 0x7f {
-            out.push((length & 0x7f) as u8 | 0x80);
-            length >>= 7;
-        }
-        out.push(length as u8);
-        out.extend_from_slice(bytes);
+        let mut out = Vec::new();
+        crate::grpc::wire::put(&mut out, number, bytes);
         out
     }
 
@@ -320,6 +211,6 @@ pub(crate) mod tests {
         let many = bundle(2, "a", b"").repeat(3);
         assert_eq!(X509Bundles::read(&many).unwrap().bundles.len(), 1, "the last one wins");
         let many = field(1, b"").repeat(MAX_ENTRIES + 1);
-        assert_eq!(X509Bundles::read(&many).err(), Some(WireError::TooMany));
+        assert_eq!(X509Bundles::read(&many).err(), Some(WireError::TooMany(MAX_ENTRIES)));
     }
 }

@@ -57,6 +57,11 @@ impl AccessLog {
         Self { format, queue: Mutex::new(sender), queued_bytes, dropped }
     }
 
+    /// Whether lines are written at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.format.is_some()
+    }
+
     /// Formats a record into the worker's buffer and hands the buffer over when it is full.
     pub(super) fn write(&self, record: &AccessRecord, lines: &mut Lines) {
         let Some(format) = self.format else { return };

@@ -15,13 +15,16 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 39] = [
+pub const FIELDS: [&str; 42] = [
     "ts",
     "kind",
     "flow",
     "route",
     "mode",
     "reason",
+    "namespace",
+    "pod",
+    "service_account",
     "pod_uid",
     "container",
     "cgroup",
@@ -104,6 +107,13 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     }
     sink.text("mode", record.mode);
     sink.text("reason", record.reason.code());
+    if let Some(pod) = record.workload.pod.known() {
+        sink.text("namespace", &pod.namespace);
+        sink.text("pod", &pod.name);
+        if let Some(account) = &pod.account {
+            sink.text("service_account", &account.value.name);
+        }
+    }
     for (key, value) in [
         ("pod_uid", &record.workload.pod_uid),
         ("container", &record.workload.container_id),
@@ -315,7 +325,15 @@ pub(super) mod tests {
     use super::*;
     use crate::serving::certificate::{ClientCertificate, ClientTls};
     use crate::telemetry::record::{AskedRecord, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
-    use crate::workload::Workload;
+    use crate::workload::{Account, Directory, Facts, PodLink, Teller, Workload};
+
+    fn pod() -> PodLink {
+        let directory = Directory::default();
+        let account = Account { namespace: "team-a".into(), name: "runner".into() };
+        let facts = Facts { account: Some(Arc::new(account)), ..Facts::named("x", "team-a", "web-0") };
+        directory.tell(Teller::Api, [facts]);
+        PodLink::to(directory, "x")
+    }
 
     pub(in crate::telemetry) fn record() -> AccessRecord {
         AccessRecord {
@@ -328,6 +346,7 @@ pub(super) mod tests {
                 cgroup: Some("/kubepods/podx/c".into()),
                 pod_uid: Some("x".into()),
                 container_id: Some("c".into()),
+                pod: pod(),
             }),
             client: "10.244.1.2:40000".parse().unwrap(),
             destination: Some(Dialled::Asked(Arc::new(AskedRecord {
@@ -406,6 +425,10 @@ pub(super) mod tests {
         assert_eq!(value["status"], 200);
         assert_eq!(value["reused"], false);
         assert_eq!(value["destination"], "198.18.0.9:80");
+        assert_eq!(
+            (&value["namespace"], &value["pod"], &value["service_account"]),
+            (&"team-a".into(), &"web-0".into(), &"runner".into())
+        );
     }
 
     #[test]

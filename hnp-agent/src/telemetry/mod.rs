@@ -89,6 +89,7 @@ impl Telemetry {
     /// blocks the calling thread.
     pub fn flush(&self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
+        self.workers.iter().for_each(|worker| worker.write_late(Duration::ZERO));
         loop {
             // What does not fit into the queue stays with the worker until the writer made room.
             let handed_over = self.workers.iter().filter(|worker| !worker.flush()).count() == 0;

@@ -36,6 +36,8 @@ macro_rules! metrics {
 
 metrics! {
     CONNECTIONS = "hnp_connections", Counter, "Client connections that ended, by route and reason";
+    WORKLOADS = "hnp_workloads", Gauge, "Workloads with connections open, or with some so lately that they count for a rate";
+    WORKLOAD_WAITS = "hnp_workload_waits", Counter, "Pauses of connections whose workload had moved as many bytes as it may in a second";
     CONNECTIONS_OPEN = "hnp_connections_open", Gauge, "Client connections open now";
     REQUESTS = "hnp_requests", Counter, "Requests that ended, by route, reason and class of the status the client got";
     BYTES_UP = "hnp_bytes_up", Counter, "Payload bytes from clients, by route";
@@ -81,6 +83,9 @@ metrics! {
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels and service accounts of this node's pods; missing where no route selects by them and no issuer asks for service accounts";
     POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels and service accounts, by cause";
+    RUNTIME_CONNECTED = "hnp_runtime_connected", Gauge, "1 while the container runtime tells which pods there are; missing where workloads.runtime is off";
+    RUNTIME_QUESTIONS = "hnp_runtime_questions", Counter, "Questions about single pods that were put to the container runtime";
+    RUNTIME_FAILURES = "hnp_runtime_failures", Counter, "Connections to the container runtime and questions to it that failed, by cause";
     POD_ADDRESSES_IN_STEP = "hnp_pod_addresses_in_step", Gauge, "1 while the API server tells the addresses of this node's pods; missing where no gateway needs them";
     POD_ADDRESSES_FAILURES = "hnp_pod_addresses_failures", Counter, "Failures to follow pods' addresses, by cause";
     CONFIG_GENERATION = "hnp_config_generation", Gauge, "Generation of the configuration in force; 1 is the one of the start";

@@ -4,10 +4,10 @@
 //! The label set is bounded: the routes of the configurations since the start, `-` for what never
 //! reached one, and the reasons of the one table. A pod cannot make this grow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hnp_common::Reason;
 
@@ -26,6 +26,10 @@ pub const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"
 pub const BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
+/// How long a line waits for its pod's name while somebody is asked for it, and how many do on each worker.
+const LINE_WAITS: Duration = Duration::from_secs(6);
+const LATE_LINES: usize = 1024;
+
 /// One worker's counters and its share of the access log, for as long as the agent runs.
 ///
 /// A route's row is found by its name and never removed: what a reload leaves, and what it brings back,
@@ -37,6 +41,7 @@ pub struct WorkerCounters {
     rows: Mutex<Vec<(Arc<str>, Arc<Row>)>>,
     access: Arc<AccessLog>,
     lines: Mutex<Lines>,
+    late: Mutex<VecDeque<(Instant, AccessRecord)>>,
 }
 
 /// A worker's counters as one generation of the configuration sees them: rows by the routes' places.
@@ -80,7 +85,8 @@ pub struct OpenConnection(Arc<WorkerCounters>);
 impl WorkerCounters {
     pub(super) fn new(access: Arc<AccessLog>) -> Self {
         let (none, rows) = (Arc::new(Row::new()), Mutex::default());
-        Self { open: AtomicI64::new(0), none, rows, access, lines: Mutex::default() }
+        let (lines, late) = (Mutex::default(), Mutex::default());
+        Self { open: AtomicI64::new(0), none, rows, access, lines, late }
     }
 
     /// The view of a Plan.
@@ -125,8 +131,27 @@ impl WorkerCounters {
     /// a quiet worker must not wait until the buffer is full. Never blocks; false when the writer's
     /// queue is full and the lines stay here for now.
     pub fn flush(&self) -> bool {
+        self.write_late(LINE_WAITS);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         self.access.hand_over(&mut lines)
+    }
+
+    /// Writes the lines whose pods are known by now, that have waited for so long, or that are too many.
+    pub(super) fn write_late(&self, most: Duration) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if late.is_empty() {
+            return;
+        }
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut surplus = late.len().saturating_sub(LATE_LINES);
+        late.retain(|(since, record)| {
+            let waits = surplus == 0 && record.workload.pod.is_awaited() && since.elapsed() < most;
+            surplus = surplus.saturating_sub(1);
+            if !waits {
+                self.access.write(record, &mut lines);
+            }
+            waits
+        });
     }
 
     fn rows(&self) -> MutexGuard<'_, Vec<(Arc<str>, Arc<Row>)>> {
@@ -163,8 +188,19 @@ impl WorkerStats {
         {
             row.upstream_connect.observe(upstream.connect);
         }
-        let mut lines = self.worker.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        self.worker.access.write(record, &mut lines);
+        let worker = &self.worker;
+        if worker.access.is_on() && record.workload.pod.is_awaited() {
+            let mut late = worker.late.lock().unwrap_or_else(PoisonError::into_inner);
+            late.push_back((Instant::now(), record.clone()));
+            let too_many = late.len() > LATE_LINES;
+            drop(late);
+            if too_many {
+                worker.write_late(LINE_WAITS);
+            }
+            return;
+        }
+        let mut lines = worker.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.access.write(record, &mut lines);
     }
 
     /// An attempt to connect to the route's upstream ended; [`Reason::Ok`] when TLS is up.

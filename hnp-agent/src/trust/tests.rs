@@ -15,7 +15,7 @@ use super::*;
 use crate::config::plan::{OnDoubt, Revocation, TlsVersion};
 use crate::files::reload::SETTLE;
 use crate::files::testpki::{Ca, EXPIRED, NOT_YET, VALID};
-use crate::workload::Accounts;
+use crate::workload::Directory;
 use load::Loaded;
 
 type Pair = (String, String);
@@ -260,7 +260,7 @@ fn metrics_of_identities_and_trusts_are_written() {
     let roots = RootsFile::with(Ca::new("first").pem());
     telemetry.register(metrics(all(Source::open(roots.trust(), None, &Readiness::new()).published())));
     let missing =
-        crate::identity::Source::open(&plan.identities[0], None, &Readiness::new(), &Accounts::default());
+        crate::identity::Source::open(&plan.identities[0], None, &Readiness::new(), &Directory::default());
     telemetry.register(crate::identity::metrics(all(missing.published())));
     let text = telemetry.metrics_text();
     for line in [

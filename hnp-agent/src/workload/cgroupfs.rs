@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::lookups::{Lookups, PodLink};
 use super::names;
 use super::{Workload, WorkloadSource};
 
@@ -35,6 +36,8 @@ pub struct CgroupWorkloads {
     mount: PathBuf,
     attached: Arc<Known>,
     nobody: Arc<Workload>,
+    /// Asked about pods whose cgroups are seen first.
+    lookups: Lookups,
     /// By cgroup id. Replaced as a whole; readers never wait.
     known: ArcSwap<HashMap<u64, Arc<Known>>>,
     /// What happens when an id is not known: one thread at a time.
@@ -65,16 +68,17 @@ struct Search {
 impl CgroupWorkloads {
     /// `cgroup2_mount` is where cgroup2 is mounted; `attached`, below it, the cgroup that capture is
     /// attached to.
-    pub fn new(cgroup2_mount: PathBuf, attached: PathBuf) -> Self {
-        Self::trusting(cgroup2_mount, attached, TRUSTED)
+    pub fn new(cgroup2_mount: PathBuf, attached: PathBuf, lookups: Lookups) -> Self {
+        Self::trusting(cgroup2_mount, attached, lookups, TRUSTED)
     }
 
-    fn trusting(mount: PathBuf, attached: PathBuf, trusted: Duration) -> Self {
-        let workload = Arc::new(describe(&mount, &attached, &attached));
+    fn trusting(mount: PathBuf, attached: PathBuf, lookups: Lookups, trusted: Duration) -> Self {
+        let workload = Arc::new(describe((&mount, &attached), &attached, |uid| lookups.link(uid)));
         Self {
             attached: Arc::new(Known { workload, path: Some(attached), checked: AtomicU64::new(0) }),
             mount,
             nobody: Arc::default(),
+            lookups,
             known: ArcSwap::default(),
             search: Mutex::default(),
             trusted,
@@ -112,9 +116,12 @@ impl CgroupWorkloads {
             Some(_) | None => None,
         };
         match (found, before) {
-            (Some(path), _) => self.remember(cgroup_id, Some(path), None),
+            (Some(path), _) => {
+                let workload = self.describe(&path, &nearest);
+                self.remember(cgroup_id, Some(path), workload)
+            }
             // It was there, and is not any more: what was known of it is better than its pod.
-            (None, Some(before)) => self.remember(cgroup_id, None, Some(before.workload.clone())),
+            (None, Some(before)) => self.remember(cgroup_id, None, before.workload.clone()),
             (None, None) => {
                 let workload = if Arc::ptr_eq(&nearest, &self.attached) {
                     self.nobody.clone()
@@ -124,16 +131,16 @@ impl CgroupWorkloads {
                 if !allowed {
                     return workload;
                 }
-                self.remember(cgroup_id, None, Some(workload))
+                self.remember(cgroup_id, None, workload)
             }
         }
         .workload
         .clone()
     }
 
-    /// The cgroup `id` right below `parent`.
-    fn child(&self, parent: &Known, id: u64, allowed: bool, search: &mut Search) -> Option<Arc<Known>> {
-        let parent = parent.path.as_deref()?;
+    /// The cgroup `id` right below `above`.
+    fn child(&self, above: &Known, id: u64, allowed: bool, search: &mut Search) -> Option<Arc<Known>> {
+        let parent = above.path.as_deref()?;
         if let Some(known) = self.known.load().get(&id) {
             let path = known.path.as_deref();
             if path.is_some_and(|path| path.parent() == Some(parent) && inode(path) == Some(id)) {
@@ -144,15 +151,22 @@ impl CgroupWorkloads {
             return None;
         }
         let path = search.list(parent).into_iter().find(|(inode, _)| *inode == id)?.1;
-        Some(self.remember(id, Some(path), None))
+        let workload = self.describe(&path, above);
+        Some(self.remember(id, Some(path), workload))
+    }
+
+    /// What a path says. A container's pod is that of the pod's cgroup above it: it is asked about once.
+    fn describe(&self, path: &Path, above: &Known) -> Arc<Workload> {
+        let Some(attached) = &self.attached.path else { return self.nobody.clone() };
+        let link = |uid: &str| match above.workload.pod_uid.as_deref() == Some(uid) {
+            true => above.workload.pod.clone(),
+            false => self.lookups.link(uid),
+        };
+        Arc::new(describe((&self.mount, attached), path, link))
     }
 
     /// Called with the search locked: nobody else replaces the map.
-    fn remember(&self, id: u64, path: Option<PathBuf>, workload: Option<Arc<Workload>>) -> Arc<Known> {
-        let workload = workload.unwrap_or_else(|| match (&path, &self.attached.path) {
-            (Some(path), Some(attached)) => Arc::new(describe(&self.mount, attached, path)),
-            (Some(_) | None, None) | (None, Some(_)) => self.nobody.clone(),
-        });
+    fn remember(&self, id: u64, path: Option<PathBuf>, workload: Arc<Workload>) -> Arc<Known> {
         let entry = Arc::new(Known { workload, path, checked: AtomicU64::new(self.millis()) });
         let mut known = HashMap::clone(&self.known.load());
         if known.len() >= REMEMBERED {
@@ -247,12 +261,13 @@ impl Search {
     }
 }
 
-fn describe(mount: &Path, attached: &Path, path: &Path) -> Workload {
+fn describe((mount, attached): (&Path, &Path), path: &Path, link: impl Fn(&str) -> PodLink) -> Workload {
     let below = path.strip_prefix(attached).unwrap_or(Path::new(""));
     let names = names::parse(attached.strip_prefix(mount).unwrap_or(attached), below);
     let cgroup = Path::new("/").join(path.strip_prefix(mount).unwrap_or(path));
     Workload {
         cgroup: Some(cgroup.to_string_lossy().into_owned()),
+        pod: names.pod_uid.as_deref().map(link).unwrap_or_default(),
         pod_uid: names.pod_uid,
         container_id: names.container_id,
     }
@@ -266,6 +281,7 @@ fn inode(path: &Path) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::proxy::flow::Flow;
+    use crate::workload::{Directory, Question};
 
     const POD: &str = "kubepods/besteffort/pod3ff17592-7a4d-4c3d-8a0c-1b6f0a4ad9c0";
 
@@ -273,6 +289,7 @@ mod tests {
     struct Tree {
         dir: tempfile::TempDir,
         workloads: CgroupWorkloads,
+        asked: tokio::sync::mpsc::Receiver<Question>,
     }
 
     impl Tree {
@@ -280,8 +297,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir(dir.path().join("kubepods")).unwrap();
             let attached = dir.path().join("kubepods");
-            let workloads = CgroupWorkloads::trusting(dir.path().to_owned(), attached, trusted);
-            Self { dir, workloads }
+            let (lookups, asked) = Lookups::new(Directory::default());
+            let workloads = CgroupWorkloads::trusting(dir.path().to_owned(), attached, lookups, trusted);
+            Self { dir, workloads, asked }
         }
 
         fn path(&self, path: &str) -> PathBuf {
@@ -339,6 +357,30 @@ mod tests {
             assert!(Arc::ptr_eq(&first, &tree.workloads.identify(&flow)), "not allocated again");
         }
         assert_eq!(tree.listed(), listed);
+    }
+
+    #[test]
+    fn a_pods_cgroup_that_is_seen_first_asks_about_it_and_one_that_is_known_does_not() {
+        let mut tree = Tree::new(Duration::ZERO);
+        let elsewhere = tree.flow("kubepods/other");
+        let (first, second) = (tree.flow(&format!("{POD}/c1")), tree.flow(&format!("{POD}/c2")));
+        let workload = tree.workloads.identify(&first);
+        let question = tree.asked.try_recv().unwrap();
+        assert_eq!(Some(&*question.uid), workload.pod_uid.as_deref());
+        // While it is open it is the other container's as well.
+        assert!(tree.workloads.identify(&second).pod.is_awaited());
+        drop(question);
+        for flow in [first, second] {
+            assert!(!tree.workloads.identify(&flow).pod.is_awaited());
+        }
+        assert!(tree.asked.try_recv().is_err());
+        // Another cgroup of the same UID may be another pod's. The old one stays elsewhere, so that its inode is not taken again.
+        std::fs::rename(tree.path(POD), tree.path("kubepods/other/moved")).unwrap();
+        tree.workloads.identify(&tree.flow(&format!("{POD}/c3")));
+        assert!(tree.asked.try_recv().is_ok());
+        // Who is no pod's is asked about by nobody.
+        assert!(!tree.workloads.identify(&elsewhere).pod.is_awaited());
+        assert!(tree.asked.try_recv().is_err());
     }
 
     #[test]
@@ -440,7 +482,7 @@ mod tests {
         tree.workloads.identify(&pod);
         for id in 0..(REMEMBERED as u64 * 3) {
             let _search = tree.workloads.search.lock().unwrap();
-            tree.workloads.remember(u64::MAX - id, None, Some(Arc::default()));
+            tree.workloads.remember(u64::MAX - id, None, Arc::default());
         }
         assert!(tree.workloads.known.load().len() <= REMEMBERED);
         assert!(tree.workloads.identify(&pod).pod_uid.is_some());

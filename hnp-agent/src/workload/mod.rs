@@ -3,16 +3,21 @@
 //! The cgroup path holds the pod's UID from the first instruction of the container, long before its
 //! IP address reaches the API; so the kernel's cgroup id is the key and cgroupfs the first source.
 
-mod accounts;
 mod cgroupfs;
+mod directory;
+mod lookups;
 mod names;
+mod pod;
 mod pods;
+pub mod runtime;
 
 use std::sync::Arc;
 
-pub use accounts::{Account, Accounts, ByPod, Caller};
 pub use cgroupfs::CgroupWorkloads;
-pub use pods::{PodCgroup, Pods};
+pub use directory::{ByUid, Directory};
+pub use lookups::{Lookups, PodLink, Question};
+pub use pod::{ANNOTATION_BYTES, Account, Facts, Known, Owner, Pod, Teller, short_annotations};
+pub use pods::{PodCgroup, PodLogs, Pods};
 
 use crate::proxy::flow::Flow;
 
@@ -25,6 +30,19 @@ pub struct Workload {
     pub pod_uid: Option<String>,
     /// The container's id, without the runtime's prefix.
     pub container_id: Option<String>,
+    /// What is known of the pod, now and later.
+    pub pod: PodLink,
+}
+
+/// On whose behalf something is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller<'a> {
+    /// The agent's own: connections ahead of use, and what an operator has looked at.
+    Agent,
+    /// The pod of this UID, by its cgroup.
+    Pod(&'a str),
+    /// Somebody who is not known to be a pod; why, in words.
+    Unknown(&'static str),
 }
 
 /// Where the data path asks who is calling. Must answer from memory or with a few file-system

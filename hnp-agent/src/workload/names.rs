@@ -122,6 +122,11 @@ mod tests {
             // CRI-O's monitor is in no container; crun makes a cgroup within the container's
             ("/kubepods.slice", "kubepods-pod_U.slice/crio-conmon-ID.scope", &pod),
             ("/kubepods.slice", "kubepods-pod_U.slice/crio-ID.scope/container", &container),
+            ("/kubepods", "burstable/podU/crio-conmon-ID", &pod),
+            ("/kubepods", "podU/crio-ID/container", &container),
+            ("/kubepods.slice", "kubepods-pod_U.slice/libpod-conmon-ID.scope", &pod),
+            // pods on the node's network have cgroups as any other; their sandbox's is beside the container's
+            ("/kubepods.slice", "kubepods-burstable.slice/kubepods-burstable-pod_U.slice/ID", &container),
             // kind
             (
                 "/kubelet.slice/kubelet-kubepods.slice",
@@ -129,6 +134,23 @@ mod tests {
                 &container,
             ),
             ("/docker/0123/kubelet/kubepods", "besteffort/podU/ID", &container),
+            (
+                "/system.slice/docker-0123.scope/kubelet.slice/kubelet-kubepods.slice",
+                "kubelet-kubepods-pod_U.slice/cri-containerd-ID.scope",
+                &container,
+            ),
+            (
+                "/system.slice/docker-0123.scope/kubelet.slice/kubelet-kubepods.slice",
+                "kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod_U.slice/crio-ID.scope/container",
+                &container,
+            ),
+            // rootless, and k3s with a root of its own
+            (
+                "/user.slice/user-1000.slice/user@1000.service/kubepods.slice",
+                "kubepods-besteffort.slice/kubepods-besteffort-pod_U.slice/crio-ID.scope",
+                &container,
+            ),
+            ("/k3s/kubepods", "burstable/podU/ID", &container),
             // a container cannot name itself another pod
             ("/kubepods", "besteffort/podU/ID/pod11111111-1111-1111-1111-111111111111/x", &container),
             // capture hangs on one pod, on one container, on a node that is a pod itself

@@ -9,7 +9,10 @@ use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::directory::Directory;
 use super::names;
+use super::pod::{Facts, Teller};
+use crate::config::selector::Labels;
 
 /// One pod of this node.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,17 +27,50 @@ pub struct PodCgroup {
     pub name: Arc<str>,
 }
 
+impl PodCgroup {
+    /// Its labels, where the API server knows them and calls it by the same name.
+    pub fn confirmed_labels(&self, directory: &Directory) -> Option<Arc<Labels>> {
+        let pod = directory.of(&self.uid)?;
+        let is_namesake = pod.namespace == self.namespace && pod.name == self.name;
+        pod.confirmed_labels().filter(|_| is_namesake).cloned()
+    }
+}
+
+/// Where kubelet keeps the logs of pods, by whose names it says which there are.
+#[derive(Clone, Debug)]
+pub struct PodLogs(pub PathBuf);
+
+impl PodLogs {
+    /// Tells the directory.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, directory: &Directory) -> std::io::Result<()> {
+        self.named(directory).map(drop)
+    }
+
+    /// Namespace and name by UID.
+    fn named(&self, directory: &Directory) -> std::io::Result<HashMap<String, Named>> {
+        let names = fs::read_dir(&self.0)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let named: HashMap<String, Named> = names.filter_map(|name| parse(&name)).collect();
+        let facts = named.iter().map(|(uid, (namespace, name))| Facts::named(uid, namespace, name));
+        directory.tell_all(Teller::Logs, facts);
+        Ok(named)
+    }
+}
+
 /// Looks for pods.
 #[derive(Clone, Debug)]
 pub struct Pods {
     attached: PathBuf,
-    pod_logs: PathBuf,
+    logs: PodLogs,
+    directory: Directory,
 }
 
 impl Pods {
-    /// `attached` is the cgroup that capture is attached to, `pod_logs` kubelet's directory.
-    pub fn new(attached: PathBuf, pod_logs: PathBuf) -> Self {
-        Self { attached, pod_logs }
+    /// `attached` is the cgroup that capture is attached to, `logs` kubelet's directory, and `directory` is told what that says.
+    pub fn new(attached: PathBuf, logs: PodLogs, directory: Directory) -> Self {
+        Self { attached, logs, directory }
     }
 
     /// The pods whose cgroup and whose namespace are both there, in the order of their cgroups' ids. A
@@ -43,7 +79,7 @@ impl Pods {
     /// # Errors
     /// When kubelet's directory cannot be read.
     pub fn list(&self) -> std::io::Result<Vec<PodCgroup>> {
-        let named = self.named()?;
+        let named = self.logs.named(&self.directory)?;
         let mut pods = Vec::new();
         for (dir, cgroup_id) in subdirectories(&self.attached) {
             self.add(&dir, cgroup_id, &named, &mut pods);
@@ -64,13 +100,6 @@ impl Pods {
             let (namespace, name) = named.clone();
             pods.push(PodCgroup { cgroup_id, uid, namespace, name });
         }
-    }
-
-    /// Namespace and name by UID.
-    fn named(&self) -> std::io::Result<HashMap<String, Named>> {
-        let names =
-            fs::read_dir(&self.pod_logs)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter_map(|name| parse(&name)).collect())
     }
 }
 
@@ -119,10 +148,12 @@ mod tests {
         for name in [&format!("prod_worker-1_{A}"), &format!("staging_web_{B}"), "not_a_pod_at_all", "x"] {
             fs::create_dir_all(logs.join(name)).unwrap();
         }
-        let mut found: Vec<_> = Pods::new(cgroups, logs).list().unwrap();
+        let directory = Directory::default();
+        let mut found: Vec<_> = Pods::new(cgroups, PodLogs(logs), directory.clone()).list().unwrap();
         found.sort_by(|a, b| a.uid.cmp(&b.uid));
         let shown: Vec<_> = found.iter().map(|pod| (&*pod.namespace, &*pod.name, pod.uid.as_str())).collect();
         assert_eq!(shown, [("prod", "worker-1", A), ("staging", "web", B)]);
+        assert_eq!(directory.of(B).map(|pod| pod.name.to_string()).as_deref(), Some("web"));
         assert_eq!(found[0].cgroup_id, fs::metadata(&besteffort).unwrap().ino());
         assert_eq!(found[1].cgroup_id, fs::metadata(&systemd).unwrap().ino());
     }

@@ -5,14 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::boot::{Ended, Status};
-
-/// How one scenario ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Outcome {
-    Holds,
-    Failed,
-    Ignored,
-}
+use crate::libtest::{Outcome, details, outcomes};
 
 /// Something that a kernel lacks, and what follows from it. The test kit writes it, where a scenario
 /// asserts what holds instead.
@@ -116,22 +109,6 @@ impl Report {
     }
 }
 
-/// libtest's lines `test <name> ... ok`.
-fn outcomes(log: &str) -> Vec<(String, Outcome)> {
-    log.lines()
-        .filter_map(|line| {
-            let (name, how) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
-            let outcome = match how.split(',').next()? {
-                "ok" => Outcome::Holds,
-                "FAILED" => Outcome::Failed,
-                "ignored" => Outcome::Ignored,
-                _ => return None,
-            };
-            Some((name.to_owned(), outcome))
-        })
-        .collect()
-}
-
 /// Lines of scenario, feature and consequence, with tabulators between them.
 fn lacks(text: &str) -> BTreeMap<Lack, Vec<String>> {
     let mut lacks = BTreeMap::<Lack, Vec<String>>::new();
@@ -147,11 +124,6 @@ fn lacks(text: &str) -> BTreeMap<Lack, Vec<String>> {
         }
     }
     lacks
-}
-
-/// From libtest's first `failures:` on.
-fn details(log: &str) -> &str {
-    log.find("\nfailures:\n").map_or("", |at| &log[at + 1..])
 }
 
 fn lossy(path: &Path) -> String {

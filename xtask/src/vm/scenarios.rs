@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 22] = [
+const HOST_ONLY: [(&str, &str); 23] = [
     (
         "a_day::of_short_certificates_shows_none_that_is_over_and_fails_no_request",
         "rate: a day in a minute and a half",
@@ -20,6 +20,7 @@ const HOST_ONLY: [(&str, &str); 22] = [
     ("churn::every_connection_is_the_right_pods_and_nothing_is_left", "count: pods that come and go"),
     ("crash::loose_goes_direct_while_nobody_answers_and_is_captured_again", "rate"),
     ("crash::strict_refuses_at_once_and_lets_nothing_by", "rate"),
+    ("dashboard::every_panel_has_data_and_every_rule_is_understood", "rate: scrapes and rules once a second"),
     ("gateway::callers::strangers_who_hold_connections_keep_nobody_out", "count"),
     ("gateway::running::an_upgrade_hands_the_gateway_over_and_no_connection_fails", "count"),
     (

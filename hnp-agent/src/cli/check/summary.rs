@@ -10,8 +10,8 @@ use crate::config::end_to_end::{ClientAuth, PodTls};
 use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
-    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, Plan, RawSockets, Roots,
-    Route, UpstreamWay,
+    Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
+    RawSockets, Roots, Route, RuntimeSocket, UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
@@ -346,6 +346,7 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 plan.limits.connections, plan.limits.head_bytes, plan.limits.buffer_bytes
             ),
         ),
+        ("per workload", per_workload(&plan.limits.per_workload)),
         (
             "resolver",
             format!(
@@ -356,6 +357,15 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 humane(resolver.max_ttl),
                 humane(resolver.grace)
             ),
+        ),
+        (
+            "runtime",
+            match &plan.workloads.runtime {
+                _ if plan.capture.mode == CaptureMode::Off => "off: nobody is captured".into(),
+                RuntimeSocket::Auto => "auto: the first usual CRI socket that is there".into(),
+                RuntimeSocket::Off => "off".into(),
+                RuntimeSocket::Path(path) => path.display().to_string(),
+            },
         ),
         (
             "startup taint",
@@ -390,6 +400,17 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
         ("workers", plan.workers.to_string()),
     ]);
     rows
+}
+
+fn per_workload(limits: &PerWorkload) -> String {
+    let mut text = format!("{} connections", limits.connections);
+    if let Some(rate) = limits.new_connections_per_second {
+        text.push_str(&format!(", {rate} new ones a second"));
+    }
+    if let Some(rate) = limits.bytes_per_second {
+        text.push_str(&format!(", {rate} bytes a second"));
+    }
+    text
 }
 
 fn capture_summary(capture: &Capture) -> Vec<(&'static str, String)> {

@@ -1,5 +1,6 @@
 //! The configuration's reader as an operator meets it: what is read, and every message.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -8,8 +9,8 @@ use super::*;
 use crate::config::end_to_end::ClientAuth;
 use crate::config::parse_with_warnings;
 use crate::config::plan::{
-    DaemonSet, Enforcement, Guard, PodTraits, PossibleEnforcement, Protocol, Timeouts, Unreadable,
-    UpstreamWay,
+    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, Timeouts,
+    Unreadable, UpstreamWay,
 };
 use crate::config::selector::Labels;
 use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
@@ -36,7 +37,7 @@ routes:
     upstream_proxy: corp
     timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s, ping: 6s}
     pool_idle: 0
-limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB}
+limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
 admin: {listen: "0.0.0.0:9090"}
@@ -116,7 +117,15 @@ fn every_key_is_read() {
         ping: seconds(6),
     };
     assert_eq!(route.timeouts, timeouts);
-    assert_eq!(plan.limits, Limits { connections: 10, head_bytes: 8192, buffer_bytes: 1 << 20 });
+    let per_workload = PerWorkload {
+        connections: 3,
+        new_connections_per_second: NonZeroU64::new(2),
+        bytes_per_second: NonZeroU64::new(65_536),
+    };
+    assert_eq!(
+        plan.limits,
+        Limits { connections: 10, head_bytes: 8192, buffer_bytes: 1 << 20, per_workload }
+    );
     assert_eq!(
         (plan.resolver.grace, plan.resolver.min_ttl, plan.resolver.max_ttl),
         (seconds(60), seconds(1), seconds(2))
@@ -517,6 +526,13 @@ fn relations_between_keys_are_checked() {
         ("resolver: {min_ttl: 10m}", "resolver.min_ttl"),
         ("trusts: {system: {roots: /x}}", "trusts.system"),
         ("capture: {vips4: fd00::/64}", "capture.vips4"),
+        ("limits: {connections: 9, per_workload: {connections: 9}}", "limits.per_workload.connections"),
+        ("limits: {per_workload: {connections: 20000}}", "limits.per_workload.connections"),
+        ("limits: {per_workload: {bytes_per_second: 1KiB}}", "limits.per_workload.bytes_per_second"),
+        (
+            "limits: {per_workload: {new_connections_per_second: 0}}",
+            "limits.per_workload.new_connections_per_second",
+        ),
         ("log: {level: inof}", "log.level"),
         ("log: {access: yes}", "log.access"),
         ("admin: {listen: '127.0.0.1:0'}", "admin.listen"),
@@ -527,6 +543,15 @@ fn relations_between_keys_are_checked() {
     assert_eq!(read(&with("admin: off")).admin.listen, None);
     assert_eq!(read(&with("admin: {listen: off}")).admin.listen, None);
     assert_eq!(read(&with("limits:\nresolver: null")).limits.connections, defaults::CONNECTIONS);
+    for (limits, most) in
+        [("", 4096), ("connections: 9", 4), ("connections: 1", 1), ("per_workload: {connections: 9}", 9)]
+    {
+        assert_eq!(
+            read(&with(&format!("limits: {{{limits}}}"))).limits.per_workload.connections,
+            most,
+            "{limits}"
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What concerns the agent as a whole: limits, names, the cluster, its logs.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,19 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Bytes of each buffer a relay holds while bytes are under way.
     pub buffer_bytes: usize,
+    /// What one workload may have of all that.
+    pub per_workload: PerWorkload,
+}
+
+/// Limits of each workload: a pod, or what is counted in its place (`policy::Key`). Over all workers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PerWorkload {
+    /// Connections open at a time; fewer than [`Limits::connections`].
+    pub connections: usize,
+    /// Connections begun in a second, and as many at once; `None`: any number.
+    pub new_connections_per_second: Option<NonZeroU64>,
+    /// Bytes moved in a second, to and from the workload together, and as many at once; `None`: any number.
+    pub bytes_per_second: Option<NonZeroU64>,
 }
 
 /// How names are resolved.
@@ -28,6 +42,24 @@ pub struct Resolver {
     pub min_ttl: Duration,
     /// The longest.
     pub max_ttl: Duration,
+}
+
+/// Who tells of the pods on this node, besides the cluster.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workloads {
+    /// The container runtime.
+    pub runtime: RuntimeSocket,
+}
+
+/// The CRI socket of the container runtime.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RuntimeSocket {
+    /// The first that is there of those that runtimes usually have.
+    Auto,
+    /// Nobody is asked.
+    Off,
+    /// This one.
+    Path(PathBuf),
 }
 
 /// The cluster this node belongs to.

@@ -20,7 +20,9 @@ use super::gateway::Gateway;
 use super::upstream_proxy::UpstreamProxy;
 
 pub use self::addresses::{AddrRange, Cidr, Destination, Host, NamePattern, Target};
-pub use self::agent::{Admin, DaemonSet, Kubernetes, Limits, Log, LogFormat, Resolver};
+pub use self::agent::{
+    Admin, DaemonSet, Kubernetes, Limits, Log, LogFormat, PerWorkload, Resolver, RuntimeSocket, Workloads,
+};
 pub use self::capture::{Capture, CaptureMode, Guard, RawSockets};
 pub use self::enforcement::{Enforcement, Override, PodTraits, PossibleEnforcement};
 pub use self::identity::{Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer};
@@ -47,6 +49,8 @@ pub struct Plan {
     pub limits: Limits,
     /// How names are resolved.
     pub resolver: Resolver,
+    /// Who tells of the pods on this node.
+    pub workloads: Workloads,
     /// The cluster this node belongs to; `None` outside of one.
     pub kubernetes: Option<Kubernetes>,
     /// Health, readiness and metrics.

@@ -18,7 +18,7 @@ use crate::backoff;
 use crate::certs::CertsError;
 use crate::certs::names::Name;
 use crate::identity::snapshot::{Holder, IdentitySnapshot, OfWorkload};
-use crate::workload::{Account, Accounts, ByPod};
+use crate::workload::{Account, Directory, Pod};
 
 /// A certificate that ends so soon is not presented any more: a handshake takes time, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) struct Terms {
 pub struct Issuer {
     terms: Terms,
     mint: Mint,
-    accounts: Accounts,
+    directory: Directory,
     stats: Arc<Stats>,
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
     /// Grows with every look: the clock by which it is known who has not been asked for lately.
@@ -93,11 +93,11 @@ pub enum NotIssued {
 }
 
 impl Issuer {
-    pub(super) fn new(terms: Terms, mint: Mint, accounts: Accounts, stats: Arc<Stats>) -> Arc<Self> {
+    pub(super) fn new(terms: Terms, mint: Mint, directory: Directory, stats: Arc<Stats>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             terms,
             mint,
-            accounts,
+            directory,
             stats,
             slots: Mutex::default(),
             looks: AtomicU64::new(0),
@@ -123,19 +123,20 @@ impl Issuer {
     /// # Errors
     /// [`NotIssued::Unconfirmed`]: the API server has not said yet what the pod runs as, or that it has gone.
     pub fn of_pod(&self, uid: &str) -> Result<Arc<Slot>, NotIssued> {
-        let account = self.accounts.of(uid).ok_or_else(|| NotIssued::Unconfirmed(uid.to_owned()))?;
+        let account = self.account(uid).ok_or_else(|| NotIssued::Unconfirmed(uid.to_owned()))?;
         let pod_uid = self.terms.pod_uid.then(|| uid.into());
         Ok(self.slot(Key { account: Account::clone(&account), pod_uid }))
     }
 
     /// Whether it is worth waiting for a pod: nothing is known of it, and nobody has waited for it in vain of late.
     pub fn may_become_known(&self, uid: &str) -> bool {
-        self.accounts.of(uid).is_none() && !self.in_vain().contains_key(uid)
+        self.account(uid).is_none() && !self.in_vain().contains_key(uid)
     }
 
     /// Waits for a pod of which the API server may be about to tell.
     pub async fn wait_for_pod(&self, uid: &str, within: Duration) {
-        if self.accounts.wait_for(uid, within).await.is_none() {
+        let confirmed = |pod: &Pod| pod.confirmed_account().is_some();
+        if self.directory.wait_for(uid, confirmed, within).await.is_none() {
             self.in_vain().insert(uid.into(), self.looks.load(Relaxed));
         }
     }
@@ -235,10 +236,10 @@ impl Issuer {
     pub(super) fn look(&self, now: SystemTime) -> Vec<Arc<Slot>> {
         let look = self.looks.fetch_add(1, Relaxed);
         self.in_vain().retain(|_, at| look.saturating_sub(*at) < IN_VAIN);
-        let changes = self.accounts.changes();
+        let changes = self.directory.changes();
         let mut slots = self.slots();
         if self.seen.swap(changes, Relaxed) != changes {
-            let there = self.accounts.read(|known| self.there(known));
+            let there = self.there();
             slots.retain(|key, slot| {
                 let stays = there.contains(key);
                 if !stays {
@@ -257,10 +258,15 @@ impl Issuer {
         slots.values().filter(|slot| slot.in_use.load(Relaxed) && slot.is_due(now)).cloned().collect()
     }
 
-    fn there(&self, known: &ByPod) -> HashSet<Key> {
+    fn account(&self, uid: &str) -> Option<Arc<Account>> {
+        self.directory.of(uid)?.confirmed_account().cloned()
+    }
+
+    fn there(&self) -> HashSet<Key> {
         let pod_uid = |uid: &str| self.terms.pod_uid.then(|| uid.into());
-        known
-            .iter()
+        let known = self.directory.all();
+        let confirmed = known.iter().filter_map(|(uid, pod)| Some((uid, pod.confirmed_account()?)));
+        confirmed
             .map(|(uid, account)| Key { account: Account::clone(account), pod_uid: pod_uid(uid) })
             .collect()
     }

@@ -2,7 +2,7 @@
 //!
 //! The intermediate's files are watched like any identity's, and what is published of them is an [`Issuer`]: the
 //! certificates of one generation of the intermediate, by service account. Nobody gets one who was not attributed to a
-//! pod by his cgroup, or whose service account the API server has not confirmed (`workload::Accounts`).
+//! pod by his cgroup, or whose service account the API server has not confirmed (`Pod::confirmed_account`).
 
 mod cache;
 pub mod mint;
@@ -26,7 +26,7 @@ use crate::config::plan::Issuer as Plan;
 use crate::files::published::Published;
 use crate::files::reload::{Reload, Step};
 use crate::files::watch::{self, Fingerprints};
-use crate::workload::Accounts;
+use crate::workload::Directory;
 use cache::Terms;
 use mint::Mint;
 
@@ -40,7 +40,7 @@ pub struct Source {
     publisher: Publisher,
     reload: Reload,
     fingerprints: Fingerprints,
-    accounts: Accounts,
+    directory: Directory,
     stats: Arc<Stats>,
 }
 
@@ -49,14 +49,14 @@ impl Source {
     pub(super) fn open(
         plan: Plan,
         publisher: Publisher,
-        accounts: Accounts,
+        directory: Directory,
         former: Option<&Published<IdentitySnapshot>>,
     ) -> Self {
         let former = former.and_then(|former| former.shared.load_full());
         let stats = former.as_ref().and_then(|one| one.issuer().map(|issuer| Arc::clone(issuer.stats())));
         let (reload, fingerprints) = (Reload::new(), Fingerprints::default());
         let stats = stats.unwrap_or_default();
-        let mut source = Self { plan, publisher, reload, fingerprints, accounts, stats };
+        let mut source = Self { plan, publisher, reload, fingerprints, directory, stats };
         source.look(Instant::now());
         source
     }
@@ -106,7 +106,7 @@ impl Source {
     fn publish(&mut self, loaded: Loaded, mint: Mint) {
         let former = self.publisher.serving();
         let former = former.as_ref().and_then(|one| one.issuer());
-        let (accounts, stats) = (self.accounts.clone(), Arc::clone(&self.stats));
+        let (directory, stats) = (self.directory.clone(), Arc::clone(&self.stats));
         self.publisher.publish_as(&loaded, |name, generation| {
             let terms = Terms {
                 name: Arc::clone(&name),
@@ -114,7 +114,7 @@ impl Source {
                 pod_uid: self.plan.pod_uid,
                 most: self.plan.max_identities,
             };
-            let issuer = Issuer::new(terms, mint, accounts, stats);
+            let issuer = Issuer::new(terms, mint, directory, stats);
             if let Some(former) = former {
                 issuer.follow(former);
             }

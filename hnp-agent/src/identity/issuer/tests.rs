@@ -12,7 +12,7 @@ use super::*;
 use crate::certs::names;
 use crate::config::plan::{IdentityFiles, IdentityPlace};
 use crate::identity::files::load::IdentityWarning;
-use crate::workload::Account;
+use crate::workload::{Account, Facts, Teller};
 use crate::x509;
 
 /// Name constraints: OID 2.5.29.30.
@@ -111,17 +111,19 @@ fn account(name: &str) -> Account {
     Account { namespace: "team-a".into(), name: name.into() }
 }
 
-fn issuer(plan: &Plan, accounts: &Accounts) -> Arc<Issuer> {
+fn issuer(plan: &Plan, directory: &Directory) -> Arc<Issuer> {
     let (_, mint) = mint::load(plan, now()).unwrap();
     let terms =
         Terms { name: "workloads".into(), generation: 1, pod_uid: plan.pod_uid, most: plan.max_identities };
-    Issuer::new(terms, mint, accounts.clone(), Arc::default())
+    Issuer::new(terms, mint, directory.clone(), Arc::default())
 }
 
-fn known(accounts: &Accounts, pods: &[(&str, &str)]) {
-    accounts.change(|known| {
-        *known = pods.iter().map(|(uid, name)| ((*uid).into(), Arc::new(account(name)))).collect();
-    });
+fn known(directory: &Directory, pods: &[(&str, &str)]) {
+    let facts = |(uid, name): &(&str, &str)| Facts {
+        account: Some(Arc::new(account(name))),
+        ..Facts::named(uid, "team-a", uid)
+    };
+    directory.tell_all(Teller::Api, pods.iter().map(facts));
 }
 
 /// What a pod would present now.
@@ -225,10 +227,10 @@ fn what_cannot_issue_for_the_domain_is_refused_and_what_is_risky_is_said() {
 
 #[test]
 fn pods_of_an_account_share_a_certificate_and_no_others() {
-    let (world, accounts) = (World::new(), Accounts::default());
+    let (world, directory) = (World::new(), Directory::default());
     let plan = world.write(Intermediate::default());
-    let issuer_of = |pod_uid| issuer(&Plan { pod_uid, ..plan.clone() }, &accounts);
-    known(&accounts, &[("pod-1", "a"), ("pod-2", "a"), ("pod-3", "b")]);
+    let issuer_of = |pod_uid| issuer(&Plan { pod_uid, ..plan.clone() }, &directory);
+    known(&directory, &[("pod-1", "a"), ("pod-2", "a"), ("pod-3", "b")]);
     let shared = issuer_of(false);
     assert!(matches!(shared.of_pod("pod-4"), Err(NotIssued::Unconfirmed(_))));
     let [one, two, three] = ["pod-1", "pod-2", "pod-3"].map(|pod| presented(&shared, pod));
@@ -243,9 +245,9 @@ fn pods_of_an_account_share_a_certificate_and_no_others() {
 
 #[test]
 fn certificates_are_renewed_while_they_are_used_and_go_with_the_last_pod() {
-    let (world, accounts) = (World::new(), Accounts::default());
-    known(&accounts, &[("pod-1", "a"), ("pod-2", "a"), ("pod-3", "b")]);
-    let issuer = issuer(&world.write(Intermediate::default()), &accounts);
+    let (world, directory) = (World::new(), Directory::default());
+    known(&directory, &[("pod-1", "a"), ("pod-2", "a"), ("pod-3", "b")]);
+    let issuer = issuer(&world.write(Intermediate::default()), &directory);
     let [first, other] = ["pod-1", "pod-3"].map(|pod| presented(&issuer, pod));
     let is_presented = |one: &IdentitySnapshot| one.of_workload().unwrap().is_presented_by(&issuer);
     assert!(issuer.look(now()).is_empty());
@@ -264,10 +266,10 @@ fn certificates_are_renewed_while_they_are_used_and_go_with_the_last_pod() {
     issuer.look(now() + Duration::from_secs(3600));
     assert_eq!((is_presented(&other), issuer.cached()), (false, 1));
     // when one of two pods has gone, nothing changes; when the last has, its certificate goes
-    known(&accounts, &[("pod-2", "a")]);
+    known(&directory, &[("pod-2", "a")]);
     issuer.look(later);
     assert!(is_presented(&second));
-    known(&accounts, &[]);
+    known(&directory, &[]);
     let slot = issuer.of_pod("pod-2");
     assert!(matches!(slot, Err(NotIssued::Unconfirmed(_))));
     issuer.look(later);
@@ -276,9 +278,9 @@ fn certificates_are_renewed_while_they_are_used_and_go_with_the_last_pod() {
 
 #[test]
 fn there_are_never_more_than_allowed_and_the_one_not_used_for_longest_goes() {
-    let (world, accounts) = (World::new(), Accounts::default());
-    known(&accounts, &[("1", "a"), ("2", "b"), ("3", "c"), ("4", "d")]);
-    let issuer = issuer(&world.write(Intermediate::default()), &accounts);
+    let (world, directory) = (World::new(), Directory::default());
+    known(&directory, &[("1", "a"), ("2", "b"), ("3", "c"), ("4", "d")]);
+    let issuer = issuer(&world.write(Intermediate::default()), &directory);
     let oldest = presented(&issuer, "1");
     for pod in ["2", "3", "1"] {
         issuer.look(now());
@@ -296,10 +298,10 @@ fn there_are_never_more_than_allowed_and_the_one_not_used_for_longest_goes() {
 
 #[test]
 fn what_was_given_up_is_presented_by_nobody() {
-    let (world, accounts) = (World::new(), Accounts::default());
-    known(&accounts, &[("1", "a")]);
+    let (world, directory) = (World::new(), Directory::default());
+    known(&directory, &[("1", "a")]);
     let plan = world.write(Intermediate::default());
-    let (former, next) = (issuer(&plan, &accounts), issuer(&plan, &accounts));
+    let (former, next) = (issuer(&plan, &directory), issuer(&plan, &directory));
     let slot = former.of_pod("1").unwrap();
     let old = former.present(&slot).unwrap().clone().unwrap();
     next.follow(&former);
@@ -320,12 +322,12 @@ fn what_was_given_up_is_presented_by_nobody() {
 #[test]
 fn the_cost_of_issuing_is_counted() {
     const MANY: usize = 200;
-    let (world, accounts) = (World::new(), Accounts::default());
+    let (world, directory) = (World::new(), Directory::default());
     let pods: Vec<String> = (0..MANY).map(|index| format!("pod-{index}")).collect();
     let all: Vec<_> = pods.iter().map(|pod| (&**pod, &**pod)).collect();
-    known(&accounts, &all);
+    known(&directory, &all);
     let plan = Plan { max_identities: MANY, ..world.write(Intermediate::default()) };
-    let issuer = issuer(&plan, &accounts);
+    let issuer = issuer(&plan, &directory);
     pods.iter().for_each(|pod| drop(presented(&issuer, pod)));
     let stats = issuer.stats();
     assert_eq!((stats.minted(), stats.failures()), (MANY as u64, 0));

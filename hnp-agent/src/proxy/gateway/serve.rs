@@ -7,6 +7,7 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::callers::outside;
@@ -15,6 +16,7 @@ use super::wanted::{Verdict, Wanted, judge_origin_form};
 use super::{Asked, NOWHERE, dialled};
 use crate::config::gateway::Gateway;
 use crate::config::plan::Plan;
+use crate::policy::Key;
 use crate::proxy::answer::{self, Answer, LAST_WORDS};
 use crate::proxy::authority::Choice;
 use crate::proxy::buffer::Buffer;
@@ -27,6 +29,7 @@ use crate::proxy::http1::serve::{self as http1, Incoming, Refusal};
 use crate::proxy::http2::{self, Patience};
 use crate::proxy::record::Recording;
 use crate::proxy::tls::{self, Ending};
+use crate::proxy::turned_away;
 use crate::proxy::worker::{Lanes, Worker};
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
@@ -61,8 +64,13 @@ impl Opening {
     }
 }
 
-/// Serves one accepted connection to its end.
-pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr) {
+/// Serves one accepted connection to its end. It holds the permit for as long as it is served.
+pub(in crate::proxy) async fn serve(
+    lanes: &Lanes,
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) {
     let open = lanes.around.counters.connection_opened();
     let base = connection::base_record(lanes.flow_id(), peer);
     // Nothing was captured: no cgroup, and what holds is the strictest of each route.
@@ -80,12 +88,12 @@ pub(in crate::proxy) async fn serve(lanes: &Lanes, stream: TcpStream, peer: Sock
     let destination = NOWHERE;
     let client =
         Box::new(Client { stream, flow, destination, routes, base, admitted, bound, last: false, asked });
-    Box::pin(admit(lanes, client)).await;
+    Box::pin(admit(lanes, client, permit)).await;
     drop(open);
 }
 
 /// Looks who it is before a byte is read, so that strangers hold no place among those who are served.
-async fn admit(lanes: &Lanes, mut client: Box<Client>) {
+async fn admit(lanes: &Lanes, mut client: Box<Client>, permit: OwnedSemaphorePermit) {
     let worker = lanes.newest();
     let Some(gateway) = &worker.plan.gateway else { return };
     let addr = client.flow.client.ip();
@@ -93,7 +101,7 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
     let found = callers.look_up(&worker.plan, gateway, addr);
     if let Ok(Some(workload)) = found {
         client.base.workload = workload;
-        return requests(lanes, client, None).await;
+        return count_in(lanes, &worker, client, None, permit).await;
     }
     let Some(place) = lanes.strangers.take() else {
         client.stream.reset_on_close();
@@ -108,7 +116,7 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
         if let Ok(Ok(None)) = head {
             let Some(certified) = end_tls(&worker, client, &bytes).await else { return };
             drop(place);
-            return requests(lanes, certified, None).await;
+            return count_in(lanes, &worker, certified, None, permit).await;
         }
         begun = Some(bytes);
     }
@@ -120,7 +128,7 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
         Ok(workload) => {
             drop(place);
             client.base.workload = workload;
-            requests(lanes, client, begun).await;
+            count_in(lanes, &worker, client, begun, permit).await;
         }
         Err(detail) => {
             // What he speaks, so that he can be told in it.
@@ -136,6 +144,20 @@ async fn admit(lanes: &Lanes, mut client: Box<Client>) {
             }
         }
     }
+}
+
+/// Serves a client who was let in, among those of his workload.
+async fn count_in(
+    lanes: &Lanes,
+    worker: &Rc<Worker>,
+    client: Box<Client>,
+    begun: Option<Buffer>,
+    permit: OwnedSemaphorePermit,
+) {
+    let key = Key::at_gateway(&client.base.workload, client.flow.client.ip().to_canonical());
+    let admitted = turned_away::admit(lanes, worker, client, key, permit).await;
+    let Some((client, _seat, _permit)) = admitted else { return };
+    requests(lanes, client, begun).await;
 }
 
 /// Ends a client's TLS on the gateway's own port.

@@ -1,0 +1,10 @@
+//! What a workload may do to its neighbours, and what it may use: limits that hold for each, counted over all workers.
+//!
+//! The data path asks here and nowhere else. What is decided is pure and takes the time as an argument; waiting and
+//! answering are the proxy's.
+
+mod limits;
+mod pace;
+
+pub use limits::{Key, Refused, Seat, Usages};
+pub use pace::Pace;

@@ -1,0 +1,166 @@
+//! One workload has no more than `limits.per_workload` gives it, and what it is refused is nobody else's loss.
+
+use std::time::Duration;
+
+use hnp_tests::agent::{Agent, Config};
+use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Target};
+use hnp_tests::manager::{Manager, Service, Setup};
+use hnp_tests::poll::eventually;
+use hnp_tests::scene::{IDENTITY, Scene, TRUST};
+use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
+use serde_json::Value;
+
+/// Polled for; ten times what it should take.
+const SOON: Duration = Duration::from_secs(10);
+const GET: &str = "GET /limited HTTP/1.1\r\nHost: manager.hnp.test\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn a_workload_has_no_more_connections_than_it_may() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let mut config = scene.config().route(scene.route());
+    config.limits = "per_workload: {connections: 20}".to_owned();
+    let agent = Agent::start(&scene, &config);
+    let (greedy, modest) = (scene.pod(), scene.pod());
+    let report = client::run(&greedy, &held(50));
+    assert_eq!((report.ok, report.failed), (20, 30), "{:?}", report.failures);
+    assert!(connections(&agent, "workload_connections") >= 30.0);
+    let line = agent.access_line_with("workload_connections");
+    assert_eq!(
+        (&line["pod_uid"], &line["status"]),
+        (&greedy.uid.as_str().into(), &Value::from(429)),
+        "{line}"
+    );
+    let spoken = agent.log_line("a workload's connections are refused");
+    assert!(spoken.contains(&greedy.uid), "{spoken}");
+    // The controls: another pod is not affected, what was closed may be opened again, and without the limit all are served.
+    client::run(&modest, &held(20)).assert_all_ok(20);
+    client::run(&greedy, &held(20)).assert_all_ok(20);
+    config.limits = "per_workload: {connections: 50}".to_owned();
+    agent.reload(&config);
+    client::run(&greedy, &held(50)).assert_all_ok(50);
+}
+
+#[test]
+fn a_workload_begins_connections_no_faster_than_it_may() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let with = |limits: &str| {
+        let mut config = scene.config().route(scene.route());
+        config.limits = format!("per_workload: {{{limits}}}");
+        config
+    };
+    // One in a second at most; the agent's clock is this machine's, and raw clients come faster than that.
+    let agent = Agent::start(&scene, &with("new_connections_per_second: 1"));
+    let (hasty, calm) = (scene.pod(), scene.pod());
+    let answers = ask(&hasty, 10);
+    assert_eq!(answers[0].status(), Some(200), "{}", answers[0].text());
+    let refused = answers.iter().find(|answer| answer.status() == Some(429)).expect("faster than it may");
+    let text = refused.text();
+    assert!(
+        text.contains("\r\nRetry-After: 1\r\n") && text.contains(r#""reason":"workload_rate""#),
+        "{text}"
+    );
+    assert_eq!(refused.end, End::Eof, "an answer, and no reset");
+    assert!(connections(&agent, "workload_rate") >= 1.0);
+    // The controls: another pod has its own, and without the limit nobody is refused.
+    assert_eq!(ask(&calm, 1)[0].status(), Some(200));
+    agent.reload(&with("connections: 100"));
+    assert!(ask(&hasty, 10).iter().all(|answer| answer.status() == Some(200)));
+}
+
+#[test]
+fn a_workload_that_speaks_tls_or_anything_is_told_in_its_words() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let _echo = Manager::start(
+        &scene,
+        Setup::new("echo", 9000)
+            .tls(hnp_tests::manager::Mode::Strict, &scene.server, &scene.clients)
+            .service(Service::Echo),
+    );
+    let opaque =
+        hnp_tests::agent::Route::opaque("lines", &["198.18.0.9:9000"], "https://manager.hnp.test:9000");
+    let config = |limits: &str| {
+        let mut config: Config =
+            scene.config().route(scene.route()).route(opaque.clone().with(IDENTITY, TRUST));
+        config.limits = limits.to_owned();
+        config
+    };
+    let agent = Agent::start(&scene, &config("per_workload: {connections: 1}"));
+    let pod = scene.pod();
+    let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
+    let holder = client::load(&pod, &Job::Idle { target, connections: 1, opaque: false }).spawn();
+    eventually(SOON, "the one it may have stands", || {
+        agent.metrics().sum("hnp_connections_open", &[]) == 1.0
+    });
+    let line =
+        || client::raw(&pod, (MANAGER4, 9000), vec![RawCase::new("anybody?\n").then_half_close()]).remove(0);
+    // A hello's first bytes; the alert comes before the rest is asked for.
+    let hello = RawCase::new(&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..]);
+    let refused = line();
+    assert!(refused.bytes.is_empty() && matches!(refused.end, End::Broken(..)), "{refused:?}");
+    let alert = client::raw(&pod, (MANAGER4, 80), vec![hello]).remove(0);
+    assert_eq!(alert.bytes, [21, 3, 1, 0, 2, 2, 40], "{alert:?}");
+    // The control: what was held is given back.
+    drop(holder);
+    eventually(SOON, "it is carried again", || line().text().contains("anybody?\n"));
+}
+
+#[test]
+fn a_workload_moves_bytes_no_faster_than_it_may_and_all_of_them() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let with = |limits: &str| {
+        let mut config = scene.config().route(scene.route());
+        config.limits = limits.to_owned();
+        config
+    };
+    let agent = Agent::start(&scene, &with("per_workload: {bytes_per_second: 1MiB}"));
+    let waits = || agent.metrics().sum("hnp_workload_waits_total", &[]);
+    let (first, second) = (scene.pod(), scene.pod());
+    // What a second is worth goes at once; one who moved nothing waits for nobody else's bytes.
+    transfer(&first, 3 << 20, |seconds| assert!(seconds >= 1.9, "3 MiB at 1 MiB/s in {seconds} s"));
+    let before = waits();
+    assert!(before > 0.0);
+    transfer(&second, 1 << 19, |seconds| println!("512 KiB of another pod in {seconds:.3} s"));
+    assert_eq!(waits(), before, "what a second is worth waits for nothing");
+    let both = client::load(&first, &download(2 << 20)).spawn();
+    upload(&first, 2 << 20, |seconds| assert!(seconds >= 1.9, "4 MiB both ways together in {seconds} s"));
+    drop(both);
+    // The control: without a limit nothing waits.
+    agent.reload(&with(""));
+    let before = waits();
+    transfer(&first, 3 << 20, |seconds| println!("3 MiB without a limit in {seconds:.3} s"));
+    assert_eq!(waits(), before);
+}
+
+fn transfer(pod: &Pod, bytes: u64, took: impl Fn(f64)) {
+    let report = client::run(pod, &download(bytes));
+    assert_eq!((report.bytes, report.sha256), (bytes, hnp_tests::pattern::sha256_of(9, bytes)));
+    took(report.seconds);
+}
+
+fn upload(pod: &Pod, bytes: u64, took: impl Fn(f64)) {
+    let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager").path("/sink");
+    let report = client::run(pod, &Job::Upload { target, bytes, seed: 7, chunked: false });
+    assert_eq!(report.sha256, hnp_tests::pattern::sha256_of(7, bytes));
+    took(report.seconds);
+}
+
+fn download(bytes: u64) -> Job {
+    let path = format!("/bytes/{bytes}?seed=9");
+    Job::Download { target: Target::new((MANAGER4, 80), MANAGER_NAME, "manager").path(&path) }
+}
+
+fn held(connections: u64) -> Job {
+    Job::Held { targets: vec![Target::new((MANAGER4, 80), MANAGER_NAME, "manager")], connections }
+}
+
+fn ask(pod: &Pod, times: usize) -> Vec<RawAnswer> {
+    client::raw(pod, (MANAGER4, 80), vec![RawCase::new(GET); times])
+}
+
+fn connections(agent: &Agent, reason: &str) -> f64 {
+    agent.metrics().sum("hnp_connections_total", &[("reason", reason)])
+}
