@@ -43,6 +43,7 @@ mod opaque;
 mod other_names;
 mod other_namespaces;
 mod outages;
+mod policy;
 mod privileges;
 mod raw_sockets;
 mod reload;
