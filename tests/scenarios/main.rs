@@ -26,6 +26,7 @@ mod guard;
 mod h2_clients;
 mod h2_upstream;
 mod handover;
+mod hostile_pod;
 mod http_semantics;
 mod idle;
 mod issued_serving;
