@@ -146,6 +146,7 @@ async fn serve(
             vips: vips.clone(),
             workloads: workloads.clone(),
             callers: callers.clone(),
+            directory: directory.clone(),
             usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,
@@ -484,7 +485,7 @@ fn follow_pods(
     let mut pending = issues(plan).then(until_listed);
     let wanted = async move {
         let wants = |generation: &Arc<Generation>| {
-            issues(&generation.plan) || generation.plan.routes.iter().any(|route| route.selects())
+            issues(&generation.plan) || generation.plan.routes.iter().any(|route| route.asks_the_api())
         };
         if generations.wait_for(wants).await.is_err() {
             std::future::pending::<()>().await;

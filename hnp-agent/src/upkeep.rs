@@ -232,7 +232,9 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         let plan = &*generation.plan;
         let overridden = plan.routes.iter().any(|route| !route.overrides.is_empty());
         let observing = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Observe);
-        if !overridden && !observing {
+        // What is found is told to the directory, by which policies know pods' namespaces.
+        let policed = plan.routes.iter().any(|route| route.policy.is_some());
+        if !overridden && !observing && !policed {
             continue;
         }
         let pods = match follow.pods.list() {

@@ -308,14 +308,14 @@ fn config(scene: &Scene, route: Route) -> Config {
     config
 }
 
-fn logs(scene: &Scene) -> std::path::PathBuf {
+pub(super) fn logs(scene: &Scene) -> std::path::PathBuf {
     let dir = scene.path("pod-logs");
     std::fs::create_dir_all(&dir).expect("the world's directory is ours");
     dir
 }
 
 /// What kubelet does before it starts a pod's first container.
-fn name(scene: &Scene, pod: &Pod, namespace: &str, name: &str) {
+pub(super) fn name(scene: &Scene, pod: &Pod, namespace: &str, name: &str) {
     std::fs::create_dir_all(logs(scene).join(format!("{namespace}_{name}_{}", pod.uid))).expect("made");
 }
 

@@ -100,6 +100,7 @@ pub(super) async fn serve(
             vips: vips.clone(),
             workloads: Arc::new(Nothing),
             callers: Callers::nobody(),
+            directory: Directory::default(),
             usages: usages.clone(),
             counters: telemetry.worker(index),
             stop,

@@ -2,6 +2,7 @@
 
 mod gateway;
 mod modes;
+mod policy;
 mod routes;
 pub(super) mod upstream_proxies;
 
@@ -90,6 +91,9 @@ fn all_keys() -> Vec<String> {
         below("upstream_proxies.NAME.timeouts", upstream_proxies::TIMEOUTS),
         below("routes[]", routes::KEYS),
         below("routes[].overrides[]", routes::OVERRIDE),
+        below("routes[].policy", policy::KEYS),
+        below("routes[].policy.allow[]", policy::RULE),
+        below("routes[].policy.deny[]", policy::RULE),
         below("routes[].end_to_end", modes::END_TO_END),
         below("routes[].tunnel", modes::TUNNEL),
         below("routes[].timeouts", routes::TIMEOUTS),

@@ -3,8 +3,10 @@
 //! The data path asks here and nowhere else. What is decided is pure and takes the time as an argument; waiting and
 //! answering are the proxy's.
 
+mod decide;
 mod limits;
 mod pace;
 
+pub use decide::{Decision, Subject, Why, decide};
 pub use limits::{Key, Refused, Seat, Usages};
 pub use pace::Pace;

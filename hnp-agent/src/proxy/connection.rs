@@ -18,6 +18,7 @@ use super::client_io::ClientIo;
 use super::flow::Flow;
 use super::gateway::Asked;
 use super::http2::Stream;
+use super::police::{Cut, Police, Standing};
 use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque, turned_away};
@@ -43,6 +44,8 @@ pub struct Client {
     pub base: AccessRecord,
     /// The route that ended this client's TLS, and on which terms; they hold for that route alone.
     pub admitted: Option<Box<Admitted>>,
+    /// What policies say of it.
+    pub standing: Rc<Standing>,
     /// The upstream connection that this client has authenticated.
     pub bound: Option<Box<Bound>>,
     /// The destination has left the configuration: the connection ends with the next answer.
@@ -72,7 +75,7 @@ pub struct Admitted {
 
 impl Client {
     /// The same client, with one of its requests over HTTP/2 as the bytes of HTTP/1.1.
-    pub fn with_stream(&self, stream: Stream) -> Self {
+    pub fn with_stream(&self, stream: Stream, police: &Police) -> Self {
         Self {
             stream: ClientIo::Http2(Box::new(stream)),
             flow: self.flow,
@@ -80,6 +83,8 @@ impl Client {
             routes: self.routes.clone(),
             base: AccessRecord { client_protocol: HttpVersion::H2, ..self.base.clone() },
             admitted: self.admitted.clone(),
+            // Each ends for itself.
+            standing: police.standing(),
             // A client of HTTP/2 shares its connection with itself alone and cannot say which request proved what.
             bound: None,
             last: self.last,
@@ -115,6 +120,19 @@ impl Client {
             Some(uid) => Caller::Pod(uid),
             None => Caller::Unknown("the caller's cgroup is not that of a pod"),
         }
+    }
+
+    /// Whether it may use a route, by the route's policy.
+    ///
+    /// # Errors
+    /// It may not.
+    pub async fn permit(&self, worker: &Worker, route: RouteIndex) -> Result<(), (Reason, String)> {
+        self.standing.admit(worker, &self.base.workload, route).await
+    }
+
+    /// What ends its exchanges from outside.
+    pub fn cut(&self, worker: &Worker) -> Cut {
+        Cut::new(worker.kill.clone(), Rc::clone(&self.standing))
     }
 
     /// What was read of the connection before it was served as this client's.
@@ -164,6 +182,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: O
                 routes,
                 base,
                 admitted,
+                standing: lanes.police.standing(),
                 bound,
                 last: false,
                 asked,

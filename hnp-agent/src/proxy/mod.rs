@@ -19,6 +19,7 @@ pub mod listener;
 pub mod opaque;
 mod paced;
 pub mod places;
+pub mod police;
 pub mod pulse;
 pub mod record;
 pub mod relay;

@@ -16,6 +16,10 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         Mode::EndToEnd(_) => plan.mode.as_str(),
         Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
     };
+    if let Err((reason, detail)) = client.permit(worker, route).await {
+        client.stream.reset_on_close();
+        return recording.finish(reason, Some(detail));
+    }
     recording.show();
     let has_left = || client.stream.has_left();
     let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
@@ -27,16 +31,11 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         }
     };
     recording.upstream(&upstream);
+    let cut = client.cut(worker);
     let (mut up, mut down) = (begun.unwrap_or_else(|| worker.stock.buffer()), worker.stock.buffer());
-    let relayed = relay::relay(
-        &mut client.stream,
-        &mut upstream.io,
-        &mut up,
-        &mut down,
-        plan.timeouts.idle,
-        &worker.kill,
-    )
-    .await;
+    let relayed =
+        relay::relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, plan.timeouts.idle, &cut)
+            .await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
     let (reason, caller) = (relayed.reason, client.caller());

@@ -12,10 +12,10 @@ use std::time::Duration;
 use hnp_common::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
 use super::client_io::ClientIo;
+use super::police::Cut;
 use crate::trust::tls_reason;
 use crate::upstream::Io;
 
@@ -56,7 +56,7 @@ pub async fn relay(
     up: &mut Buffer,
     down: &mut Buffer,
     idle: Duration,
-    kill: &CancellationToken,
+    cut: &Cut,
 ) -> Relayed {
     let mut up = Direction::new(up);
     let mut down = Direction::new(down);
@@ -82,8 +82,8 @@ pub async fn relay(
         if up_end.is_ready() && down_end.is_ready() {
             return Poll::Ready((Reason::Ok, None));
         }
-        if kill.is_cancelled() {
-            return Poll::Ready((Reason::Drained, None));
+        if let Some((reason, why)) = cut.poll(cx) {
+            return Poll::Ready((reason, Some(why)));
         }
         if before != (up.bytes, down.bytes, up.read_ended, down.read_ended) {
             last = Instant::now();

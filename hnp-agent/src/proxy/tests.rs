@@ -214,6 +214,7 @@ impl World {
             vips: vips.clone(),
             workloads: Arc::new(Fakes),
             callers: crate::proxy::gateway::Callers::nobody(),
+            directory: crate::workload::Directory::default(),
             usages: crate::policy::Usages::default(),
             counters: telemetry.worker(0),
             stop: CancellationToken::new(),

@@ -83,6 +83,7 @@ async fn keep_house(lanes: &Lanes, pulse: &Pulse) -> ! {
         for _ in 0..SWEEP {
             tick.tick().await;
             pulse.beat();
+            lanes.look_at_policies();
             lanes.around.counters.flush();
         }
     }

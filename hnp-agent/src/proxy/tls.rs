@@ -60,6 +60,13 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
     };
     let (route, verdict) = judge(&worker.plan, &client, hello);
     recording.record.route = Some(worker.plan.routes[route].name.clone());
+    let verdict = match verdict {
+        Verdict::Tunnel | Verdict::End => match client.permit(&worker, route).await {
+            Ok(()) => verdict,
+            Err((reason, detail)) => Verdict::Refuse(reason, detail),
+        },
+        Verdict::Pass | Verdict::Refuse(..) => verdict,
+    };
     match verdict {
         Verdict::Refuse(reason, detail) => refuse(client, recording, reason, detail).await,
         Verdict::Tunnel | Verdict::Pass => carry(&worker, client, bytes, recording, route, verdict).await,
@@ -243,9 +250,8 @@ async fn carry(
     };
     recording.upstream(&upstream);
     let mut down = worker.stock.buffer();
-    let idle = plan.timeouts.idle;
-    let relayed =
-        relay(&mut client.stream, &mut upstream.io, &mut bytes, &mut down, idle, &worker.kill).await;
+    let (idle, cut) = (plan.timeouts.idle, client.cut(worker));
+    let relayed = relay(&mut client.stream, &mut upstream.io, &mut bytes, &mut down, idle, &cut).await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
     let reason = match (relayed.reason, way) {

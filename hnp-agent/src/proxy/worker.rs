@@ -15,6 +15,7 @@ use super::buffer::Stock;
 use super::flow::{FlowSource, SharedVipTable, VipEntry};
 use super::gateway::{Callers, STRANGERS};
 use super::places::Places;
+use super::police::Police;
 use super::turned_away;
 use crate::clock::monotonic_ns;
 use crate::config::plan::Plan;
@@ -23,7 +24,7 @@ use crate::policy::Usages;
 use crate::resolve::{Resolver, SettingsError};
 use crate::telemetry::stats::{WorkerCounters, WorkerStats};
 use crate::upstream::{Pools, Upstreams};
-use crate::workload::WorkloadSource;
+use crate::workload::{Directory, WorkloadSource};
 
 /// One worker's world under one generation of the configuration.
 pub struct Worker {
@@ -33,6 +34,8 @@ pub struct Worker {
     pub plan: Arc<Plan>,
     /// The way to the upstreams.
     pub upstreams: Rc<Upstreams>,
+    /// Who may use which route.
+    pub police: Rc<Police>,
     /// Counters and access lines.
     pub stats: Rc<WorkerStats>,
     /// Blocks for bytes under way.
@@ -53,6 +56,8 @@ pub struct Surroundings {
     pub workloads: Arc<dyn WorkloadSource>,
     /// Who asks the gateway.
     pub callers: Callers,
+    /// What is known of pods.
+    pub directory: Directory,
     /// What each workload uses, counted over all workers.
     pub usages: Usages,
     /// Counters and access lines.
@@ -70,6 +75,8 @@ pub struct Lanes {
     /// What of it stays.
     pub around: Surroundings,
     pools: Rc<Pools>,
+    /// Who may use which route.
+    pub police: Rc<Police>,
     current: RefCell<Rc<Worker>>,
     /// Those that still serve connections, or that VIPs still refer to.
     former: RefCell<Vec<Rc<Worker>>>,
@@ -101,11 +108,13 @@ impl Lanes {
         let resolver = Resolver::new(&generation.plan.resolver)?;
         let pools = Rc::<Pools>::default();
         let stock = Stock::new(generation.plan.limits.buffer_bytes);
+        let police = Police::new(around.directory.clone());
         let plan = &generation.plan;
         let streams = Places::new(plan.limits.connections / plan.workers);
-        let first = Rc::new(worker(generation, &around, resolver, stock, &pools));
+        let first = Rc::new(worker(generation, &around, resolver, stock, (&pools, &police)));
         Ok(Self {
             pools,
+            police,
             current: RefCell::new(first),
             former: RefCell::default(),
             next_flow_id: Cell::new(around.first_flow_id),
@@ -152,7 +161,8 @@ impl Lanes {
             same if same == current.plan.limits.buffer_bytes => current.stock.clone(),
             other => Stock::new(other),
         };
-        let new = Rc::new(worker(generation.clone(), &self.around, resolver, stock, &self.pools));
+        let new =
+            Rc::new(worker(generation.clone(), &self.around, resolver, stock, (&self.pools, &self.police)));
         if generation.number > current.generation.number {
             former.push(self.current.replace(new.clone()));
         } else {
@@ -175,6 +185,11 @@ impl Lanes {
             }
             Some(_) | None => Since::Gone,
         }
+    }
+
+    /// Takes back permissions that policies do not give any more. Call it a few times a second.
+    pub fn look_at_policies(&self) {
+        self.police.look(&self.newest());
     }
 
     /// Forgets generations that nobody needs any more, and looks after the pool, with what it is to hold ahead
@@ -209,13 +224,14 @@ fn worker(
     around: &Surroundings,
     resolver: Resolver,
     stock: Rc<Stock>,
-    pools: &Rc<Pools>,
+    (pools, police): (&Rc<Pools>, &Rc<Police>),
 ) -> Worker {
     let stats = Rc::new(around.counters.of(&generation.plan));
     let upstreams = Upstreams::new(generation.clone(), resolver, stats.clone(), pools.clone());
     Worker {
         plan: generation.plan.clone(),
         upstreams: Rc::new(upstreams),
+        police: police.clone(),
         stats,
         stock,
         stop: around.stop.clone(),

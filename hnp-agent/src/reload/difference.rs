@@ -93,6 +93,7 @@ fn changes((old_plan, old): (&Plan, &Route), (new_plan, new): (&Plan, &Route)) -
         ("tunnel", old.tunnel() != new.tunnel()),
         ("overrides", old.overrides != new.overrides),
         ("passthrough", old.passthrough != new.passthrough),
+        ("policy", old.policy != new.policy),
         ("identity", identity(old_plan, old) != identity(new_plan, new)),
         ("trust", trust(old_plan, old) != trust(new_plan, new)),
         ("upstream_proxy", way(old) != way(new)),

@@ -255,6 +255,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             enforcement: *enforcement,
             overrides: Vec::new(),
             passthrough: Vec::new(),
+            policy: None,
             timeouts: Timeouts {
                 head: Duration::from_secs(1),
                 idle: Duration::from_secs(1),

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::Telemetry;
 use super::names::{self, Kind, Metric};
-use super::stats::{BUCKETS, Histogram, Row, STATUS_CLASSES};
+use super::stats::{BUCKETS, Histogram, PolicyDecision, Row, STATUS_CLASSES};
 
 /// The content type of [`Telemetry::metrics_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -200,6 +200,16 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
         let samples = of_routes(read);
         out.family(metric, samples.iter().map(|(labels, n)| (&labels[..], *n)));
     }
+    let mut decisions = Vec::new();
+    for (index, route) in routes.iter().enumerate() {
+        for decision in PolicyDecision::ALL {
+            for (place, dry_run) in ["false", "true"].into_iter().enumerate() {
+                let labels = [("route", *route), ("decision", decision.as_str()), ("dry_run", dry_run)];
+                decisions.push((labels, total(rows(index).map(|row| &row.policy[decision as usize][place]))));
+            }
+        }
+    }
+    out.family(&names::POLICY_DECISIONS, happened(&decisions));
     let mut handshakes = Vec::new();
     for (index, route) in routes.iter().enumerate() {
         let full = total(rows(index).map(|row| &row.handshakes_full));

@@ -38,6 +38,7 @@ metrics! {
     CONNECTIONS = "hnp_connections", Counter, "Client connections that ended, by route and reason";
     WORKLOADS = "hnp_workloads", Gauge, "Workloads with connections open, or with some so lately that they count for a rate";
     WORKLOAD_WAITS = "hnp_workload_waits", Counter, "Pauses of connections whose workload had moved as many bytes as it may in a second";
+    POLICY_DECISIONS = "hnp_policy_decisions", Counter, "Decisions of routes' policies: allow, deny, and revoke for what was allowed before; with dry_run, what would have been";
     CONNECTIONS_OPEN = "hnp_connections_open", Gauge, "Client connections open now";
     REQUESTS = "hnp_requests", Counter, "Requests that ended, by route, reason and class of the status the client got";
     BYTES_UP = "hnp_bytes_up", Counter, "Payload bytes from clients, by route";

@@ -73,6 +73,32 @@ pub(super) struct Row {
     pub(super) retries: AtomicU64,
     pub(super) outage_waits: AtomicU64,
     pub(super) health: Health,
+    /// By [`PolicyDecision`], enforced and as a dry run.
+    pub(super) policy: [[AtomicU64; 2]; PolicyDecision::ALL.len()],
+}
+
+/// What a policy decided, as metrics have it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PolicyDecision {
+    /// The workload may use the route.
+    Allow,
+    /// It may not.
+    Deny,
+    /// It may no longer.
+    Revoke,
+}
+
+impl PolicyDecision {
+    pub(super) const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Revoke];
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Revoke => "revoke",
+        }
+    }
 }
 
 /// Durations, in the buckets of [`BUCKETS`] and one for the rest.
@@ -249,6 +275,11 @@ impl WorkerStats {
         add(&self.rows[route].outage_waits, 1);
     }
 
+    /// A route's policy decided.
+    pub fn policy_decided(&self, route: RouteIndex, decision: PolicyDecision, dry_run: bool) {
+        add(&self.rows[route].policy[decision as usize][usize::from(dry_run)], 1);
+    }
+
     /// A request was sent again on another connection.
     pub fn retried(&self, route: RouteIndex) {
         add(&self.rows[route].retries, 1);
@@ -290,6 +321,7 @@ impl Row {
             retries: AtomicU64::new(0),
             outage_waits: AtomicU64::new(0),
             health: Health::default(),
+            policy: Default::default(),
         }
     }
 }

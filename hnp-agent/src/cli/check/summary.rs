@@ -11,7 +11,7 @@ use crate::config::gateway::Gateway;
 use crate::config::humane;
 use crate::config::plan::{
     Admin, Capture, CaptureMode, Guard, Identity, IdentityPlace, IdentitySource, Issuer, PerWorkload, Plan,
-    RawSockets, Roots, Route, RuntimeSocket, UpstreamWay,
+    Policy, RawSockets, Roots, Route, Rule, RuntimeSocket, UpstreamWay,
 };
 use crate::config::upstream_proxy::{ProxyCredentials, UpstreamProxy};
 
@@ -58,6 +58,9 @@ pub(super) struct RouteSummary {
     pub(super) destinations: Vec<String>,
     pub(super) overrides: Vec<String>,
     pub(super) passthrough: Vec<String>,
+    /// Who may use it, a line each; nothing where all may.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) policy: Vec<String>,
     pub(super) upstream: String,
     /// The proxy on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -274,6 +277,7 @@ pub(super) fn route_summary(plan: &Plan, route: &Route) -> RouteSummary {
         destinations: route.destinations.iter().map(ToString::to_string).collect(),
         overrides: route.overrides.iter().map(ToString::to_string).collect(),
         passthrough: route.passthrough.iter().map(ToString::to_string).collect(),
+        policy: route.policy.as_ref().map(policy).unwrap_or_default(),
         upstream: format!("https://{}{}", route.upstream.authority, route.upstream.base_path),
         upstream_proxy: route.through().map(|through| through.proxy.name.to_string()),
         exempt_from_proxy: match &route.way {
@@ -402,6 +406,20 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// In the order in which it is decided.
+fn policy(policy: &Policy) -> Vec<String> {
+    let rules = |word: &str, rules: &[Rule]| -> Vec<String> {
+        rules.iter().map(|rule| format!("{word}: {rule}")).collect()
+    };
+    let mut lines = rules("deny", &policy.deny);
+    lines.extend(rules("allow", &policy.allow));
+    lines.push(format!("{} whoever else", policy.default.as_str()));
+    if policy.dry_run {
+        lines.push("dry run: counted and logged, nobody is refused".into());
+    }
+    lines
+}
+
 fn per_workload(limits: &PerWorkload) -> String {
     let mut text = format!("{} connections", limits.connections);
     if let Some(rate) = limits.new_connections_per_second {
@@ -527,6 +545,8 @@ impl RouteSummary {
         if !self.overrides.is_empty() {
             rows.insert(1, ("overrides", self.overrides.join("; ")));
         }
+        let heads = std::iter::once("policy").chain(std::iter::repeat(""));
+        rows.extend(heads.zip(self.policy.iter().cloned()));
         // A line each; docs/security.md says why.
         let heads = std::iter::once("not held").chain(std::iter::repeat(""));
         rows.extend(heads.zip(self.not_held.iter().map(ToString::to_string)));

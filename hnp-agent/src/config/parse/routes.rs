@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::modes::{self, Way};
-use super::{Named, upstream_proxies};
+use super::{Named, policy, upstream_proxies};
 use crate::config::defaults;
 use crate::config::hosts;
 use crate::config::plan::{
@@ -30,6 +30,7 @@ pub(super) const KEYS: &[&str] = &[
     "enforcement",
     "overrides",
     "passthrough",
+    "policy",
     "identity",
     "trust",
     "upstream_proxy",
@@ -109,6 +110,7 @@ fn route(
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
     let overrides = overrides(r, s, seen.cluster);
     let passthrough = passthrough(r, s, &destinations);
+    let policy = policy::policy(r, s, seen.cluster);
     let timeouts = timeouts(r, s);
     // Everything was read and its mistakes noted; only now may one of them end this.
     Some(Route {
@@ -120,6 +122,7 @@ fn route(
         enforcement,
         overrides,
         passthrough,
+        policy,
         timeouts,
     })
 }

@@ -9,6 +9,7 @@ mod capture;
 mod enforcement;
 mod identity;
 mod mode;
+mod policy;
 mod route;
 mod trust;
 
@@ -27,6 +28,7 @@ pub use self::capture::{Capture, CaptureMode, Guard, RawSockets};
 pub use self::enforcement::{Enforcement, Override, PodTraits, PossibleEnforcement};
 pub use self::identity::{Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer};
 pub use self::mode::{Authority, Mode, Protocol, ReverseProxy, Tunnel, Unreadable, UpstreamProtocol};
+pub use self::policy::{Permission, Policy, Rule, ServiceAccountName};
 pub use self::route::{Route, RouteIndex, Through, Timeouts, Upstream, UpstreamWay};
 pub use self::trust::{OnDoubt, Peers, Revocation, Roots, TlsVersion, Trust};
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Destination, Enforcement, Host, Mode, NamePattern, Override, PodTraits, PossibleEnforcement, Protocol,
-    ReverseProxy, Tunnel,
+    Destination, Enforcement, Host, Mode, NamePattern, Override, PodTraits, Policy, PossibleEnforcement,
+    Protocol, ReverseProxy, Tunnel,
 };
 use crate::config::end_to_end::EndToEnd;
 use crate::config::upstream_proxy::UpstreamProxy;
@@ -32,6 +32,8 @@ pub struct Route {
     pub overrides: Vec<Override>,
     /// Other names on the destinations' addresses that go on untouched to where the client was going.
     pub passthrough: Vec<NamePattern>,
+    /// Which workloads may use it; `None`: all.
+    pub policy: Option<Policy>,
     /// This route's deadlines.
     pub timeouts: Timeouts,
 }
@@ -162,7 +164,12 @@ impl Route {
         self.weakest_enforcement() == Enforcement::Strict
     }
 
-    /// Whether pods' labels decide anything.
+    /// Whether what only the API server knows of pods decides anything.
+    pub fn asks_the_api(&self) -> bool {
+        self.selects() || self.policy.as_ref().is_some_and(Policy::needs_api)
+    }
+
+    /// Whether pods' labels decide what is enforced.
     pub fn selects(&self) -> bool {
         self.overrides.iter().any(|other| other.selector.is_some())
     }

@@ -124,7 +124,8 @@ async fn pass(worker: &Worker, mut client: Box<Client>, route: RouteIndex) {
     let mut up = client.begun().unwrap_or_else(|| worker.stock.buffer());
     let mut down = worker.stock.buffer();
     let idle = plan.timeouts.idle;
-    let relayed = relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, idle, &worker.kill).await;
+    let cut = client.cut(worker);
+    let relayed = relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, idle, &cut).await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;
     let reason = if relayed.reason == Reason::Ok { Reason::Passthrough } else { relayed.reason };

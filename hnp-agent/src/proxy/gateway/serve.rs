@@ -86,9 +86,19 @@ pub(in crate::proxy) async fn serve(
     };
     let routes = Vec::new();
     let (stream, admitted, bound, asked) = (ClientIo::Tcp(stream), None, None, None);
-    let destination = NOWHERE;
-    let client =
-        Box::new(Client { stream, flow, destination, routes, base, admitted, bound, last: false, asked });
+    let (destination, standing) = (NOWHERE, lanes.police.standing());
+    let client = Box::new(Client {
+        stream,
+        flow,
+        destination,
+        routes,
+        base,
+        admitted,
+        standing,
+        bound,
+        last: false,
+        asked,
+    });
     Box::pin(admit(lanes, client, permit)).await;
     drop(open);
 }

@@ -15,12 +15,12 @@ use std::time::{Duration, SystemTime};
 
 use hnp_common::Reason;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::body::{Decoder, Framing};
 use super::response::Asked;
 use crate::proxy::buffer::Buffer;
 use crate::proxy::client_io::ClientIo;
+use crate::proxy::police::Cut;
 use crate::upstream::Io;
 use down::{Down, DownState, Page};
 pub(crate) use down::{PAGE, is_about_certificate, unanswered};
@@ -44,8 +44,8 @@ pub struct Terms {
     pub response: Duration,
     /// Without any progress in the middle of a body.
     pub idle: Duration,
-    /// Cancelled at the drain's deadline: the exchange ends then. The caller's task must be woken by it.
-    pub kill: CancellationToken,
+    /// What ends it from outside.
+    pub cut: Cut,
 }
 
 /// How an exchange ended.
@@ -127,9 +127,8 @@ pub async fn run(
         if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
             return Poll::Ready(end);
         }
-        if terms.kill.is_cancelled() {
-            let detail = "cut at the drain's deadline".into();
-            return Poll::Ready(End::Failed(exchange.failure(Reason::Drained, detail)));
+        if let Some((reason, detail)) = terms.cut.poll(cx) {
+            return Poll::Ready(End::Failed(exchange.failure(reason, detail)));
         }
         // Progress only moves the moment later, and the timer is set again when it fires. Sooner it
         // gets once: when the request is out and the answer's own deadline begins.

@@ -79,9 +79,18 @@ pub async fn forward(
     };
     let plan = &worker.plan.routes[route];
     recording.record.route = Some(plan.name.clone());
-    if let Way::Upstream = way
-        && let Err((reason, detail)) = admit(worker, client, route)
-    {
+    let admitted = match way {
+        Way::Upstream => match admit(worker, client, route) {
+            // Boxed: it seldom waits.
+            Ok(()) => Box::pin(client.permit(worker, route)).await,
+            refused => refused,
+        },
+        Way::Direct => {
+            client.standing.leave();
+            Ok(())
+        }
+    };
+    if let Err((reason, detail)) = admitted {
         return Box::pin(answer_and_end(client, recording, &incoming, reason, detail)).await;
     }
     recording.record.mode = match way {
@@ -105,7 +114,7 @@ pub async fn forward(
     };
     let binds = bound.is_some() || incoming.request.binds_connection;
     recording.record.bytes_up += incoming.whole_body.unwrap_or(0) as u64;
-    let mut terms = terms(worker, plan, &incoming, verbatim, client.last);
+    let mut terms = terms(worker, plan, &incoming, verbatim, client);
     terms.dated = matches!(way, Way::Upstream) && worker.upstreams.wants_date(route);
     let mut answer = worker.stock.buffer();
     let (mut failed_before, mut attempts) = (None, 1_u8);
@@ -251,7 +260,8 @@ async fn switched(
     mut answer: Buffer,
     idle: Duration,
 ) -> Next {
-    let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle, &worker.kill).await;
+    let cut = client.cut(worker);
+    let relayed = relay(&mut client.stream, &mut connection.io, bytes, &mut answer, idle, &cut).await;
     recording.record.bytes_up += relayed.up;
     recording.record.bytes_down += relayed.down;
     recording.finish(relayed.reason, relayed.detail);
@@ -309,7 +319,7 @@ fn take_message(
     message
 }
 
-fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, last: bool) -> Terms {
+fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, client: &Client) -> Terms {
     let request = &incoming.request;
     Terms {
         framing: rest_of(request.framing, incoming.whole_body),
@@ -318,13 +328,13 @@ fn terms(worker: &Worker, plan: &Route, incoming: &Incoming, verbatim: bool, las
             upgrade: if verbatim { request.upgrade_untouched } else { request.upgrade },
             http10: request.http10,
         },
-        close: !request.keep_alive || request.http10 || last || worker.stop.is_cancelled(),
+        close: !request.keep_alive || request.http10 || client.last || worker.stop.is_cancelled(),
         verbatim,
         dated: false,
         head_limit: worker.plan.limits.head_bytes,
         response: plan.timeouts.response,
         idle: plan.timeouts.idle,
-        kill: worker.kill.clone(),
+        cut: client.cut(worker),
     }
 }
 

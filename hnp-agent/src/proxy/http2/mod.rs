@@ -86,7 +86,7 @@ pub(super) async fn serve<F: Future<Output = ()>>(
                         worker.stats.connection_ended(route, Reason::TooManyConnections);
                         continue;
                     };
-                    let served = one(Box::new(client.with_stream(Stream::new(request, respond))));
+                    let served = one(Box::new(client.with_stream(Stream::new(request, respond), &lanes.police)));
                     requests.push(Box::pin(async move {
                         served.await;
                         drop(place);

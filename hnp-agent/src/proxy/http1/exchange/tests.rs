@@ -36,7 +36,7 @@ fn terms(framing: Framing, asked: Asked) -> Terms {
         head_limit: 8192,
         response: Duration::from_secs(20),
         idle: Duration::from_secs(20),
-        kill: CancellationToken::new(),
+        cut: Cut::new(tokio_util::sync::CancellationToken::new(), std::rc::Rc::default()),
     }
 }
 

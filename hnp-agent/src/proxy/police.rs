@@ -1,0 +1,256 @@
+//! Routes' policies on the data path: asked before a client's first byte goes to a route's upstream, and again when the
+//! configuration, or what is known of the pod, has changed.
+//!
+//! What was decided is the connection's, and a request on it costs one comparison. All of a worker's connections are looked
+//! at together, by its housekeeping; one that lost its permission is woken, and ends what it carries with a reset.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use hnp_common::Reason;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::worker::Worker;
+use crate::config::plan::{Plan, Policy, RouteIndex};
+use crate::policy::{Decision, Subject, decide};
+use crate::telemetry::stats::PolicyDecision;
+use crate::workload::{Directory, Workload};
+
+/// How long a connection is held while what a rule asks for may be about to come: the API server hears of a pod's
+/// service account and labels before the kubelet does, and tells the agent within a second or two.
+const HELD: Duration = Duration::from_secs(2);
+/// So many pods are named that a dry run would refuse.
+const NAMED: usize = 1024;
+
+/// What one worker's connections have in common of policies.
+pub struct Police {
+    directory: Directory,
+    all: RefCell<Vec<Weak<Standing>>>,
+    prune_at: Cell<usize>,
+    /// By what everything was looked at last, and since when that generation is served.
+    seen: Cell<Stamp>,
+    generation_since: Cell<Option<Instant>>,
+    named: RefCell<HashSet<(Arc<str>, Option<String>)>>,
+}
+
+/// What decisions depend on: the generation of the configuration, and that of what is known of pods.
+type Stamp = (u64, u64);
+
+/// A connection, or a stream of HTTP/2, before the policies.
+#[derive(Default)]
+pub struct Standing {
+    using: RefCell<Option<Using>>,
+    revoked: RefCell<Option<String>>,
+    /// Of whoever carries bytes.
+    waker: RefCell<Option<Waker>>,
+}
+
+/// The route in use.
+struct Using {
+    route: Arc<str>,
+    workload: Arc<Workload>,
+    stamp: Stamp,
+    /// By the policy, whether it is enforced or not.
+    allowed: bool,
+    /// What is under way was told to end.
+    cut: bool,
+}
+
+/// What ends an exchange from outside.
+#[derive(Clone)]
+pub struct Cut {
+    kill: CancellationToken,
+    standing: Rc<Standing>,
+}
+
+impl Police {
+    /// By what is known of pods.
+    pub fn new(directory: Directory) -> Rc<Self> {
+        Rc::new(Self {
+            directory,
+            all: RefCell::default(),
+            prune_at: Cell::new(64),
+            seen: Cell::new((0, 0)),
+            generation_since: Cell::new(None),
+            named: RefCell::default(),
+        })
+    }
+
+    /// A new connection's.
+    pub fn standing(&self) -> Rc<Standing> {
+        let standing = Rc::<Standing>::default();
+        let mut all = self.all.borrow_mut();
+        if all.len() >= self.prune_at.get() {
+            all.retain(|one| one.strong_count() > 0);
+            self.prune_at.set((2 * all.len()).max(64));
+        }
+        all.push(Rc::downgrade(&standing));
+        standing
+    }
+
+    /// Looks at what is in use again, where anything has changed; `worker` is the newest generation's. Call it a few times a
+    /// second.
+    pub fn look(&self, worker: &Worker) {
+        let stamp = (worker.generation.number, self.directory.changes());
+        if stamp == self.seen.get() {
+            return;
+        }
+        if self.generation_since.get().is_none() || stamp.0 != self.seen.get().0 {
+            self.generation_since.set(Some(Instant::now()));
+        }
+        // New rules may ask for what is only being listed now.
+        let is_new = self.generation_since.get().is_some_and(|since| since.elapsed() < HELD);
+        let mut undecided = false;
+        let all: Vec<_> = self.all.borrow().iter().filter_map(Weak::upgrade).collect();
+        for standing in all {
+            undecided |= self.look_at(&standing, worker, stamp, is_new).is_none();
+        }
+        self.seen.set(if undecided { (stamp.0, u64::MAX) } else { stamp });
+    }
+
+    /// `None`: it is to be looked at again.
+    fn look_at(&self, standing: &Standing, worker: &Worker, stamp: Stamp, is_new: bool) -> Option<()> {
+        let mut using = standing.using.borrow_mut();
+        let Some(using) = &mut *using else { return Some(()) };
+        let index = worker.plan.routes.iter().position(|route| route.name == using.route);
+        // A route that has gone ends its connections by itself.
+        let Some((index, policy)) = index.and_then(|at| Some((at, worker.plan.routes[at].policy.as_ref()?)))
+        else {
+            return Some(());
+        };
+        let decision = self.decide(policy, &using.workload);
+        if decision.allowed {
+            (using.allowed, using.cut, using.stamp) = (true, false, stamp);
+            return Some(());
+        }
+        if !decision.certain && is_new {
+            return None;
+        }
+        let was_allowed = std::mem::replace(&mut using.allowed, false);
+        if policy.dry_run {
+            if was_allowed {
+                worker.stats.policy_decided(index, PolicyDecision::Revoke, true);
+                self.name(&using.route, &using.workload, decision);
+            }
+        } else if !std::mem::replace(&mut using.cut, true) {
+            // Also what a dry run has let go on until now.
+            worker.stats.policy_decided(index, PolicyDecision::Revoke, false);
+            standing.revoke(decision.why.to_string());
+        }
+        // The next request asks anew, and hears why.
+        using.stamp = if policy.dry_run { stamp } else { (0, 0) };
+        Some(())
+    }
+
+    fn decide(&self, policy: &Policy, workload: &Workload) -> Decision {
+        let pod = workload.pod_uid.as_deref().and_then(|uid| self.directory.of(uid));
+        decide(policy, Subject::of(pod.as_deref()))
+    }
+
+    /// The same, after waiting for what may still come.
+    async fn decide_in_time(&self, plan: &Plan, policy: &Policy, workload: &Workload) -> Decision {
+        let first = self.decide(policy, workload);
+        let may_come = plan.kubernetes.is_some() || !policy.needs_api();
+        let Some(uid) = workload.pod_uid.as_deref().filter(|_| may_come && !first.certain) else {
+            return first;
+        };
+        let enough = |pod: &crate::workload::Pod| decide(policy, Subject::of(Some(pod))).certain;
+        // Whether it came or not, what is known now decides.
+        let _ = self.directory.wait_for(uid, enough, HELD).await;
+        self.decide(policy, workload)
+    }
+
+    /// Names a workload that a dry run would have refused, once.
+    fn name(&self, route: &Arc<str>, workload: &Workload, decision: Decision) {
+        let mut named = self.named.borrow_mut();
+        if named.len() < NAMED && named.insert((Arc::clone(route), workload.pod_uid.clone())) {
+            let (pod_uid, cgroup) = (&workload.pod_uid, &workload.cgroup);
+            tracing::info!(%route, pod_uid, cgroup, why = %decision.why, "the policy would refuse this workload");
+        }
+    }
+}
+
+impl Standing {
+    /// Whether the workload may use a route; waits a moment where that cannot be told yet.
+    ///
+    /// # Errors
+    /// It may not.
+    pub async fn admit(
+        &self,
+        worker: &Worker,
+        workload: &Arc<Workload>,
+        route: RouteIndex,
+    ) -> Result<(), (Reason, String)> {
+        let plan = &worker.plan.routes[route];
+        // Where there is no policy nothing is asked that other workers share.
+        let changes = || worker.police.directory.changes();
+        let stamp = (worker.generation.number, plan.policy.as_ref().map_or(0, |_| changes()));
+        if let Some(using) = &*self.using.borrow()
+            && using.route == plan.name
+            && using.stamp == stamp
+        {
+            return Ok(());
+        }
+        self.revoked.take();
+        let allowed = match &plan.policy {
+            None => true,
+            Some(policy) => {
+                let decision = worker.police.decide_in_time(&worker.plan, policy, workload).await;
+                let counted = if decision.allowed { PolicyDecision::Allow } else { PolicyDecision::Deny };
+                worker.stats.policy_decided(route, counted, policy.dry_run);
+                if !decision.allowed && !policy.dry_run {
+                    self.leave();
+                    return Err((Reason::PolicyDenied, decision.why.to_string()));
+                }
+                if !decision.allowed {
+                    worker.police.name(&plan.name, workload, decision);
+                }
+                decision.allowed
+            }
+        };
+        let (route, workload) = (Arc::clone(&plan.name), Arc::clone(workload));
+        *self.using.borrow_mut() = Some(Using { route, workload, stamp, allowed, cut: false });
+        Ok(())
+    }
+
+    /// What follows goes where no policy holds.
+    pub fn leave(&self) {
+        self.using.take();
+        self.revoked.take();
+    }
+
+    fn revoke(&self, why: String) {
+        *self.revoked.borrow_mut() = Some(why);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Cut {
+    /// What ends a client's exchanges: the drain's deadline, and its own standing. The caller's task must be woken by
+    /// `kill`.
+    pub fn new(kill: CancellationToken, standing: Rc<Standing>) -> Self {
+        Self { kill, standing }
+    }
+
+    /// Whether to end now, and why.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Option<(Reason, String)> {
+        if self.kill.is_cancelled() {
+            return Some((Reason::Drained, "cut at the drain's deadline".to_owned()));
+        }
+        if let Some(why) = self.standing.revoked.borrow_mut().take() {
+            return Some((Reason::PolicyRevoked, why));
+        }
+        let mut waker = self.standing.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        None
+    }
+}
