@@ -13,6 +13,8 @@ mod core_source;
 mod demo;
 mod dependencies;
 mod fuzz;
+mod image;
+mod node;
 mod peers;
 mod privileged;
 mod setup;
@@ -41,6 +43,7 @@ enum Command {
     Test(test::Options),
     Check(check::Options),
     Bench(bench::Options),
+    Image(image::Options),
     Fuzz(fuzz::Options),
 }
 
@@ -62,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Image(options) => image::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
     }
 }
