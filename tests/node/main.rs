@@ -5,6 +5,7 @@
 //! packages of a container runtime, and the image.
 
 mod first_act;
+mod image;
 mod limits;
 mod transient;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{AGENT_IMAGE, Manifest, NAME, Node, Pod, proto};
 use crate::agent::Config;
-use crate::poll::{patience, pause, until};
+use crate::poll::{eventually, patience, pause, until};
 use crate::scene::{IDENTITY, Scene, TRUST};
 
 /// An agent in a pod of a node.
@@ -20,8 +20,9 @@ pub struct AgentPod<'a> {
     pod: Pod,
 }
 
-/// The configuration for an agent in a pod: the paths of `deploy/`, and the scene's route.
-fn config(scene: &Scene) -> Config {
+/// The configuration for an agent in a pod: the paths of `deploy/`, the scene's identity and route, and a trust with these
+/// keys.
+pub fn config(scene: &Scene, trust: &str) -> Config {
     let mut config = Config::new(scene);
     config.cgroup = PathBuf::from("/sys/fs/cgroup/kubepods");
     config.bpffs = PathBuf::from("/sys/fs/bpf/hnp");
@@ -29,7 +30,7 @@ fn config(scene: &Scene) -> Config {
     config.resolver = "min_ttl: 1s".to_owned();
     config
         .identity_with(IDENTITY, "certificate: /etc/mtls/client.crt, key: /etc/mtls/client.key")
-        .trust_with(TRUST, "roots: /etc/hnp/ca.crt")
+        .trust_with(TRUST, trust)
         .route(scene.route())
 }
 
@@ -40,8 +41,19 @@ impl<'a> AgentPod<'a> {
     /// When it ends or is not ready in time; its words are shown.
     #[track_caller]
     pub fn start(node: &'a Node<'a>, scene: &Scene, manifest: &Manifest) -> Self {
+        let agent = Self::spawn(node, scene, manifest, &config(scene, "roots: /etc/hnp/ca.crt"));
+        agent.wait_until_ready();
+        agent
+    }
+
+    /// Starts the agent by a manifest and a configuration, and does not wait.
+    ///
+    /// # Panics
+    /// When the runtime cannot start it.
+    #[track_caller]
+    pub fn spawn(node: &'a Node<'a>, scene: &Scene, manifest: &Manifest, config: &Config) -> Self {
         let filled = |volume: &str| scene.path("volumes").join(volume);
-        fill(scene, &filled);
+        fill(scene, config, &filled);
         for directory in manifest.directories() {
             fs::create_dir_all(node.path(&directory.to_string_lossy())).expect("the node's files are ours");
         }
@@ -59,9 +71,7 @@ impl<'a> AgentPod<'a> {
         let cri = node.connect();
         let made = node.make(&cri, "hnp", "hnp-agent-x7k2p", &[], "burstable", manifest.sandbox(), container);
         let pod = made.unwrap_or_else(|error| panic!("the agent's pod: {error:#}"));
-        let agent = Self { node, pod };
-        agent.wait_until_ready();
-        agent
+        Self { node, pod }
     }
 
     #[track_caller]
@@ -127,6 +137,16 @@ impl<'a> AgentPod<'a> {
         .0
     }
 
+    /// Waits for words in its diagnostics.
+    ///
+    /// # Panics
+    /// When they do not come within twenty seconds.
+    #[track_caller]
+    pub fn wait_for_words(&self, words: &str) {
+        let what = format!("the agent says {words:?}:\n{}", self.pod.last_words());
+        eventually(Duration::from_secs(20), &what, || self.pod.stream(Some("stderr")).contains(words));
+    }
+
     /// A file of its own cgroup: `memory.peak`.
     pub fn cgroup_file(&self, name: &str) -> Option<String> {
         let path = format!("/sys/fs/cgroup{}/{name}", self.pod.cgroup);
@@ -154,13 +174,13 @@ impl Drop for AgentPod<'_> {
 }
 
 /// What the ConfigMap and the Secret of `deploy/daemonset.yaml` hold.
-fn fill(scene: &Scene, filled: &dyn Fn(&str) -> PathBuf) {
+fn fill(scene: &Scene, config: &Config, filled: &dyn Fn(&str) -> PathBuf) {
     let put = |volume: &str, file: &str, content: Vec<u8>| {
         fs::create_dir_all(filled(volume)).expect("the world's directory is ours");
         fs::write(filled(volume).join(file), content).expect("the world's directory is ours");
     };
     let read = |path: &std::path::Path| fs::read(path).expect("the scene has written it");
-    put("config", "hnp.yaml", config(scene).to_yaml().into_bytes());
+    put("config", "hnp.yaml", config.to_yaml().into_bytes());
     put("config", "ca.crt", read(&scene.roots));
     put("client", "client.crt", read(&scene.client.certificate));
     put("client", "client.key", read(&scene.client.key));

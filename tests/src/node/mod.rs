@@ -11,7 +11,7 @@ mod manifest;
 mod pod;
 mod proto;
 
-pub use self::agent::AgentPod;
+pub use self::agent::{AgentPod, config};
 pub use self::manifest::Manifest;
 pub use self::pod::{Ended, Pod, Spec};
 
