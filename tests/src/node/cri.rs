@@ -54,11 +54,11 @@ impl Cri {
         self.call::<proto::Id>("RunPodSandbox", &request).map(|answer| answer.id)
     }
 
-    /// Makes a container in a sandbox and starts it; returns its id.
+    /// Makes a container in a sandbox; returns its id.
     ///
     /// # Errors
     /// As the runtime says.
-    pub(super) fn start(
+    pub(super) fn create(
         &self,
         sandbox: &str,
         sandbox_config: &proto::PodSandboxConfig,
@@ -69,9 +69,15 @@ impl Cri {
             config: Some(config),
             sandbox_config: Some(sandbox_config.clone()),
         };
-        let id = self.call::<proto::Id>("CreateContainer", &request)?.id;
-        self.call::<()>("StartContainer", &proto::Id { id: id.clone() })?;
-        Ok(id)
+        self.call::<proto::Id>("CreateContainer", &request).map(|answer| answer.id)
+    }
+
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// As the runtime says.
+    pub(super) fn start(&self, container: &str) -> Result<()> {
+        self.call("StartContainer", &proto::Id { id: container.to_owned() })
     }
 
     /// How a container is.

@@ -54,6 +54,8 @@ pub struct Pod {
     pub(super) sandbox: String,
     pub(super) log: PathBuf,
     pub(super) class: &'static str,
+    /// When the runtime was asked to start the container.
+    started: SystemTime,
 }
 
 /// How a container was and ended.
@@ -61,12 +63,11 @@ pub struct Pod {
 pub struct Ended {
     /// Its exit status.
     pub status: i32,
-    /// From the start of its program to its end, as the runtime says.
+    /// From the moment in which the runtime was asked to start its program to the program's end: no less than it lived. (The
+    /// runtime notes the start when it has seen it, which can be after the end.)
     pub lived: Duration,
     /// What it wrote.
     pub output: String,
-    /// When its program was started.
-    pub started: SystemTime,
 }
 
 impl Node<'_> {
@@ -155,9 +156,11 @@ impl Node<'_> {
         container.labels.insert("io.kubernetes.container.name".to_owned(), of_container.clone());
         container.log_path = format!("{of_container}/0.log");
         let log = self.path(&folder).join(&container.log_path);
-        let container = cri.start(&sandbox, &config, container)?;
+        let container = cri.create(&sandbox, &config, container)?;
+        let started = SystemTime::now();
+        cri.start(&container)?;
         let cgroup = format!("{parent}/{container}");
-        Ok(Pod { uid, container, cgroup, sandbox, log, class })
+        Ok(Pod { uid, container, cgroup, sandbox, log, class, started })
     }
 
     fn wait(&self, cri: &Cri, pod: &Pod) -> Result<Ended> {
@@ -167,12 +170,12 @@ impl Node<'_> {
             status.map(|status| (status.state == proto::EXITED).then_some(status)).transpose()
         });
         let status = status?;
-        let nanoseconds = |time: i64| Duration::from_nanos(time.try_into().unwrap_or_default());
+        let finished = Duration::from_nanos(status.finished_at.try_into().context("a time before 1970")?);
+        let lived = (SystemTime::UNIX_EPOCH + finished).duration_since(pod.started);
         Ok(Ended {
             status: status.exit_code,
-            lived: nanoseconds(status.finished_at.saturating_sub(status.started_at)),
+            lived: lived.context("the clock was set back")?,
             output: pod.output(),
-            started: SystemTime::UNIX_EPOCH + nanoseconds(status.started_at),
         })
     }
 

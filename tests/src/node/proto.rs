@@ -116,10 +116,9 @@ messages! {
     ContainerStatusResponse {
         #[prost(message, optional, tag = "1")] status: Option<ContainerStatus>,
     }
-    /// State 2: exited. Times in nanoseconds since 1970.
+    /// State 2: exited. The time in nanoseconds since 1970.
     ContainerStatus {
         #[prost(int32, tag = "3")] state: i32,
-        #[prost(int64, tag = "5")] started_at: i64,
         #[prost(int64, tag = "6")] finished_at: i64,
         #[prost(int32, tag = "7")] exit_code: i32,
         #[prost(string, tag = "10")] reason: String,
