@@ -1,6 +1,6 @@
 /* A program without a resolver, linked statically: the kind of workload no preload library and no
- * environment variable reaches. Dials an address literal, sends one GET, prints what getpeername
- * says and then the answer. Usage: static_client ADDRESS PORT HOST PATH */
+ * environment variable reaches. Dials an address literal, sends one GET, or a POST where there is a
+ * body, prints what getpeername says and then the answer. Usage: static_client ADDRESS PORT HOST PATH [BODY] */
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +14,8 @@ static void fail(const char *what) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) {
-        fprintf(stderr, "usage: static_client ADDRESS PORT HOST PATH\n");
+    if (argc != 5 && argc != 6) {
+        fprintf(stderr, "usage: static_client ADDRESS PORT HOST PATH [BODY]\n");
         return 2;
     }
     struct sockaddr_storage to = {0};
@@ -53,8 +53,10 @@ int main(int argc, char **argv) {
     printf("peer %s %u\n", inet_ntop(peer.ss_family, address, text, sizeof text), ntohs(peer_port));
 
     char request[2048];
+    const char *body = argc == 6 ? argv[5] : "";
     int length = snprintf(request, sizeof request,
-                          "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", argv[4], argv[3]);
+                          "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
+                          argc == 6 ? "POST" : "GET", argv[4], argv[3], strlen(body), body);
     if (length < 0 || (size_t)length >= sizeof request || write(fd, request, length) != length)
         fail("write");
     char buffer[4096];

@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod manager;
 pub mod netns;
 pub mod nginx;
+pub mod node;
 pub mod openssl_peer;
 pub mod pattern;
 pub mod pinned;

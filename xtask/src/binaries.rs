@@ -1,6 +1,6 @@
 //! The programs that the demo and the scenarios run: built here, with the BPF object inside the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -78,4 +78,21 @@ pub(crate) fn tests_of(workspace: &Workspace, package: &str) -> Result<Vec<PathB
         }
     }
     Ok(executables)
+}
+
+/// Builds the scenarios and returns the executable of one of their tests: `scenarios`, `node`.
+///
+/// # Errors
+/// When the build fails, or there is no such test.
+pub(crate) fn test_named(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    tests_of(workspace, "hnp-tests")?
+        .into_iter()
+        .find(|path| is_test(path, name))
+        .with_context(|| format!("hnp-tests has no test named {name}"))
+}
+
+/// Whether an executable is the test with this name: cargo puts a hash behind it.
+pub(crate) fn is_test(executable: &Path, name: &str) -> bool {
+    let file = executable.file_name().unwrap_or_default().to_string_lossy();
+    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }

@@ -4,7 +4,7 @@
 //! what failed runs once more, alone. What fails again has failed. What holds then has not, but it is named at the
 //! very end, with its account: either its deadline is too short, or two scenarios are in each other's way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -25,7 +25,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let agent = binaries::agent(workspace)?;
     binaries::other_agents(workspace)?;
     step("scenarios on this machine's kernel");
-    for executable in binaries::tests_of(workspace, "hnp-tests")? {
+    // All but the node tier's, which needs more than this.
+    let is_node = |path: &PathBuf| binaries::is_test(path, "node");
+    for executable in binaries::tests_of(workspace, "hnp-tests")?.into_iter().filter(|path| !is_node(path)) {
         let scenarios = || command(workspace, &agent, &executable);
         let mut all = scenarios()?;
         all.args(arguments);

@@ -15,7 +15,9 @@ mod demo;
 mod dependencies;
 mod fuzz;
 mod host;
+mod image;
 mod libtest;
+mod node;
 mod peers;
 mod privileged;
 mod setup;
@@ -45,6 +47,7 @@ enum Command {
     Check(check::Options),
     Chart(chart::Options),
     Bench(bench::Options),
+    Image(image::Options),
     Fuzz(fuzz::Options),
 }
 
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Check(options) => check::run(&options),
         Command::Chart(options) => chart::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Image(options) => image::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
     }
 }

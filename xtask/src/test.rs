@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 use crate::shell::{self, step};
 use crate::toolchain::{Workspace, cargo};
-use crate::{host, vm};
+use crate::{host, node, vm};
 
 /// Run the tests: unit and host tiers unless told otherwise
 ///
@@ -14,14 +14,15 @@ use crate::{host, vm};
 /// fails its scenario and is named. What fails beside others runs once more, alone, and is named if it holds
 /// then. vm runs the same scenarios on other kernels, each booted under QEMU
 /// without KVM; it takes the kernels and QEMU from Debian's archive, into the target directory, and needs
-/// no root.
+/// no root. node makes real pods, with containerd, runc and CNI from Debian's archive, likewise, and the agent
+/// from its own image; it needs root, or a kernel to boot.
 #[derive(Args)]
 pub(crate) struct Options {
     /// A tier to run; may be repeated.
     #[arg(long, value_enum, default_values_t = [Tier::Unit, Tier::Host])]
     tier: Vec<Tier>,
     /// Kernels for the vm tier, separated by commas: oldest, lts, newest, or the beginning of a version
-    /// (6.1); all that the package archive has unless told otherwise.
+    /// (6.1); all that the package archive has unless told otherwise. With one, the node tier runs in guests, too.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     kernel: Vec<String>,
     /// Arguments for the scenarios, such as a part of a name, or --nocapture.
@@ -38,24 +39,22 @@ enum Tier {
     Host,
     /// The same scenarios on other kernels, in VMs.
     Vm,
-    /// Real pods. Not there yet.
+    /// Real pods: containerd, runc and CNI, and the agent from its own image.
     Node,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::find()?;
-    if options.tier.contains(&Tier::Node) {
-        bail!("the node tier does not exist yet: nothing was run. Use --tier unit, host or vm");
-    }
-    if !options.kernel.is_empty() && !options.tier.contains(&Tier::Vm) {
-        bail!("--kernel is for --tier vm; the host tier runs on this machine's kernel");
+    if !options.kernel.is_empty() && !options.tier.iter().any(|tier| matches!(tier, Tier::Vm | Tier::Node)) {
+        bail!("--kernel is for --tier vm and node; the host tier runs on this machine's kernel");
     }
     for tier in &options.tier {
         match tier {
             Tier::Unit => unit(&workspace)?,
             Tier::Host => host::run(&workspace, &options.scenario_args)?,
             Tier::Vm => vm::run(&workspace, &options.kernel, &options.scenario_args)?,
-            Tier::Node => {}
+            Tier::Node if options.kernel.is_empty() => node::run(&workspace, &options.scenario_args)?,
+            Tier::Node => vm::run_node(&workspace, &options.kernel, &options.scenario_args)?,
         }
     }
     Ok(())

@@ -97,7 +97,8 @@ pub enum TrustError {
         why: String,
     },
     /// The system's store is empty or cannot be read.
-    #[error("the system's store has no roots ({}); install the ca-certificates package, or name a file under `trusts`",
+    #[error("the system's store has no roots ({}); install the ca-certificates package, or name a file under `trusts`: \
+             hnp's image holds no store, so in a pod mount a file with the roots and name that (`roots: /etc/hnp/ca.crt`)",
             if why.is_empty() { "it is empty".to_owned() } else { why.join("; ") })]
     NoSystemRoots {
         /// What went wrong with parts of it.

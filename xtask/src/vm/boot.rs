@@ -39,6 +39,8 @@ pub(super) struct Job {
     pub(super) programs: Vec<PathBuf>,
     /// The scenarios' executable.
     pub(super) scenarios: PathBuf,
+    /// Variables that the scenarios are told more by.
+    pub(super) env: Vec<(&'static str, PathBuf)>,
     /// The directory of the tests' crate.
     pub(super) tests_crate: PathBuf,
     /// Its arguments.
@@ -54,8 +56,11 @@ impl Job {
         // Clients that a version manager put somewhere are found as on this machine.
         let own =
             |key: &str, usual: &str| shell::quote(&std::env::var(key).unwrap_or_else(|_| usual.to_owned()));
+        let env =
+            self.env.iter().map(|(key, path)| format!(" {key}={}", shell::quote(&path.to_string_lossy())));
+        let env: String = env.collect();
         format!(
-            "export PATH={}:$PATH HOME={}\nCRATE={}\nWITHOUT_MODULES={}\nrun() {{ \"$1\" {}; }}\n",
+            "export PATH={}:$PATH HOME={}{env}\nCRATE={}\nWITHOUT_MODULES={}\nrun() {{ \"$1\" {}; }}\n",
             own("PATH", "/usr/bin"),
             own("HOME", "/root"),
             shell::quote(&self.tests_crate.to_string_lossy()),

@@ -25,9 +25,9 @@ use self::kernels::Archive;
 use self::packages::{Prepared, Tools};
 use self::report::Report;
 use crate::apt::Debian;
-use crate::binaries;
 use crate::shell::{note, step};
 use crate::toolchain::Workspace;
+use crate::{binaries, node};
 
 /// How many guests run at a time, by what was quicker on two processors.
 const AT_A_TIME: usize = 2;
@@ -37,46 +37,89 @@ const AT_A_TIME: usize = 2;
 /// # Errors
 /// When something is missing (the message says what), or a scenario does not hold on a kernel.
 pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String]) -> Result<()> {
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("the vm tier runs on x86-64 machines: its guests use this machine's user land");
-    }
-    let dir = workspace.target.join("vm");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let debian = Debian::of_this_machine()
-        .context("the vm tier takes its kernels from Debian's archive, with the machine's own apt")?;
-    // What is cheap first: nobody waits for a build to learn that a kernel's name is wrong.
-    let archive = Archive::ask(&debian, &dir.join("apt"))?;
-    let chosen = archive.resolve(words)?;
-    let tools = Tools::ensure(&debian, &dir)?;
-    let prepared = chosen
-        .into_iter()
-        .map(|kernel| packages::kernel(&archive, kernel, &dir))
-        .collect::<Result<Vec<_>>>()?;
-
+    let guests = Guests::prepare(workspace, words)?;
     let agent = binaries::agent(workspace)?;
     binaries::other_agents(workspace)?;
-    let executable = binaries::tests_of(workspace, "hnp-tests")?
-        .into_iter()
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("scenarios-")))
-        .context("hnp-tests has no test named scenarios")?;
+    let executable = binaries::test_named(workspace, "scenarios")?;
     let job = Job {
         programs: programs_beside(&agent)?,
         arguments: scenarios::arguments(&executable, arguments)?,
         without_modules: scenarios::without_modules(arguments),
+        env: Vec::new(),
         scenarios: executable,
         tests_crate: workspace.root.join("tests"),
     };
-    let reports = boot_all(&tools, &prepared, &job, &dir)?;
+    guests.run(&job, "run")
+}
 
-    for report in &reports {
-        println!("{}", report.line());
-        print!("{}", report.table());
+/// Runs the node tier on the kernels that `words` name: real pods, with all controllers of cgroup2.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_node(workspace: &Workspace, words: &[String], arguments: &[String]) -> Result<()> {
+    let guests = Guests::prepare(workspace, words)?;
+    let ready = node::prepare(workspace)?;
+    // Not more: a guest has one processor, and each scenario a runtime and pods. Not one: libtest would then write a
+    // scenario's name before what the scenario says, and the line that the report looks for would be torn.
+    let arguments = arguments.iter().cloned().chain(["--test-threads=2".to_owned()]).collect();
+    let job = Job {
+        programs: vec![workspace.debug_bin("hnp-test-node")],
+        arguments,
+        without_modules: None,
+        env: vec![(node::PACKAGES, ready.packages), (node::IMAGES, ready.images)],
+        scenarios: ready.executable,
+        tests_crate: workspace.root.join("tests"),
+    };
+    guests.run(&job, "node")
+}
+
+/// What guests are booted with.
+struct Guests {
+    tools: Tools,
+    prepared: Vec<Prepared>,
+    dir: PathBuf,
+}
+
+impl Guests {
+    /// Brings the kernels that `words` name, and the emulator.
+    fn prepare(workspace: &Workspace, words: &[String]) -> Result<Self> {
+        if std::env::consts::ARCH != "x86_64" {
+            bail!("guests are x86-64 machines: they use this machine's user land");
+        }
+        let dir = workspace.target.join("vm");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let debian = Debian::of_this_machine()
+            .context("guests take their kernels from Debian's archive, with the machine's own apt")?;
+        // What is cheap first: nobody waits for a build to learn that a kernel's name is wrong.
+        let archive = Archive::ask(&debian, &dir.join("apt"))?;
+        let chosen = archive.resolve(words)?;
+        let tools = Tools::ensure(&debian, &dir)?;
+        let prepared = chosen
+            .into_iter()
+            .map(|kernel| packages::kernel(&archive, kernel, &dir))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { tools, prepared, dir })
     }
-    let bad: Vec<&Report> = reports.iter().filter(|report| !report.is_good()).collect();
-    for report in &bad {
-        eprintln!("{}", report.failures());
+
+    /// Boots all of them with a job; what a guest leaves is in `target/vm/<kind>-<version>`.
+    fn run(&self, job: &Job, kind: &str) -> Result<()> {
+        let reports = boot_all(&self.tools, &self.prepared, job, &|version| {
+            self.dir.join(format!("{kind}-{version}"))
+        })?;
+        for report in &reports {
+            println!("{}", report.line());
+            print!("{}", report.table());
+        }
+        let bad: Vec<&Report> = reports.iter().filter(|report| !report.is_good()).collect();
+        for report in &bad {
+            eprintln!("{}", report.failures());
+        }
+        if bad.is_empty() {
+            Ok(())
+        } else {
+            bail!("the scenarios do not hold on {} of the kernels", bad.len())
+        }
     }
-    if bad.is_empty() { Ok(()) } else { bail!("the scenarios do not hold on {} of the kernels", bad.len()) }
 }
 
 /// All builds of the agent and the test kit's programs: cargo puts them in one place.
@@ -94,7 +137,12 @@ fn programs_beside(agent: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Boots the kernels, some at a time; the reports come in the kernels' order.
-fn boot_all(tools: &Tools, kernels: &[Prepared], job: &Job, dir: &Path) -> Result<Vec<Report>> {
+fn boot_all(
+    tools: &Tools,
+    kernels: &[Prepared],
+    job: &Job,
+    dir: &(dyn Fn(&str) -> PathBuf + Sync),
+) -> Result<Vec<Report>> {
     let names: Vec<String> = kernels.iter().map(|prepared| prepared.kernel.version()).collect();
     step(&format!("scenarios on Linux {}, emulated", names.join(", ")));
     let waiting = Mutex::new(kernels.iter().enumerate());
@@ -106,7 +154,7 @@ fn boot_all(tools: &Tools, kernels: &[Prepared], job: &Job, dir: &Path) -> Resul
                     let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
                     let Some((index, prepared)) = next else { return };
                     let version = prepared.kernel.version();
-                    let ended = boot::run(tools, prepared, job, &dir.join(format!("run-{version}")));
+                    let ended = boot::run(tools, prepared, job, &dir(&version));
                     let report = ended.map(|ended| Report::read(&version, &ended));
                     if let Ok(report) = &report {
                         note(&report.line());

@@ -15,12 +15,13 @@ use anyhow::{Context as _, Result, bail};
 /// What a guest's root file system comes through, what the worlds are made of, and what the scenarios
 /// use. A kernel whose packages lack one has it built in, or is tested without; which of both, no package
 /// says since Linux 7.
-const WANTED: [&str; 18] = [
+const WANTED: [&str; 19] = [
     "virtio_pci",
     "9pnet_virtio",
     "9p",
     "overlay",
     "veth",
+    "bridge",
     "af_packet",
     "sch_ingress",
     "cls_bpf",
