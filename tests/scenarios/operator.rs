@@ -155,11 +155,15 @@ fn the_exit_code_says_whether_the_agent_is_there_and_ready() {
     let nobody = tool(&scene, "status", &[]);
     assert_eq!(nobody.status.code(), Some(1), "{nobody}");
     assert!(nobody.stderr.contains("does not answer") && nobody.stderr.contains("doctor"), "{nobody}");
+    let probe = |what: &str| tool(&scene, "status", &["--probe", what]);
+    assert_eq!((probe("alive").status.code(), probe("ready").status.code()), (Some(1), Some(1)));
 
     let certificate = fs::read(&scene.client.certificate).expect("it is there");
     fs::remove_file(&scene.client.certificate).expect("it is ours");
     let agent = Agent::spawn(scene.agent_place(), &scene.config().route(scene.route()), CAPABILITIES);
     eventually(SOON, "it is not ready", || tool(&scene, "status", &[]).status.code() == Some(2));
+    assert_eq!((probe("alive").status.code(), probe("ready").status.code()), (Some(0), Some(2)));
+    assert!(probe("ready").text().contains(&format!("waits for identity {IDENTITY}")), "{}", probe("ready"));
     let seen = status(&scene);
     let waits = rows(&seen, "pending").iter().find(|one| one["name"] == format!("identity {IDENTITY}"));
     assert!(waits.is_some_and(|one| one["why"].as_str().is_some_and(|why| !why.is_empty())), "{seen}");
@@ -169,6 +173,7 @@ fn the_exit_code_says_whether_the_agent_is_there_and_ready() {
 
     fs::write(&scene.client.certificate, certificate).expect("it is ours");
     eventually(SOON, "it is ready", || tool(&scene, "status", &[]).status.code() == Some(0));
+    assert_eq!((probe("alive").status.code(), probe("ready").status.code()), (Some(0), Some(0)));
     drop(agent);
 }
 

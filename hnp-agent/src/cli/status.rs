@@ -30,6 +30,18 @@ pub struct Args {
     /// Print JSON; docs/operations.md has its fields.
     #[arg(long)]
     json: bool,
+    /// For probes: print one line, and let the exit code say whether the agent is ready, or only whether it answers.
+    #[arg(long, value_name = "WHAT", conflicts_with = "json")]
+    probe: Option<Probe>,
+}
+
+/// What a probe wants to know.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Probe {
+    /// Whether it is ready, for readiness: exit code 2 while something is pending.
+    Ready,
+    /// Whether its control plane answers, for liveness: 0 also while something is pending.
+    Alive,
 }
 
 /// Asks and prints.
@@ -48,10 +60,20 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let ready = status["ready"] == true;
+    if let Some(probe) = args.probe {
+        let pending = rows(&status, "pending").map(|row| text(row, "name")).collect::<Vec<_>>();
+        let words = if ready { "ready".into() } else { format!("waits for {}", pending.join(", ")) };
+        let _ = writeln!(std::io::stdout(), "{}", crate::telemetry::line::printable(&words));
+        return match probe {
+            Probe::Ready if !ready => ExitCode::from(NOT_READY),
+            Probe::Ready | Probe::Alive => ExitCode::SUCCESS,
+        };
+    }
     let out = if args.json { table::json(&status) + "\n" } else { page(&status) };
     // A closed pipe (`| head`) is the reader's choice; the exit code is the agent's state all the same.
     let _ = std::io::stdout().lock().write_all(out.as_bytes());
-    if status["ready"] == true { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) }
+    if ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) }
 }
 
 fn page(status: &Value) -> String {

@@ -54,6 +54,17 @@ impl Manifest {
         self
     }
 
+    /// The same without a volume and what is mounted of it.
+    #[must_use]
+    pub fn without_volume(mut self, name: &str) -> Self {
+        for list in ["/volumes", "/containers/0/volumeMounts"] {
+            if let Some(Value::Array(entries)) = self.pod.pointer_mut(list) {
+                entries.retain(|entry| entry["name"] != name);
+            }
+        }
+        self
+    }
+
     /// Directories of the node that the pod wants made if they are not there.
     pub fn directories(&self) -> Vec<PathBuf> {
         let volumes = list(&self.pod["volumes"]);

@@ -23,7 +23,7 @@ pub struct Spec {
     pub name: String,
     /// Its labels.
     pub labels: Vec<(String, String)>,
-    /// The words of its program, [`super::CLIENT_IMAGE`]'s.
+    /// The words of its program, `CLIENT_IMAGE`'s.
     pub args: Vec<String>,
 }
 

@@ -126,7 +126,7 @@ fn of(stem: &str) -> Option<Vec<Promise>> {
                 "/spec/template/spec/containers/0/securityContext/capabilities/add",
                 json!(["BPF", "NET_ADMIN", "SYS_RESOURCE", "SYS_ADMIN", "SYS_PTRACE"]),
             ),
-            ("DaemonSet", "/spec/template/spec/containers/0/livenessProbe/httpGet/host", Value::Null),
+            ("DaemonSet", "/spec/template/spec/containers/0/livenessProbe/exec/command/3", json!("/run/hnp")),
             ("ClusterRole", "/rules/1/resources", json!(["pods"])),
             ("PodMonitor", "/spec/podMetricsEndpoints/0/relabelings/0/replacement", json!("${1}:15090")),
             ("NetworkPolicy", "/spec/egress/0/ports/0/port", json!(15001)),

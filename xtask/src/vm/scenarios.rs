@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 23] = [
+const HOST_ONLY: [(&str, &str); 26] = [
     (
         "a_day::of_short_certificates_shows_none_that_is_over_and_fails_no_request",
         "rate: a day in a minute and a half",
@@ -44,6 +44,9 @@ const HOST_ONLY: [(&str, &str); 23] = [
         "upgrade::in_the_middle_of_a_swap_programs_of_both_builds_work_together",
         "rate: 200 connections a second against a pause of a second and a half",
     ),
+    ("page::an_agent_that_is_gone_is_said_to_be", "a browser, which knows no kernel"),
+    ("page::it_shows_what_is_and_runs_nothing_that_a_pod_wrote", "the same"),
+    ("hostile_pod::a_hostile_pod_takes_what_one_may_have_and_nobody_elses", "count"),
     ("upgrade::the_control_a_stop_and_a_start_under_the_same_load_refuse_connections", "rate"),
     (
         "spiffe::identities::a_new_svid_every_two_seconds_under_load_costs_no_request",

@@ -206,15 +206,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{/*
-How kubelet asks the agent: the one place that says it. The argument is a dict of `facts` and `path` (/healthz, /readyz). With
-hostNetwork the agent's loopback is the node's, so kubelet gets there, and a second pod asks whoever holds the port.
+How kubelet asks the agent: the one place that says it. The argument is a dict of `facts` and `what` (alive, ready). Over the agent's
+own socket, so that no port needs to be open, and during an update whoever holds the socket answers.
 */}}
 {{- define "hnp.probe" -}}
-{{- $host := regexReplaceAll ":[0-9]+$" .facts.admin "" | trimPrefix "[" | trimSuffix "]" -}}
-httpGet:
-  {{- if not (has $host (list "0.0.0.0" "::")) }}
-  host: {{ $host | quote }}
-  {{- end }}
-  port: {{ splitList ":" .facts.admin | last }}
-  path: {{ .path }}
+exec:
+  command: [/hnp-agent, status, --run-dir, {{ .facts.runDir | quote }}, --probe, {{ .what }}]
+timeoutSeconds: 5
 {{- end -}}
