@@ -637,12 +637,11 @@ fn the_configuration_to_start_from_is_one() {
 #[test]
 fn what_is_deployed_agrees_with_the_defaults() {
     let deployed = include_str!("../../../../deploy/manifests/hnp.yaml");
-    let (ip, port) = (defaults::ADMIN_LISTEN.ip(), defaults::ADMIN_LISTEN.port());
     for (what, times) in [
         ("name: NODE_NAME".into(), 1),
         ("name: DAEMONSET".into(), 1),
-        (format!("host: \"{ip}\""), 2),
-        (format!("port: {port}"), 2),
+        (format!("status, --run-dir, \"{}\", --probe", defaults::RUN_DIR), 2),
+        (format!("name: run, mountPath: {}}}", defaults::RUN_DIR), 1),
         (format!("startup_taint: {}", defaults::STARTUP_TAINT), 1),
     ] {
         assert_eq!(deployed.matches(&what).count(), times, "{what}");
