@@ -40,7 +40,12 @@ fn namespaces_are_let_in_and_kept_out() {
     // Other bytes are reset, and nothing of them goes anywhere.
     assert!(say(&payments).text().contains("anybody?"));
     let reset = say(&other);
-    assert!(reset.bytes.is_empty() && matches!(reset.end, End::Broken(..)), "{reset:?}");
+    // It may come before the client has seen that it is connected.
+    let is_reset = match &reset.end {
+        End::NotConnected(why) => why.contains("reset"),
+        end => matches!(end, End::Broken(..)),
+    };
+    assert!(reset.bytes.is_empty() && is_reset, "{reset:?}");
     assert!(decisions(&agent, "allow", "false") >= 2.0 && decisions(&agent, "deny", "false") >= 3.0);
 
     // The other way round: who was let in is kept out, and the other way; the unknown one may be meant.

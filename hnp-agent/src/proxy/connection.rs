@@ -75,7 +75,7 @@ pub struct Admitted {
 
 impl Client {
     /// The same client, with one of its requests over HTTP/2 as the bytes of HTTP/1.1.
-    pub fn with_stream(&self, stream: Stream, police: &Police) -> Self {
+    pub fn with_stream(&self, stream: Stream, police: &Rc<Police>) -> Self {
         Self {
             stream: ClientIo::Http2(Box::new(stream)),
             flow: self.flow,

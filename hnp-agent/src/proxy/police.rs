@@ -5,7 +5,7 @@
 //! at together, by its housekeeping; one that lost its permission is woken, and ends what it carries with a reset.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -27,11 +27,15 @@ const HELD: Duration = Duration::from_secs(2);
 /// So many pods are named that a dry run would refuse.
 const NAMED: usize = 1024;
 
+/// Room for so many connections is not worth giving back.
+const FEW: usize = 256;
+
 /// What one worker's connections have in common of policies.
 pub struct Police {
     directory: Directory,
-    all: RefCell<Vec<Weak<Standing>>>,
-    prune_at: Cell<usize>,
+    /// Those there are now. Each takes itself out: what a weak reference holds on to would keep the memory of a whole wave.
+    all: RefCell<HashMap<u64, Weak<Standing>>>,
+    next: Cell<u64>,
     /// By what everything was looked at last, and since when that generation is served.
     seen: Cell<Stamp>,
     generation_since: Cell<Option<Instant>>,
@@ -41,13 +45,29 @@ pub struct Police {
 /// What decisions depend on: the generation of the configuration, and that of what is known of pods.
 type Stamp = (u64, u64);
 
-/// A connection, or a stream of HTTP/2, before the policies.
+/// A connection, or a stream of HTTP/2, before the policies. By default one that nobody looks at again.
 #[derive(Default)]
 pub struct Standing {
+    /// Where it is known, and as what.
+    home: Weak<Police>,
+    place: u64,
     using: RefCell<Option<Using>>,
     revoked: RefCell<Option<String>>,
     /// Of whoever carries bytes.
     waker: RefCell<Option<Waker>>,
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.upgrade() {
+            let mut all = home.all.borrow_mut();
+            all.remove(&self.place);
+            if all.is_empty() && all.capacity() > FEW {
+                // The last of a wave: its places go with it.
+                all.shrink_to(0);
+            }
+        }
+    }
 }
 
 /// The route in use.
@@ -74,7 +94,7 @@ impl Police {
         Rc::new(Self {
             directory,
             all: RefCell::default(),
-            prune_at: Cell::new(64),
+            next: Cell::new(0),
             seen: Cell::new((0, 0)),
             generation_since: Cell::new(None),
             named: RefCell::default(),
@@ -82,14 +102,12 @@ impl Police {
     }
 
     /// A new connection's.
-    pub fn standing(&self) -> Rc<Standing> {
-        let standing = Rc::<Standing>::default();
-        let mut all = self.all.borrow_mut();
-        if all.len() >= self.prune_at.get() {
-            all.retain(|one| one.strong_count() > 0);
-            self.prune_at.set((2 * all.len()).max(64));
-        }
-        all.push(Rc::downgrade(&standing));
+    pub fn standing(self: &Rc<Self>) -> Rc<Standing> {
+        let place = self.next.get();
+        self.next.set(place + 1);
+        let (using, revoked, waker) = Default::default();
+        let standing = Rc::new(Standing { home: Rc::downgrade(self), place, using, revoked, waker });
+        self.all.borrow_mut().insert(place, Rc::downgrade(&standing));
         standing
     }
 
@@ -106,7 +124,7 @@ impl Police {
         // New rules may ask for what is only being listed now.
         let is_new = self.generation_since.get().is_some_and(|since| since.elapsed() < HELD);
         let mut undecided = false;
-        let all: Vec<_> = self.all.borrow().iter().filter_map(Weak::upgrade).collect();
+        let all: Vec<_> = self.all.borrow().values().filter_map(Weak::upgrade).collect();
         for standing in all {
             undecided |= self.look_at(&standing, worker, stamp, is_new).is_none();
         }
