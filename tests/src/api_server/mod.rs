@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -286,9 +286,17 @@ fn serve(
     netns.enter().expect("a namespace that we made can be entered");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let listener = match listen() {
-            Ok(listener) => listener,
-            Err(error) => return opened.send(Err(error)).expect("the starter waits"),
+        // A process that another test has just forked may still hold the socket of the server before this one.
+        let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        let until = Instant::now() + Duration::from_secs(5);
+        let listener = loop {
+            match listen() {
+                Ok(listener) => break listener,
+                Err(error) if in_use(&error) && Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => return opened.send(Err(error)).expect("the starter waits"),
+            }
         };
         opened.send(Ok(())).expect("the starter waits");
         let state = Arc::clone(state);
