@@ -26,6 +26,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod memory;
 pub mod observed;
+pub mod percent;
 pub mod policy;
 pub mod proxy;
 pub mod reload;

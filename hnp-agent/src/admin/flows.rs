@@ -5,6 +5,7 @@
 use hnp_common::Reason;
 use serde_json::{Value, json};
 
+use crate::percent::percent_decoded;
 use crate::telemetry::flows::{RECENT, Wanted};
 use crate::telemetry::{Telemetry, rfc3339};
 
@@ -68,21 +69,8 @@ fn wanted(query: &str) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-/// Percent-encoding (RFC 3986 section 2.1).
 fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        if first != b'%' {
-            bytes.push(first);
-            continue;
-        }
-        let (digits, after) = rest.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(percent_decoded(text)?).ok()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::config::upstream_proxy::{
     BasicCredentials, NoProxy, ProxyCredentials, ProxyTimeouts, ProxyTls, UpstreamProxy,
 };
 use crate::config::values::{self, Value, Wrong, plain_number, port};
+use crate::percent::percent_decoded;
 
 pub(super) const KEYS: &[&str] = &["url", "credentials", "trust", "no_proxy", "timeouts"];
 pub(super) const TIMEOUTS: &[&str] = &["connect", "tls", "answer"];
@@ -183,23 +184,6 @@ fn decoded(userinfo: &str) -> Result<BasicCredentials, &'static str> {
     let password = percent_decoded(password).ok_or(BAD)?;
     BasicCredentials::parse(&[&user[..], b":", &password].concat())
         .map_err(|_| "has a user or password that is too long or has control characters")
-}
-
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        if first != b'%' {
-            bytes.push(first);
-            continue;
-        }
-        let digit = |b: u8| char::from(b).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        let (&[high, low], after) = rest.split_first_chunk()?;
-        bytes.push(digit(high)? * 16 + digit(low)?);
-        rest = after;
-    }
-    Some(bytes)
 }
 
 /// The URL for a message: whatever stands before the last `@` is cut, however it was meant.
