@@ -24,6 +24,7 @@ mod setup;
 mod shell;
 mod test;
 mod toolchain;
+mod unpacked;
 mod vm;
 
 use std::process::ExitCode;

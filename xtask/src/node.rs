@@ -2,14 +2,14 @@
 //! archive, is unpacked below the target directory and not installed; the agent comes from its own image.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::apt::{Apt, Debian};
 use crate::shell::{self, step};
 use crate::toolchain::Workspace;
+use crate::unpacked::{self, Sources};
 use crate::{binaries, image, privileged};
 
 /// Each package with the file that is wanted of it.
@@ -55,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
 /// # Errors
 /// When something cannot be had or built.
 pub(crate) fn prepare(workspace: &Workspace) -> Result<Ready> {
-    let packages = packages(workspace)?;
+    let packages = unpacked::ensure(workspace, "node", &WANTED, Sources::WithSecurity)?;
     let (archive, _) = image::ensure_built(workspace)?;
     let images = workspace.target.join("image");
     ensure!(archive.starts_with(&images), "images lie in one folder");
@@ -65,36 +65,6 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<Ready> {
     step("building the scenarios and the test kit's programs");
     let executable = binaries::test_named(workspace, "node")?;
     Ok(Ready { executable, packages, images })
-}
-
-fn packages(workspace: &Workspace) -> Result<PathBuf> {
-    let home = workspace.tools().join("node");
-    let root = home.join("root");
-    if missing(&root).is_empty() {
-        return Ok(root);
-    }
-    let mut names = WANTED.map(|(package, _)| package).to_vec();
-    names.dedup();
-    let by_hand = format!("or type: apt-get install --no-install-recommends {}", names.join(" "));
-    let debian = Debian::of_this_machine().with_context(|| by_hand.clone())?;
-    step(&format!("fetching {} (unpacked below target/ and not installed)", names.join(", ")));
-    let security = format!("{}-security", debian.codename);
-    let apt = Apt::new(&home, &[(&debian.releases, &[&debian.codename]), (&debian.security, &[&security])])?;
-    apt.update().with_context(|| by_hand.clone())?;
-    apt.fetch_with_dependencies(&names, &debian.codename, &root).with_context(|| by_hand.clone())?;
-    let still = missing(&root);
-    ensure!(
-        still.is_empty(),
-        "{} of {} have not what is looked for; {by_hand}",
-        still.join(", "),
-        debian.codename
-    );
-    Ok(root)
-}
-
-fn missing(root: &Path) -> Vec<&'static str> {
-    let lacks = |file: &str| ![root, Path::new("/")].iter().any(|place| place.join(file).is_file());
-    WANTED.iter().filter(|(_, file)| lacks(file)).map(|(package, _)| *package).collect()
 }
 
 /// Compiles one of `tests/clients/*.c` into a static program.

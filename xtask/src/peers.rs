@@ -3,13 +3,12 @@
 //! What this machine lacks is unpacked below the target directory and not installed: no service starts, and
 //! nothing of the system changes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
-use crate::apt::{Apt, Debian};
-use crate::shell::step;
 use crate::toolchain::Workspace;
+use crate::unpacked::{self, Sources};
 
 /// Each package with the file that is wanted of it.
 const WANTED: [(&str, &str); 4] = [
@@ -25,31 +24,6 @@ const WANTED: [(&str, &str); 4] = [
 /// # Errors
 /// When this is no Debian, or its archive does not have them.
 pub(crate) fn ensure(workspace: &Workspace) -> Result<PathBuf> {
-    let home = workspace.tools().join("peers");
-    let root = home.join("root");
-    if missing(&root).is_empty() {
-        return Ok(root);
-    }
-    let by_hand =
-        format!("or type: apt-get install --no-install-recommends {}", WANTED.map(|of| of.0).join(" "));
-    let debian = Debian::of_this_machine().with_context(|| by_hand.clone())?;
-    step(&format!("fetching {} (unpacked below target/ and not installed)", missing(&root).join(", ")));
-    let apt = Apt::new(&home, &[(&debian.releases, &[&debian.codename])])?;
-    apt.update().with_context(|| by_hand.clone())?;
-    // All of them: a module fits the nginx of its own version only.
-    let packages = WANTED.map(|(package, _)| package);
-    apt.fetch_with_dependencies(&packages, &debian.codename, &root).with_context(|| by_hand.clone())?;
-    let still = missing(&root);
-    ensure!(
-        still.is_empty(),
-        "{} of {} have not what is looked for; {by_hand}",
-        still.join(", "),
-        debian.codename
-    );
-    Ok(root)
-}
-
-fn missing(root: &Path) -> Vec<&'static str> {
-    let lacks = |file: &str| ![root, Path::new("/")].iter().any(|place| place.join(file).is_file());
-    WANTED.iter().filter(|(_, file)| lacks(file)).map(|(package, _)| *package).collect()
+    // A module fits the nginx of its own version only, and so all come from one suite.
+    unpacked::ensure(workspace, "peers", &WANTED, Sources::Release)
 }
