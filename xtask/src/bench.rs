@@ -50,6 +50,20 @@ enum What {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// What one hostile pod does to the latency of twenty quiet ones, beside what it does when it is hostile elsewhere
+    ///
+    /// The agent is the release build.
+    Neighbours {
+        /// How often everything is measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+        rounds: u32,
+        /// One attack alone: a word of its name.
+        #[arg(long, value_name = "ATTACK")]
+        only: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -61,6 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let words = if *quick { vec![words[0].clone(), "--quick".to_owned()] } else { words.to_vec() };
             beside_peers(&workspace, words, *json, output.as_deref())
         }
+        What::Neighbours { rounds, only, json } => neighbours(&workspace, *rounds, only.as_deref(), *json),
     }
 }
 
@@ -73,6 +88,15 @@ fn connect(workspace: &Workspace, rounds: u32, perfmon: bool, json: bool) -> Res
         .args(["connect", "--rounds", &rounds.to_string()])
         .args(perfmon.then_some("--perfmon"))
         .args(json.then_some("--json"));
+    shell::run(&mut bench)
+}
+
+fn neighbours(workspace: &Workspace, rounds: u32, only: Option<&str>, json: bool) -> Result<()> {
+    let (agent, bench) = binaries::released_for_bench(workspace)?;
+    shell::step("quiet pods beside a hostile one");
+    let mut bench = privileged::command(&bench, &[("HNP_AGENT_BIN", agent.as_path())], "the bench")?;
+    bench.args(["neighbours", "--rounds", &rounds.to_string()]);
+    bench.args(only.map(|only| ["--only", only]).into_iter().flatten()).args(json.then_some("--json"));
     shell::run(&mut bench)
 }
 

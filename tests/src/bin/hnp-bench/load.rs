@@ -45,6 +45,9 @@ pub(crate) struct Job {
     pub(crate) proxy: Option<i32>,
     /// A certificate, its key, and the roots of the server's, in PEM: for mutual TLS of the client's own.
     pub(crate) tls: Option<[String; 3]>,
+    /// Each request's time is wanted.
+    #[serde(default)]
+    pub(crate) samples: bool,
 }
 
 /// How requests are made.
@@ -75,6 +78,9 @@ pub(crate) struct Outcome {
     pub(crate) p50: f64,
     /// 99 of 100.
     pub(crate) p99: f64,
+    /// Each request's, where they are wanted, in microseconds.
+    #[serde(default)]
+    pub(crate) samples: Vec<f64>,
 }
 
 /// Shared by the threads of a load.
@@ -138,6 +144,7 @@ fn measure(job: &Arc<Job>) -> Result<Outcome> {
         cpu_seconds: after.3 - before.3,
         p50: if took.is_empty() { 0.0 } else { at(0.5) },
         p99: if took.is_empty() { 0.0 } else { at(0.99) },
+        samples: if job.samples { took.iter().map(|&ns| ns as f64 / 1e3).collect() } else { Vec::new() },
     };
     ensure!(outcome.bytes > 0, "nothing came within {} ms", job.milliseconds);
     Ok(outcome)
@@ -295,7 +302,7 @@ fn own_tls(files: &[String; 3]) -> Result<ClientConfig> {
 }
 
 /// User and system time of a whole process, threads that have ended included.
-fn cpu_seconds(pid: i32) -> Result<f64> {
+pub(crate) fn cpu_seconds(pid: i32) -> Result<f64> {
     let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
     // SAFETY: clock is ours and written by the call.
     let found = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };

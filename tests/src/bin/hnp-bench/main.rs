@@ -3,22 +3,28 @@
 //! `connect`: what capture costs a pod. Two clients at a time do the same: one with the hooks, one without, in turns, in the same network
 //! namespace, so that what the machine does meanwhile happens to both. Figures are medians; a difference
 //! is one of medians of one round, and its spread is that over all rounds. `peers`: what carrying costs the
-//! node, beside other proxies. Both report and judge nothing: machines are noisy, tests never assert a speed.
+//! node, beside other proxies. `neighbours`: what a hostile pod does to quiet ones. All report and judge nothing: machines
+//! are noisy, tests never assert a speed.
 
 mod client;
 mod connect;
 mod figures;
+mod hostile;
 mod load;
+mod neighbours;
 mod peers;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Serialize;
 
 const USAGE: &str = "usage: hnp-bench connect [--rounds N] [--perfmon] [--json]\n       \
-                     hnp-bench peers [--rounds N | --quick] [--json] [--output FILE]";
+                     hnp-bench peers [--rounds N | --quick] [--json] [--output FILE]\n       \
+                     hnp-bench neighbours [--rounds N] [--only ATTACK] [--json]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,8 +32,12 @@ fn main() -> ExitCode {
     let outcome = match words.split_first() {
         Some((&"client", rest)) => client::run(rest),
         Some((&"load", rest)) => load::run(rest),
+        Some((&"hostile", rest)) => hostile::run(rest),
         Some((&"connect", rest)) => Options::parse(rest).and_then(|options| bench(&options)),
         Some((&"peers", rest)) => PeersOptions::parse(rest).and_then(|options| bench_peers(&options)),
+        Some((&"neighbours", rest)) => {
+            NeighboursOptions::parse(rest).and_then(|options| bench_neighbours(&options))
+        }
         _ => Err(anyhow::anyhow!(USAGE)),
     };
     match outcome {
@@ -87,6 +97,29 @@ impl PeersOptions {
     }
 }
 
+/// The same of `neighbours`.
+struct NeighboursOptions {
+    rounds: usize,
+    only: Option<String>,
+    json: bool,
+}
+
+impl NeighboursOptions {
+    fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self { rounds: 5, only: None, json: false };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "--json" => options.json = true,
+                "--only" => options.only = words.next().map(|word| (*word).to_owned()),
+                "--rounds" => options.rounds = rounds(words.next())?,
+                unknown => bail!("unknown argument {unknown}\n{USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+}
+
 fn rounds(number: Option<&&str>) -> Result<usize> {
     let number = number.context("--rounds wants a number")?;
     let valid = number.parse().ok().filter(|n| (1..=1000).contains(n));
@@ -109,8 +142,21 @@ fn bench_peers(options: &PeersOptions) -> Result<()> {
     if let Some(file) = &options.output {
         peers::write(&report, file)?;
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    print(&report, options.json)
+}
+
+fn bench_neighbours(options: &NeighboursOptions) -> Result<()> {
+    as_root()?;
+    print(
+        &neighbours::measure(options.rounds, Duration::from_secs(4), options.only.as_deref())?,
+        options.json,
+    )
+}
+
+/// As JSON, or in words.
+fn print(report: &(impl Serialize + fmt::Display), json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
     } else {
         print!("{report}");
     }
@@ -119,11 +165,5 @@ fn bench_peers(options: &PeersOptions) -> Result<()> {
 
 fn bench(options: &Options) -> Result<()> {
     as_root()?;
-    let report = connect::measure(options.rounds, options.perfmon)?;
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    print(&connect::measure(options.rounds, options.perfmon)?, options.json)
 }

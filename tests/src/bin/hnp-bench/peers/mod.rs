@@ -333,6 +333,7 @@ fn job(kind: load::Kind, to: SocketAddr, window: Duration) -> Job {
         milliseconds: u64::try_from(window.as_millis()).unwrap_or(u64::MAX),
         proxy: None,
         tls: None,
+        samples: false,
     }
 }
 

@@ -1,0 +1,240 @@
+//! What one hostile pod does to twenty quiet ones on the same node.
+//!
+//! In turns: the quiet pods alone, beside a pod that is hostile to a server which is none of the agent's, and beside one that is
+//! hostile to the agent. The second tells what the machine does to them from what the agent does.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use hnp_tests::agent::{Agent, Config, Route};
+use hnp_tests::cgroup::Driver;
+use hnp_tests::manager::{Manager, Setup};
+use hnp_tests::process::Running;
+use hnp_tests::scene::{IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod, Topology};
+use serde::Serialize;
+
+use crate::figures::{median, quantile};
+use crate::{hostile, load};
+
+/// Worlds of this bench begin so.
+const PREFIX: &str = "hnp-neighbours";
+const QUIET: usize = 20;
+/// Requests a second of each quiet pod.
+const RATE: u32 = 20;
+/// What pods dial on the manager's address, and the server that is none of the agent's.
+const HTTP: u16 = 80;
+const OPAQUE: u16 = 81;
+const ELSEWHERE: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(60);
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// What a hostile pod may do, one thing at a time and all together.
+const ATTACKS: [(&str, Attack); 6] = [
+    ("10,000 silent connections", Attack { silent: 10_000, ..NOTHING }),
+    ("500 slow readers", Attack { slow: 500, ..NOTHING }),
+    ("300 new connections a second", Attack { new: 300, ..NOTHING }),
+    ("300 times a second garbage", Attack { garbage: 300, ..NOTHING }),
+    ("50 handshakes a second", Attack { handshakes: 50, ..NOTHING }),
+    ("all of it", Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50 }),
+];
+const NOTHING: Attack = Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0 };
+
+struct Attack {
+    silent: usize,
+    slow: usize,
+    new: u32,
+    garbage: u32,
+    handshakes: u32,
+}
+
+/// One attack's rounds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    /// What the hostile pod did.
+    pub(crate) what: &'static str,
+    /// Medians of the rounds: the quiet pods' p50 and p99 in microseconds alone, beside the attack elsewhere, beside it here.
+    pub(crate) p50: [f64; 3],
+    pub(crate) p99: [f64; 3],
+    /// The median of the rounds' ratios, of the quiet pods' p99 here to alone, and here to elsewhere.
+    pub(crate) to_alone: f64,
+    pub(crate) to_elsewhere: f64,
+    /// Lower and upper quartile of the latter.
+    pub(crate) quartiles: (f64, f64),
+    /// What the agent took of one processor beside the attack here: the median of rounds.
+    pub(crate) cpu: f64,
+    /// The most that the agent held: descriptors, and resident MiB.
+    pub(crate) descriptors: usize,
+    pub(crate) resident_mib: f64,
+}
+
+/// Everything of one run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) rounds: usize,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{QUIET} quiet pods, {RATE} requests a second each, {} rounds; p99 in us, medians of rounds; the quartiles of the last",
+            self.rounds
+        )?;
+        writeln!(
+            f,
+            "{:<30} {:>7} {:>9} {:>8} {:>8} {:>14}",
+            "beside a pod with", "alone", "elsewhere", "here", "to alone", "to elsewhere"
+        )?;
+        for row in &self.rows {
+            let ([alone, elsewhere, here], (low, high)) = (row.p99, row.quartiles);
+            writeln!(
+                f,
+                "{:<30} {alone:>7.0} {elsewhere:>9.0} {here:>8.0} x {:>6.2} x {:>4.2} ({low:.2} to {high:.2})  \
+                 agent: {:.0} % CPU, {} descriptors, {:.0} MiB",
+                row.what,
+                row.to_alone,
+                row.to_elsewhere,
+                row.cpu * 100.0,
+                row.descriptors,
+                row.resident_mib
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// `only`: the attack whose words contain it.
+pub(crate) fn measure(rounds: usize, window: Duration, only: Option<&str>) -> Result<Report> {
+    let attacks: Vec<_> =
+        ATTACKS.iter().filter(|(what, _)| only.is_none_or(|only| what.contains(only))).collect();
+    let names: Vec<_> = ATTACKS.iter().map(|(what, _)| *what).collect();
+    ensure!(!attacks.is_empty(), "--only: there is {}", names.join(", "));
+    topology::sweep(PREFIX);
+    let scene = Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?);
+    let all = attacks.into_iter().map(|(what, attack)| row(&scene, what, attack, rounds, window));
+    let rows: Result<Vec<Row>> = all.collect();
+    drop(scene);
+    topology::sweep(PREFIX);
+    Ok(Report { rounds, rows: rows? })
+}
+
+/// An agent, managers and pods of its own: nothing is left of the attack before.
+fn row(scene: &Scene, what: &'static str, attack: &Attack, rounds: usize, window: Duration) -> Result<Row> {
+    let _manager = scene.strict_manager();
+    let _elsewhere = Manager::start(scene, Setup::new("manager", ELSEWHERE));
+    let agent = Agent::start(scene, &config(scene));
+    let pods: Vec<Pod> = (0..QUIET).map(|_| scene.pod()).collect();
+    let attacker = scene.pod();
+    let (mut p50, mut p99) = (<[Vec<f64>; 3]>::default(), <[Vec<f64>; 3]>::default());
+    let (mut descriptors, mut resident, mut cpu) = (0, 0, Vec::new());
+    // Pools are filled, and what grows with first use has grown.
+    quiet(&pods, window)?;
+    for round in 0..rounds {
+        // Who is first changes.
+        for turn in 0..3 {
+            let way = (round + turn) % 3;
+            eprint!("\r{what}: round {} of {rounds}, {:<40}", round + 1, ["alone", "elsewhere", "here"][way]);
+            let hostile = match way {
+                0 => None,
+                1 => Some(hostile(&attacker, attack, [ELSEWHERE; 2])?),
+                _ => Some(hostile(&attacker, attack, [HTTP, OPAQUE])?),
+            };
+            let (began, spent) = (Instant::now(), load::cpu_seconds(agent.pid())?);
+            let took = quiet(&pods, window)?;
+            let spent = (load::cpu_seconds(agent.pid())? - spent) / began.elapsed().as_secs_f64();
+            p50[way].push(quantile(&took, 0.5));
+            p99[way].push(quantile(&took, 0.99));
+            if way == 2 {
+                cpu.push(spent);
+                descriptors = descriptors.max(agent.open_files());
+                resident = resident.max(agent.resident_bytes());
+            }
+            drop(hostile);
+            settle(&agent)?;
+        }
+    }
+    eprintln!();
+    let ratios =
+        |to: usize| -> Vec<f64> { p99[2].iter().zip(&p99[to]).map(|(here, to)| here / to).collect() };
+    let to_elsewhere = ratios(1);
+    Ok(Row {
+        what,
+        to_alone: median(&ratios(0)),
+        to_elsewhere: median(&to_elsewhere),
+        quartiles: (quantile(&to_elsewhere, 0.25), quantile(&to_elsewhere, 0.75)),
+        p50: p50.map(|rounds| median(&rounds)),
+        p99: p99.map(|rounds| median(&rounds)),
+        cpu: median(&cpu),
+        descriptors,
+        resident_mib: resident as f64 / MIB,
+    })
+}
+
+/// Nothing of it is turned away: what the agent refuses costs its neighbours less than what it carries.
+fn config(scene: &Scene) -> Config {
+    let opaque = format!("{MANAGER4}:{OPAQUE}");
+    let opaque = Route::opaque("opaque", &[&opaque], UPSTREAM).with(IDENTITY, TRUST);
+    let mut config =
+        scene.config().route(scene.route().set("timeouts", "{head: 120s, idle: 120s}")).route(opaque);
+    config.capture = "connections_per_pod: 100000".to_owned();
+    config.limits = "connections: 20000, per_workload: {connections: 15000}".to_owned();
+    config
+}
+
+/// Microseconds of each request of all quiet pods.
+fn quiet(pods: &[Pod], window: Duration) -> Result<Vec<f64>> {
+    let own = std::env::current_exe().context("where this program is")?;
+    let job = load::Job {
+        kind: load::Kind::Steady(RATE),
+        to: (MANAGER4, HTTP).into(),
+        host: MANAGER_NAME.to_owned(),
+        path: "/hello".to_owned(),
+        connections: 1,
+        milliseconds: u64::try_from(window.as_millis())?,
+        proxy: None,
+        tls: None,
+        samples: true,
+    };
+    let job = serde_json::to_string(&job)?;
+    let running: Vec<Running> =
+        pods.iter().map(|pod| pod.command(&own).args(["load", &job]).spawn()).collect();
+    let mut took = Vec::new();
+    for one in running {
+        let finished = one.wait(PATIENCE);
+        ensure!(finished.status.success(), "a quiet pod was not served: {finished}");
+        took.extend(serde_json::from_str::<load::Outcome>(finished.text().trim())?.samples);
+    }
+    Ok(took)
+}
+
+/// Once it holds what it is to hold.
+fn hostile(pod: &Pod, attack: &Attack, [http, opaque]: [u16; 2]) -> Result<Running> {
+    let own = std::env::current_exe().context("where this program is")?;
+    let to = |port| SocketAddr::from((MANAGER4, port));
+    let &Attack { silent, slow, new, garbage, handshakes } = attack;
+    let (host, opaque) = (MANAGER_NAME.to_owned(), to(opaque));
+    let job = hostile::Job { to: to(http), opaque, host, silent, slow, new, garbage, handshakes };
+    let mut running =
+        pod.command(own).args(["hostile", &serde_json::to_string(&job)?]).deadline(2 * PATIENCE).spawn();
+    let until = Instant::now() + PATIENCE;
+    while running.stdout().is_empty() {
+        ensure!(running.is_alive(), "the hostile pod ended: {}", running.stderr());
+        ensure!(Instant::now() < until, "the hostile pod does not hold what it wants after {PATIENCE:?}");
+        hnp_tests::poll::pause();
+    }
+    Ok(running)
+}
+
+/// The agent has let go of what was the hostile pod's.
+fn settle(agent: &Agent) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while agent.metrics().sum("hnp_connections_open", &[]) > QUIET as f64 {
+        ensure!(Instant::now() < until, "the agent still holds connections after {PATIENCE:?}");
+        hnp_tests::poll::pause();
+    }
+    Ok(())
+}
