@@ -196,7 +196,13 @@ async fn serve(
     let counters = captured.clone();
     telemetry.register(move |out| counters.write_metrics(out));
     let observed = observed::Table::default();
-    let sources = Sources { since, in_force: reloader.in_force(), captured: Some(captured.clone()), names };
+    let sources = Sources {
+        since,
+        in_force: reloader.in_force(),
+        captured: Some(captured.clone()),
+        names,
+        workloads: workloads.clone(),
+    };
     let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed.clone(), sources);
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(

@@ -220,13 +220,18 @@ pub struct Follow {
 /// after their cgroups, and until the kernel has heard of them the strictest holds.
 const LOOK_FOR_PODS: Duration = Duration::from_millis(200);
 
-/// Follows pods for routes that treat some otherwise, and names who dials observed destinations, until
-/// `cancel`. Does nothing while the Plan asks for neither.
+/// The same while the Plan treats no pod otherwise: the next one may, and until the kernel has heard of a pod that is
+/// there by then, the strictest holds for it.
+const LOOK_AHEAD: Duration = Duration::from_secs(1);
+
+/// Follows pods for routes that treat some otherwise, now or after the next reload, and names who dials observed
+/// destinations, until `cancel`.
 pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow, cancel: CancellationToken) {
     let mut tick = interval(LOOK_FOR_PODS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(u64, Vec<PodFacts>)> = None;
     let mut failed = false;
+    let mut looked: Option<Instant> = None;
     while next(&mut tick, &cancel).await.is_some() {
         let generation = generations.borrow().clone();
         let plan = &*generation.plan;
@@ -234,13 +239,15 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         let observing = plan.routes.iter().any(|route| route.weakest_enforcement() == Enforcement::Observe);
         // What is found is told to the directory, by which policies know pods' namespaces.
         let policed = plan.routes.iter().any(|route| route.policy.is_some());
-        if !overridden && !observing && !policed {
+        let needed = overridden || observing || policed;
+        if !needed && looked.is_some_and(|looked| looked.elapsed() < LOOK_AHEAD) {
             continue;
         }
+        looked = Some(Instant::now());
         let pods = match follow.pods.list() {
             Ok(pods) => Some(pods),
             Err(error) => {
-                if !std::mem::replace(&mut failed, true) {
+                if needed && !std::mem::replace(&mut failed, true) {
                     tracing::warn!(
                         %error,
                         "cannot read `capture.pod_logs`: overrides hold for no pod, the strictest for all"
@@ -258,7 +265,7 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
                 Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
             }
         }
-        let Some(pods) = pods.filter(|_| overridden) else { continue };
+        let Some(pods) = pods else { continue };
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {
             cgroup_id: pod.cgroup_id,
             labels: pod.confirmed_labels(&follow.directory),

@@ -38,6 +38,7 @@ mod logs_and_metrics;
 mod long_way;
 mod main_job;
 mod many_connections;
+mod migrate;
 mod modes;
 mod names;
 mod older_flows;

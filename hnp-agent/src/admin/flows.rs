@@ -69,7 +69,8 @@ fn wanted(query: &str) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-fn decode(text: &str) -> Option<String> {
+/// A value of a query.
+pub(super) fn decode(text: &str) -> Option<String> {
     String::from_utf8(percent_decoded(text)?).ok()
 }
 

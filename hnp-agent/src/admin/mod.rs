@@ -7,6 +7,7 @@
 
 pub mod client;
 mod flows;
+mod migration;
 mod page;
 pub mod socket;
 pub mod status;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::page::File;
 use self::status::Sources;
+use crate::capture::Capture;
 use crate::observed;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, metrics, names};
@@ -48,13 +50,14 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Everything that is answered.
-const ANSWERS: [(&str, Answer); 9] = [
+const ANSWERS: [(&str, Answer); 10] = [
     ("/metrics", Answer::Metrics),
     ("/healthz", Answer::Healthz),
     ("/readyz", Answer::Readyz),
     ("/observed", Answer::Observed),
     ("/status", Answer::Status),
     ("/flows", Answer::Flows),
+    ("/migration", Answer::Migration),
     ("/", Answer::Page(File::Page)),
     ("/page.css", Answer::Page(File::Style)),
     ("/page.js", Answer::Page(File::Script)),
@@ -68,6 +71,7 @@ enum Answer {
     Observed,
     Status,
     Flows,
+    Migration,
     Page(File),
 }
 
@@ -76,7 +80,7 @@ impl Answer {
     fn is_for_page(self) -> bool {
         match self {
             Self::Metrics | Self::Healthz | Self::Readyz | Self::Observed => false,
-            Self::Status | Self::Flows | Self::Page(_) => true,
+            Self::Status | Self::Flows | Self::Migration | Self::Page(_) => true,
         }
     }
 }
@@ -127,12 +131,21 @@ impl Listener {
     }
 }
 
+/// What is said to a request.
+enum Said {
+    Now(Response<Full<Bytes>>),
+    /// What is asked takes a look that may block.
+    AfterALook(migration::Wanted),
+}
+
 /// What answers are made of.
 pub struct State {
     telemetry: Arc<Telemetry>,
     readiness: Readiness,
     observed: observed::Table,
     sources: Sources,
+    /// One look at a time.
+    looking: tokio::sync::Mutex<()>,
 }
 
 impl State {
@@ -145,7 +158,7 @@ impl State {
     ) -> Arc<Self> {
         let ready = readiness.clone();
         telemetry.register(move |out| out.single(&names::READY, u64::from(ready.is_ready())));
-        Arc::new(Self { telemetry, readiness, observed, sources })
+        Arc::new(Self { telemetry, readiness, observed, sources, looking: tokio::sync::Mutex::default() })
     }
 }
 
@@ -185,7 +198,13 @@ pub async fn serve(listener: Listener, state: Arc<State>, cancel: CancellationTo
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, state: Arc<State>) {
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, std::convert::Infallible>(state.answer(&request, asker)) }
+        async move {
+            let response = match state.answer(&request, asker) {
+                Said::Now(response) => response,
+                Said::AfterALook(wanted) => state.migration(wanted).await,
+            };
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -199,7 +218,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, s
 }
 
 impl State {
-    fn answer<B>(&self, request: &Request<B>, asker: Asker) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>, asker: Asker) -> Said {
         let path = request.uri().path();
         let there = |answer: &Answer| match asker {
             Asker::Socket => true,
@@ -208,29 +227,26 @@ impl State {
         let Some(answer) = ANSWERS.iter().find(|(known, _)| *known == path).map(|(_, answer)| *answer) else {
             let paths: Vec<_> =
                 ANSWERS.iter().filter(|(_, answer)| there(answer)).map(|(path, _)| *path).collect();
-            return respond(
-                StatusCode::NOT_FOUND,
-                TEXT,
-                format!("not here; there are {}\n", paths.join(", ")),
-            );
+            let text = format!("not here; there are {}\n", paths.join(", "));
+            return Said::Now(respond(StatusCode::NOT_FOUND, TEXT, text));
         };
         if !there(&answer) {
             let text = format!(
-                "not on this port (`admin.page`); on the node, by {} in `run_dir`: hnp-agent status, hnp-agent flows\n",
+                "not on this port (`admin.page`); on the node, by {} in `run_dir`: hnp-agent status, hnp-agent flows, hnp-agent migration\n",
                 socket::NAME
             );
-            return respond(StatusCode::FORBIDDEN, TEXT, text);
+            return Said::Now(respond(StatusCode::FORBIDDEN, TEXT, text));
         }
         if answer.is_for_page() && asker != Asker::Socket && !page::is_addressed(request) {
             let text = "only as localhost or by address: a page from elsewhere may have chosen this name\n";
-            return respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text);
+            return Said::Now(respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text));
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return Said::Now(response);
         }
-        match answer {
+        Said::Now(match answer {
             Answer::Metrics => respond(StatusCode::OK, metrics::CONTENT_TYPE, self.telemetry.metrics_text()),
             Answer::Page(file) => page::answer(file),
             Answer::Healthz => respond(StatusCode::OK, TEXT, "ok\n"),
@@ -243,7 +259,28 @@ impl State {
                     Err(what) => respond(StatusCode::BAD_REQUEST, TEXT, format!("{what}\n")),
                 }
             }
-        }
+            Answer::Migration => match migration::wanted(request.uri().query().unwrap_or_default()) {
+                Ok(wanted) => return Said::AfterALook(wanted),
+                Err(what) => respond(StatusCode::BAD_REQUEST, TEXT, format!("{what}\n")),
+            },
+        })
+    }
+
+    /// What strict means for whom. The look at pods' sockets is taken on a thread of its own.
+    async fn migration(&self, wanted: migration::Wanted) -> Response<Full<Bytes>> {
+        let alone = self.looking.lock().await;
+        let of_capture = |capture: &mut Capture| (capture.looking(), capture.loose_direct().ok());
+        let found = self.sources.captured.as_ref().and_then(|captured| captured.with(of_capture));
+        let kernel = match found {
+            None => migration::Kernel::default(),
+            Some((looking, loose_direct)) => {
+                let look = tokio::task::spawn_blocking(move || looking.look()).await.unwrap_or_default();
+                migration::Kernel { look, loose_direct }
+            }
+        };
+        drop(alone);
+        let observed = self.observed.rows();
+        respond_json(&migration::answer(&wanted, &self.sources, &self.telemetry, observed, kernel))
     }
 
     /// What is pending: the first line says how much, then one line each.

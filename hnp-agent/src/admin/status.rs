@@ -20,6 +20,7 @@ use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{ReasonCount, Telemetry, UpstreamHealth, rfc3339};
 use crate::trust::snapshot::TrustSnapshot;
 use crate::upkeep::SharedCapture;
+use crate::workload::WorkloadSource;
 
 /// The shape of the answer; grows when a field changes its meaning, not when one is added.
 const SCHEMA: u32 = 1;
@@ -37,6 +38,8 @@ pub struct Sources {
     pub captured: Option<SharedCapture>,
     /// How destinations' names are doing.
     pub names: Arc<NameStatus>,
+    /// Who a cgroup is.
+    pub workloads: Arc<dyn WorkloadSource>,
 }
 
 #[derive(Debug, Serialize)]

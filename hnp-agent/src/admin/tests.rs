@@ -3,6 +3,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::reload::InForce;
 use crate::telemetry::readiness::Pending;
+use crate::workload::{Workload, WorkloadSource};
+
+/// Knows no cgroup.
+struct Nobody;
+
+impl WorkloadSource for Nobody {
+    fn identify_cgroup(&self, _: u64, _: [u64; 2]) -> Arc<Workload> {
+        Arc::default()
+    }
+}
 
 struct Server {
     addr: SocketAddr,
@@ -35,6 +45,7 @@ impl Server {
             in_force: InForce::for_test(plan),
             captured: None,
             names: Arc::default(),
+            workloads: Arc::new(Nobody),
         };
         let state = State::new(telemetry, readiness.clone(), observed::Table::default(), sources);
         let dir = tempfile::tempdir().unwrap();
@@ -138,7 +149,7 @@ async fn too_many_connections_wait_and_cancelling_ends_it_all() {
 #[tokio::test]
 async fn without_the_page_what_names_pods_is_on_the_socket_alone() {
     let server = Server::start_with(false).await;
-    for path in ["/status", "/flows"] {
+    for path in ["/status", "/flows", "/migration"] {
         let port = server.ask(&format!("GET {path} HTTP/1.1")).await;
         assert!(
             port.starts_with("HTTP/1.1 403 ")
@@ -157,10 +168,12 @@ async fn without_the_page_what_names_pods_is_on_the_socket_alone() {
     let missing = server.ask("GET /nothing HTTP/1.1").await;
     assert!(missing.ends_with("/metrics, /healthz, /readyz, /observed\n"), "{missing}");
     let missing = server.ask_socket("GET /nothing HTTP/1.1").await;
-    assert!(missing.contains(", /status, /flows, /"), "{missing}");
+    assert!(missing.contains(", /status, /flows, /migration, /"), "{missing}");
     assert!(server.ask_socket("GET /metrics HTTP/1.1").await.ends_with("# EOF\n"));
-    let refused = server.ask_socket("GET /flows?reason=nonsense HTTP/1.1").await;
-    assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("nonsense"), "{refused}");
+    for query in ["/flows?reason=nonsense", "/migration?since=nonsense"] {
+        let refused = server.ask_socket(&format!("GET {query} HTTP/1.1")).await;
+        assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("nonsense"), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -113,7 +113,13 @@ pub(super) async fn serve(
             Err(error) => failed = Some(error),
         }
     }
-    let sources = Sources { since, in_force: reloader.in_force(), captured: None, names: Arc::default() };
+    let sources = Sources {
+        since,
+        in_force: reloader.in_force(),
+        captured: None,
+        names: Arc::default(),
+        workloads: Arc::new(Nothing),
+    };
     let observed = observed::Table::default();
     let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed, sources);
     if let Some(listener) = admin {

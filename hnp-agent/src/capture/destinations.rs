@@ -148,6 +148,11 @@ impl Destinations {
         Some((*range, captured.route_names()))
     }
 
+    /// All of them, with the names of their routes.
+    pub(super) fn with_routes(&self) -> Vec<(AddrRange, Vec<Arc<str>>)> {
+        self.captured.iter().map(|(range, captured)| (*range, captured.route_names())).collect()
+    }
+
     /// All of them, for people.
     pub(super) fn all(&self) -> Vec<DestinationStatus> {
         let mut all: Vec<_> = self.captured.iter().collect();

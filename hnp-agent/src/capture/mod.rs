@@ -31,6 +31,7 @@ mod preflight;
 mod resting;
 mod status;
 mod sys;
+mod uncaptured;
 mod vips;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use hnp_common::Verdict;
 use hnp_common::layout::{FlowKey, Range};
 use tracing::level_filters::LevelFilter;
 
@@ -50,6 +52,7 @@ pub use observed::Observation;
 pub use overrides::PodFacts;
 pub use preflight::Node;
 pub use status::{CaptureStatus, DestinationStatus, GuardStatus, HookStatus};
+pub use uncaptured::{Look, Looking, Uncaptured};
 
 use crate::config::plan;
 use crate::proxy::flow::{FlowSource, SharedVipTable};
@@ -383,6 +386,22 @@ impl Capture {
     /// When the kernel refuses to read the map.
     pub fn observations(&self) -> Result<Vec<Observation>, CaptureError> {
         self.observed.all(&self.destinations)
+    }
+
+    /// How many dials went direct because no agent answered, since the programs are loaded: the kernel counts them for
+    /// all pods together.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn loose_direct(&self) -> Result<u64, CaptureError> {
+        let verdicts = self.counters.verdicts()?;
+        let is_loose = |(code, _): &&(&str, u64)| *code == Verdict::LooseDirect.code();
+        Ok(verdicts.iter().find(is_loose).map_or(0, |(_, count)| *count))
+    }
+
+    /// Where to look for connections that passed no capture. To be looked for elsewhere: it may take a while.
+    pub fn looking(&self) -> Looking {
+        Looking { cgroup: self.hung.cgroup.path.clone(), destinations: self.destinations.with_routes() }
     }
 
     /// Writes what the kernel counts and what is captured, at a scrape.

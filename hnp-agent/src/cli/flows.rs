@@ -115,7 +115,8 @@ impl Args {
     }
 }
 
-fn encode(text: &str) -> String {
+/// A value for a query.
+pub fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

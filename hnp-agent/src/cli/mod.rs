@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, exit codes in one place.
 //!
 //! 0: done. 1: it did not work, and stderr says why and what to do. 2: the command line is wrong; of `status`
-//! also: the agent is not ready.
+//! also: the agent is not ready; of `migration`: strict would cut somebody off, or too little was seen.
 
 pub mod ask;
 pub mod certs;
@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod enforce;
 pub mod explain;
 pub mod flows;
+pub mod migration;
 pub mod observed;
 pub mod run;
 pub mod self_test;
@@ -39,6 +40,8 @@ enum Command {
     Status(status::Args),
     /// Show who is connected now and what has ended lately.
     Flows(flows::Args),
+    /// Say who still goes direct and why, and whom `enforcement: strict` would cut off.
+    Migration(migration::Args),
     /// Look at this node, and with --route at everything between it and a route's upstream.
     Doctor(doctor::Args),
     /// Refuse what strict routes name until an agent runs: for the time after a boot.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Migration(args) => migration::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Enforce(args) => enforce::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),

@@ -24,6 +24,7 @@ mod values;
 mod yaml;
 
 use std::path::Path;
+use std::time::Duration;
 
 pub use environment::{EnvironmentErrors, FromEnvironment};
 pub use error::{ConfigErrors, LoadError, Mistake};
@@ -65,6 +66,14 @@ pub fn load(path: &Path) -> Result<(Plan, Vec<Mistake>), LoadError> {
 /// All mistakes, by variable.
 pub fn from_environment() -> Result<FromEnvironment, EnvironmentErrors> {
     environment::read(|name| std::env::var(name).ok(), &Surroundings::here())
+}
+
+/// Reads a time as the configuration has them: `500ms`, `10s`, `2m` or `1h`; at most a day.
+///
+/// # Errors
+/// What is wrong with it, and what would be right.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    values::duration(text).map_err(|wrong| wrong.to_string())
 }
 
 /// The text of a configuration file.

@@ -48,7 +48,7 @@ pub fn choose(
     if let Some(route) = routes.iter().find(names) {
         return Choice::Serve(*route);
     }
-    let passes = |route: &&RouteIndex| plan.routes[**route].passthrough.iter().any(|p| p.matches(host));
+    let passes = |route: &&RouteIndex| passes(plan, **route, host);
     let mut strict =
         routes.iter().filter(|r| plan.routes[**r].strictest_enforcement() == Enforcement::Strict);
     if strict.clone().all(|route| passes(&route))
@@ -71,6 +71,15 @@ pub fn choose(
         Enforcement::Strict => Choice::Refuse(strict.find(|route| !passes(route)).copied().unwrap_or(first)),
         Enforcement::Loose | Enforcement::Observe => Choice::Passthrough(first),
     }
+}
+
+/// Whether a name goes on even where every one of these routes is strict: all of them list it.
+pub fn is_let_through(plan: &Plan, routes: &[RouteIndex], host: &str) -> bool {
+    routes.iter().all(|route| passes(plan, *route, host))
+}
+
+fn passes(plan: &Plan, route: RouteIndex, host: &str) -> bool {
+    plan.routes[route].passthrough.iter().any(|pattern| pattern.matches(host))
 }
 
 /// The prefix length of the narrowest range of this route that holds the destination.

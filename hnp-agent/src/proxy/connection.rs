@@ -12,7 +12,7 @@ use hnp_common::Reason;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::authority::{Choice, choose};
+use super::authority::{Choice, choose, is_let_through};
 use super::buffer::Buffer;
 use super::client_io::ClientIo;
 use super::flow::Flow;
@@ -26,6 +26,7 @@ use crate::config::plan::{Enforcement, Plan, RouteIndex};
 use crate::policy::Key;
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
+use crate::telemetry::migration::Beginning;
 use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
 use crate::upstream::UpstreamConnection;
 use crate::workload::{Caller, Workload};
@@ -48,6 +49,8 @@ pub struct Client {
     pub standing: Rc<Standing>,
     /// The upstream connection that this client has authenticated.
     pub bound: Option<Box<Bound>>,
+    /// What it begins with is counted.
+    pub counted: bool,
     /// The destination has left the configuration: the connection ends with the next answer.
     pub last: bool,
     /// What the client asked the gateway for; `None`: it was captured.
@@ -87,6 +90,7 @@ impl Client {
             standing: police.standing(),
             // A client of HTTP/2 shares its connection with itself alone and cannot say which request proved what.
             bound: None,
+            counted: self.counted,
             last: self.last,
             asked: self.asked.as_ref().map(|asked| Box::new(asked.of_stream())),
         }
@@ -128,6 +132,31 @@ impl Client {
     /// It may not.
     pub async fn permit(&self, worker: &Worker, route: RouteIndex) -> Result<(), (Reason, String)> {
         self.standing.admit(worker, &self.base.workload, route).await
+    }
+
+    /// Counts what a captured connection begins with, once, by the route that is to carry it.
+    pub fn begins_with(&mut self, worker: &Worker, route: RouteIndex, beginning: Beginning) {
+        if self.asked.is_none() && !std::mem::replace(&mut self.counted, true) {
+            worker.stats.begun(route, &self.base.workload, beginning);
+        }
+    }
+
+    /// Notes that a captured client has sent what only a strict route refuses; `refused`: this one does.
+    pub fn sends_what_strict_refuses(
+        &self,
+        worker: &Worker,
+        route: RouteIndex,
+        reason: Reason,
+        refused: bool,
+    ) {
+        if self.asked.is_none() {
+            worker.stats.strict_alone(route, &self.base.workload, reason, refused);
+        }
+    }
+
+    /// Whether a name that is none of its routes' may pass on a strict route too.
+    pub fn may_pass(&self, plan: &Plan, host: &str) -> bool {
+        is_let_through(plan, &self.routes, host)
     }
 
     /// What ends its exchanges from outside.
@@ -184,14 +213,16 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: O
                 admitted,
                 standing: lanes.police.standing(),
                 bound,
+                counted: false,
                 last: false,
                 asked,
             });
             let key = Key::captured(&client.base.workload, flow.cgroup_id);
             // Boxed: its answers are rare.
             let admitted = Box::pin(turned_away::admit(lanes, &worker, client, key, permit)).await;
-            let Some((client, _seat, _permit)) = admitted else { return };
+            let Some((mut client, _seat, _permit)) = admitted else { return };
             if opaque {
+                client.begins_with(&worker, first, Beginning::Opaque);
                 // Boxed: HTTP connections would hold its state too.
                 Box::pin(opaque::serve(&worker, client, first)).await;
             } else {

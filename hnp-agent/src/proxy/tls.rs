@@ -28,6 +28,7 @@ use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
 use crate::serving::{Terms, reason};
+use crate::telemetry::migration::Beginning;
 
 /// What becomes of a hello.
 enum Verdict {
@@ -50,15 +51,21 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
     let hello = match timeout(deadline, read(&worker, &mut client, &mut bytes)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(detail)) => {
+            client.begins_with(&worker, first, Beginning::Tls);
             client.stream.reset_on_close();
             return recording.finish(Reason::ClientGone, Some(detail));
         }
         Err(_) => {
+            client.begins_with(&worker, first, Beginning::Tls);
             let detail = format!("the TLS hello was not complete within {deadline:?}");
             return refuse(client, recording, Reason::HeadTimeout, detail).await;
         }
     };
-    let (route, verdict) = judge(&worker.plan, &client, hello);
+    let (route, verdict) = judge(&worker.plan, &client, &hello);
+    client.begins_with(&worker, route, Beginning::Tls);
+    if let Some(reason) = refused_by_strict_alone(&worker.plan, &client, &hello, (route, &verdict)) {
+        client.sends_what_strict_refuses(&worker, route, reason, matches!(verdict, Verdict::Refuse(..)));
+    }
     recording.record.route = Some(worker.plan.routes[route].name.clone());
     let verdict = match verdict {
         Verdict::Tunnel | Verdict::End => match client.permit(&worker, route).await {
@@ -149,7 +156,7 @@ pub(super) async fn handshake(
 }
 
 /// Which route a hello belongs to, and what that route does with it.
-fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
+fn judge(plan: &Plan, client: &Client, hello: &Hello) -> (RouteIndex, Verdict) {
     let enforcement = client.enforcement(plan);
     // A hello without a name names nothing else, so it is taken for the route's own name: a strict one's
     // before all.
@@ -160,7 +167,7 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
     };
     let own = strict.unwrap_or(client.routes[0]);
     let (name, encrypted) = match hello {
-        Hello::Name { name, encrypted } => (name, encrypted),
+        Hello::Name { name, encrypted } => (name, *encrypted),
         Hello::NoName => {
             let detail = "the TLS hello names no server (SNI)".to_owned();
             let verdict = match &plan.routes[own].mode {
@@ -176,7 +183,7 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
             return (own, Verdict::Refuse(reason, format!("the TLS hello cannot be read: {why}")));
         }
     };
-    match client.choose(plan, Some(&name)) {
+    match client.choose(plan, Some(name)) {
         Choice::Serve(route) => {
             let verdict = match &plan.routes[route].mode {
                 Mode::EndToEnd(_) => Verdict::End,
@@ -197,6 +204,26 @@ fn judge(plan: &Plan, client: &Client, hello: Hello) -> (RouteIndex, Verdict) {
             (route, Verdict::Refuse(Reason::SniRefused, detail))
         }
         Choice::Passthrough(route) => (route, Verdict::Pass),
+    }
+}
+
+/// Why a strict route refuses a hello that a loose one carries, as this one does or does not; `None`: both do the same.
+fn refused_by_strict_alone(
+    plan: &Plan,
+    client: &Client,
+    hello: &Hello,
+    (route, verdict): (RouteIndex, &Verdict),
+) -> Option<Reason> {
+    let lends = matches!(plan.routes[route].mode, Mode::ReverseProxy(_));
+    match (verdict, hello) {
+        // A tunnel carries TLS, and one without a name as its own keys say.
+        (Verdict::Tunnel, _) | (Verdict::Refuse(..), Hello::NoName) if !lends => None,
+        (Verdict::Refuse(reason, _), Hello::Name { .. } | Hello::NoName) => Some(*reason),
+        (Verdict::Tunnel, Hello::NoName) => Some(Reason::TlsWithoutName),
+        (Verdict::Tunnel, Hello::Name { .. }) => Some(Reason::TlsFromClient),
+        (Verdict::Pass, Hello::Name { name, .. }) if !client.may_pass(plan, name) => Some(Reason::SniRefused),
+        // What cannot be read is refused on every route.
+        (Verdict::Pass | Verdict::End | Verdict::Tunnel | Verdict::Refuse(..), _) => None,
     }
 }
 

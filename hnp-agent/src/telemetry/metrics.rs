@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Telemetry;
+use super::migration::Beginning;
 use super::names::{self, Kind, Metric};
 use super::stats::{BUCKETS, Histogram, PolicyDecision, Row, STATUS_CLASSES};
 
@@ -200,6 +201,14 @@ fn workers(telemetry: &Telemetry, out: &mut Exposition<'_, '_>) -> fmt::Result {
         let samples = of_routes(read);
         out.family(metric, samples.iter().map(|(labels, n)| (&labels[..], *n)));
     }
+    let mut begun = Vec::new();
+    for (index, route) in routes.iter().enumerate() {
+        for beginning in Beginning::ALL {
+            let labels = [("route", *route), ("begins", beginning.as_str())];
+            begun.push((labels, total(rows(index).map(|row| &row.begun[beginning as usize]))));
+        }
+    }
+    out.family(&names::CONNECTIONS_BEGUN, happened(&begun));
     let mut decisions = Vec::new();
     for (index, route) in routes.iter().enumerate() {
         for decision in PolicyDecision::ALL {
@@ -393,6 +402,8 @@ workers: 2
         workers[1].pool_idle(|route| if route == "m" { 1 } else { 0 });
         a.pool_hit(0);
         b.retried(0);
+        a.begun(0, &Arc::default(), Beginning::Tls);
+        b.begun(0, &Arc::default(), Beginning::Tls);
         telemetry.register(|out| {
             out.family(&names::KERNEL_VERDICTS, [(&[("verdict", "redirect")][..], 7u64)]);
         });
@@ -403,6 +414,7 @@ workers: 2
             "hnp_requests_total{route=\"m\",reason=\"ok\",status=\"2xx\"} 2",
             "hnp_requests_total{route=\"m\",reason=\"upstream_refused\",status=\"5xx\"} 1",
             "hnp_connections_total{route=\"m\",reason=\"ok\"} 1",
+            "hnp_connections_begun_total{route=\"m\",begins=\"tls\"} 2",
             "hnp_connections_total{route=\"n\",reason=\"idle_timeout\"} 1",
             "hnp_connections_total{route=\"-\",reason=\"no_flow\"} 1",
             "hnp_bytes_up_total{route=\"m\"} 30",

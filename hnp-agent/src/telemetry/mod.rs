@@ -10,6 +10,7 @@ mod health;
 pub mod line;
 pub mod log;
 pub mod metrics;
+pub mod migration;
 pub mod names;
 pub mod readiness;
 pub mod record;
@@ -80,6 +81,11 @@ impl Telemetry {
     /// The flows that somebody asks for, of all workers.
     pub fn flows(&self, wanted: &flows::Wanted) -> flows::Found {
         flows::find(self.workers.iter().map(|worker| &worker.seen), wanted)
+    }
+
+    /// What strict means for whom, as all workers have seen it.
+    pub fn migration(&self) -> Vec<migration::Seen> {
+        migration::all(self.workers.iter().map(|worker| &worker.migration))
     }
 
     /// How a route's upstream has been, as all workers have seen it.

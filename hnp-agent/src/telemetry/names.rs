@@ -35,6 +35,7 @@ macro_rules! metrics {
 }
 
 metrics! {
+    CONNECTIONS_BEGUN = "hnp_connections_begun", Counter, "Captured connections, by route and what they begin with";
     CONNECTIONS = "hnp_connections", Counter, "Client connections that ended, by route and reason";
     WORKLOADS = "hnp_workloads", Gauge, "Workloads with connections open, or with some so lately that they count for a rate";
     WORKLOAD_WAITS = "hnp_workload_waits", Counter, "Pauses of connections whose workload had moved as many bytes as it may in a second";

@@ -14,8 +14,10 @@ use hnp_common::Reason;
 use super::access::{AccessLog, Lines};
 use super::flows::{Place, Seen};
 use super::health::Health;
+use super::migration::{Beginning, Migration};
 use super::record::AccessRecord;
 use crate::config::plan::{Plan, RouteIndex};
+use crate::workload::Workload;
 
 /// The route label of connections that never reached a route. No route can have this name.
 pub const NO_ROUTE: &str = "-";
@@ -45,6 +47,7 @@ pub struct WorkerCounters {
     lines: Mutex<Lines>,
     late: Mutex<VecDeque<(Instant, AccessRecord)>>,
     pub(super) seen: Seen,
+    pub(super) migration: Migration,
 }
 
 /// A worker's counters as one generation of the configuration sees them: rows by the routes' places.
@@ -52,6 +55,7 @@ pub struct WorkerCounters {
 pub struct WorkerStats {
     worker: Arc<WorkerCounters>,
     rows: Vec<Arc<Row>>,
+    names: Vec<Arc<str>>,
     by_name: HashMap<Arc<str>, RouteIndex>,
 }
 
@@ -59,6 +63,8 @@ pub struct WorkerStats {
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) connections: Vec<AtomicU64>,
+    /// By the places of [`Beginning::ALL`].
+    pub(super) begun: [AtomicU64; Beginning::ALL.len()],
     pub(super) requests: Vec<[AtomicU64; STATUS_CLASSES.len()]>,
     pub(super) bytes_up: AtomicU64,
     pub(super) bytes_down: AtomicU64,
@@ -119,15 +125,17 @@ impl WorkerCounters {
     /// Those of one of so many workers.
     pub(super) fn new(access: Arc<AccessLog>, workers: usize) -> Self {
         let (none, rows) = (Arc::new(Row::new()), Mutex::default());
-        let (lines, late, seen) = (Mutex::default(), Mutex::default(), Seen::new(workers));
-        Self { open: AtomicI64::new(0), none, rows, access, lines, late, seen }
+        let (lines, late) = (Mutex::default(), Mutex::default());
+        let (seen, migration) = (Seen::new(workers), Migration::new(workers));
+        Self { open: AtomicI64::new(0), none, rows, access, lines, late, seen, migration }
     }
 
     /// The view of a Plan.
     pub fn of(self: &Arc<Self>, plan: &Plan) -> WorkerStats {
         let rows = plan.routes.iter().map(|route| self.row(&route.name)).collect();
-        let names = plan.routes.iter().enumerate().map(|(index, route)| (Arc::clone(&route.name), index));
-        WorkerStats { worker: Arc::clone(self), rows, by_name: names.collect() }
+        let names: Vec<_> = plan.routes.iter().map(|route| Arc::clone(&route.name)).collect();
+        let by_name = names.iter().cloned().zip(0..).collect();
+        WorkerStats { worker: Arc::clone(self), rows, names, by_name }
     }
 
     /// The row of a route, new where there is none yet.
@@ -165,6 +173,7 @@ impl WorkerCounters {
     /// a quiet worker must not wait until the buffer is full. Never blocks; false when the writer's
     /// queue is full and the lines stay here for now.
     pub fn flush(&self) -> bool {
+        self.migration.name();
         self.write_late(LINE_WAITS);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         self.access.hand_over(&mut lines)
@@ -200,6 +209,17 @@ impl WorkerStats {
     pub fn connection_ended(&self, route: Option<RouteIndex>, reason: Reason) {
         let row = route.map_or(&self.worker.none, |route| &self.rows[route]);
         add(&row.connections[position(reason)], 1);
+    }
+
+    /// A captured connection has begun, on a route that is to carry it.
+    pub fn begun(&self, route: RouteIndex, workload: &Arc<Workload>, with: Beginning) {
+        add(&self.rows[route].begun[with as usize], 1);
+        self.worker.migration.begun(&self.names[route], workload, with);
+    }
+
+    /// A workload has sent what only a strict route refuses, for this reason; `refused`: this one did.
+    pub fn strict_alone(&self, route: RouteIndex, workload: &Arc<Workload>, reason: Reason, refused: bool) {
+        self.worker.migration.strict_alone(&self.names[route], workload, reason, refused);
     }
 
     /// A request (record with `http`) or a connection (record without) ended: counts it and writes
@@ -307,6 +327,7 @@ impl Row {
         let per_reason = || Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect();
         Self {
             connections: per_reason(),
+            begun: Default::default(),
             requests: Reason::ALL.iter().map(|_| Default::default()).collect(),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),

@@ -96,6 +96,7 @@ pub(in crate::proxy) async fn serve(
         admitted,
         standing,
         bound,
+        counted: false,
         last: false,
         asked,
     });

@@ -16,6 +16,7 @@ use crate::proxy::gateway;
 use crate::proxy::record::Recording;
 use crate::proxy::relay::relay;
 use crate::proxy::worker::Worker;
+use crate::telemetry::migration::Beginning;
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::{DialError, Need, Unprocessed, UpstreamConnection, can_carry};
 
@@ -61,6 +62,15 @@ pub async fn forward(
     });
     let host = incoming.request.host.as_deref();
     let choice = client.choose(&worker.plan, host);
+    let (Choice::Serve(chosen) | Choice::Passthrough(chosen) | Choice::Refuse(chosen)) = choice;
+    client.begins_with(worker, chosen, Beginning::Http1);
+    if let Choice::Passthrough(_) | Choice::Refuse(_) = choice
+        && client.admitted.is_none()
+        && !client.may_pass(&worker.plan, host.unwrap_or_default())
+    {
+        let refused = matches!(choice, Choice::Refuse(_));
+        client.sends_what_strict_refuses(worker, chosen, Reason::HostRefused, refused);
+    }
     let (route, way) = match choice {
         Choice::Serve(route) => (route, Way::Upstream),
         Choice::Passthrough(route) if client.admitted.is_none() => (route, Way::Direct),

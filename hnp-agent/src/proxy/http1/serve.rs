@@ -25,6 +25,7 @@ use crate::proxy::http2::Patience;
 use crate::proxy::record::Recording;
 use crate::proxy::worker::{Lanes, Since, Worker};
 use crate::proxy::{gateway, http2, tls};
+use crate::telemetry::migration::Beginning;
 use crate::telemetry::record::HttpRecord;
 use crate::upstream::UpstreamConnection;
 
@@ -65,6 +66,15 @@ pub(in crate::proxy) enum Refusal {
     Reset(Reason, String),
 }
 
+impl Refusal {
+    fn beginning(&self) -> Beginning {
+        match self {
+            Self::Quiet(_) => Beginning::Nothing,
+            Self::Answer(..) | Self::Reset(..) => Beginning::Other,
+        }
+    }
+}
+
 /// Serves requests until the connection ends, each by the configuration of its moment.
 pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client>) {
     let mut kept: Option<UpstreamConnection> = None;
@@ -77,7 +87,11 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
             Some(bytes) => bytes,
             None => match wait(&worker, &mut client, idle).await {
                 Ok(bytes) => bytes,
-                Err(reason) => return worker.stats.connection_ended(Some(client.routes[0]), reason),
+                Err(reason) => {
+                    let first = client.routes[0];
+                    client.begins_with(&worker, first, Beginning::Nothing);
+                    return worker.stats.connection_ended(Some(first), reason);
+                }
             },
         };
         let incoming = match read_request(&worker, &mut client, &mut bytes).await {
@@ -88,12 +102,18 @@ pub async fn serve(lanes: &Lanes, mut worker: Rc<Worker>, mut client: Box<Client
             }
             Ok(Begun::Http2) => {
                 keep_up(lanes, &mut worker, &mut client);
+                let first = client.routes[0];
+                client.begins_with(&worker, first, Beginning::Http2);
                 let timeouts = &worker.plan.routes[client.routes[0]].timeouts;
                 let patience = Patience { head: timeouts.head, idle: timeouts.idle };
                 let one = |stream| serve_one(lanes, worker.clone(), stream);
                 return Box::pin(http2::serve(lanes, &worker, client, bytes, patience, one)).await;
             }
-            Err(refusal) => return Box::pin(refuse(&worker, &mut client, refusal)).await,
+            Err(refusal) => {
+                let (first, beginning) = (client.routes[0], refusal.beginning());
+                client.begins_with(&worker, first, beginning);
+                return Box::pin(refuse(&worker, &mut client, refusal)).await;
+            }
         };
         keep_up(lanes, &mut worker, &mut client);
         // Boxed: a connection that waits must not hold the room that a request takes.
