@@ -79,19 +79,6 @@ fn labels_and_service_accounts_decide_by_the_api_servers_word_and_outlast_it() {
     let all = [&worker, &web, &runner, &unknown];
     let met = || all.map(|pod| ask(pod).status());
     assert_eq!(met(), [Some(200), Some(403), Some(200), Some(403)]);
-    // A pod whose first request comes before the API server has heard of it is held, and then decided.
-    let held = || {
-        let late = scene.pod();
-        let asking = client::load(&late, &raw_job()).spawn();
-        eventually(SOON, "its connection is there", || {
-            agent.metrics().sum("hnp_connections_open", &[]) >= 1.0
-        });
-        api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
-        let report: client::Report = asking.wait(2 * SOON).json();
-        report.answers[0].status() == Some(200)
-    };
-    // More than once, because it is held for two seconds and this machine may be slower.
-    assert!((0..5).any(|_| held()));
     // Labels change; a server that has forgotten what came since is asked for all of it.
     api.forget();
     api.apply_pod("b", &web.uid, json!({"app": "worker"}));
@@ -108,6 +95,45 @@ fn labels_and_service_accounts_decide_by_the_api_servers_word_and_outlast_it() {
     let behind = || agent.metrics().sum("hnp_pod_labels_in_step", &[]) == 0.0;
     eventually(2 * SOON, "the agent knows that it is behind", behind);
     assert_eq!(met(), [Some(200), Some(200), Some(200), Some(403)]);
+}
+
+#[test]
+fn a_pod_that_is_not_known_yet_is_held_until_it_is_or_until_the_deadline() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([]));
+    let with = |deadline: &str| {
+        let mut config = config(&scene, "default: deny, allow: [{selector: app=worker}]");
+        config.workloads = format!("runtime: off, deadline: {deadline}");
+        cluster.config(config)
+    };
+    let agent = Agent::start(&scene, &with("1m"));
+    let first_of = |late: &Pod, meanwhile: &dyn Fn()| {
+        let asking = client::load(late, &raw_job()).spawn();
+        eventually(SOON, "its connection is there", || {
+            agent.metrics().sum("hnp_connections_open", &[]) >= 1.0
+        });
+        meanwhile();
+        let report: client::Report = asking.wait(2 * SOON).json();
+        report.answers[0].status()
+    };
+    // Its first request comes before the API server has heard of it.
+    let (late, unknown) = (scene.pod(), scene.pod());
+    let told = || api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
+    assert_eq!(first_of(&late, &told), Some(200));
+    // One of whom nobody tells gets no answer for as long; the control is who is known, who waits for nothing.
+    assert_eq!((first_of(&unknown, &|| ()), ask(&late).status()), (None, Some(200)));
+    // As soon as the deadline is shorter, that one is decided without.
+    agent.reload(&with("10ms"));
+    assert_eq!(ask(&unknown).status(), Some(403));
+    // Nor is what is asked for later waited for.
+    let late = scene.pod();
+    assert_eq!(ask(&late).status(), Some(403));
+    api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
+    eventually(SOON, "it is known", || ask(&late).status() == Some(200));
+    let check = Agent::check(&scene.agent_place(), &with("10ms")).text();
+    assert!(check.contains("held for 10ms where a policy asks"), "{check}");
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn config(scene: &Scene) -> Config {
 
 fn config_with(scene: &Scene, route: Route) -> Config {
     let mut config = scene.config().route(route);
-    config.runtime = scene.path("cri.sock").display().to_string();
+    config.workloads = format!("runtime: {}", scene.path("cri.sock").display());
     config
 }
 

@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::time::Instant;
@@ -21,9 +20,6 @@ use crate::policy::{Decision, Subject, decide};
 use crate::telemetry::stats::PolicyDecision;
 use crate::workload::{Directory, Workload};
 
-/// How long a connection is held while what a rule asks for may be about to come: the API server hears of a pod's
-/// service account and labels before the kubelet does, and tells the agent within a second or two.
-const HELD: Duration = Duration::from_secs(2);
 /// So many pods are named that a dry run would refuse.
 const NAMED: usize = 1024;
 
@@ -122,7 +118,7 @@ impl Police {
             self.generation_since.set(Some(Instant::now()));
         }
         // New rules may ask for what is only being listed now.
-        let is_new = self.generation_since.get().is_some_and(|since| since.elapsed() < HELD);
+        let is_new = self.generation_since.get().is_some_and(|since| since.elapsed() < worker.plan.workloads.deadline);
         let mut undecided = false;
         let all: Vec<_> = self.all.borrow().values().filter_map(Weak::upgrade).collect();
         for standing in all {
@@ -179,7 +175,7 @@ impl Police {
         };
         let enough = |pod: &crate::workload::Pod| decide(policy, Subject::of(Some(pod))).certain;
         // Whether it came or not, what is known now decides.
-        let _ = self.directory.wait_for(uid, enough, HELD).await;
+        let _ = self.directory.wait_for(uid, enough, plan.workloads.deadline).await;
         self.decide(policy, workload)
     }
 

@@ -9,8 +9,8 @@ use super::*;
 use crate::config::end_to_end::ClientAuth;
 use crate::config::parse_with_warnings;
 use crate::config::plan::{
-    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, Timeouts,
-    Unreadable, UpstreamWay,
+    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, RuntimeSocket,
+    Timeouts, Unreadable, UpstreamWay, Workloads,
 };
 use crate::config::selector::Labels;
 use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
@@ -38,6 +38,7 @@ routes:
     timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s, ping: 6s}
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
+workloads: {runtime: /run/cri.sock, deadline: 700ms}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
 admin: {listen: "0.0.0.0:9090", page: true}
@@ -130,6 +131,8 @@ fn every_key_is_read() {
         (plan.resolver.grace, plan.resolver.min_ttl, plan.resolver.max_ttl),
         (seconds(60), seconds(1), seconds(2))
     );
+    let runtime = RuntimeSocket::Path("/run/cri.sock".into());
+    assert_eq!(plan.workloads, Workloads { runtime, deadline: Duration::from_millis(700) });
     let kubernetes = Kubernetes {
         api: "https://[fd00::1]:6443".into(),
         service_account: "/sa".into(),
@@ -533,6 +536,8 @@ fn relations_between_keys_are_checked() {
             "limits: {per_workload: {new_connections_per_second: 0}}",
             "limits.per_workload.new_connections_per_second",
         ),
+        ("workloads: {deadline: 9ms}", "workloads.deadline"),
+        ("workloads: {deadline: 61s}", "workloads.deadline"),
         ("log: {level: inof}", "log.level"),
         ("log: {access: yes}", "log.access"),
         ("admin: {listen: '127.0.0.1:0'}", "admin.listen"),
