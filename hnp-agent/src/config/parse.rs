@@ -150,7 +150,10 @@ pub(super) fn plan(
     };
     let gateway_section = r.section(&top, "gateway", gateway::KEYS);
     let gateway_tls = gateway::tls(&mut r, &gateway_section, &mut named);
-    let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
+    let workloads = workloads(&mut r, &top);
+    let runtime = capture.mode == CaptureMode::On && workloads.runtime != RuntimeSocket::Off;
+    let tellers = policy::Tellers { cluster, runtime };
+    let routes = routes::routes(&mut r, &top, &capture, &mut named, tellers);
     let limits = limits(&mut r, &top, &capture);
     if capture.mode == CaptureMode::On && capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
@@ -161,7 +164,7 @@ pub(super) fn plan(
         gateway: None,
         limits,
         resolver: resolver(&mut r, &top),
-        workloads: workloads(&mut r, &top),
+        workloads,
         kubernetes,
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),

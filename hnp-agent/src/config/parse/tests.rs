@@ -522,6 +522,29 @@ fn what_no_route_uses_is_a_warning() {
 }
 
 #[test]
+fn what_a_policy_cannot_go_by_is_a_warning() {
+    let warned = |around: &Surroundings, more: &str| {
+        let text = SMALL.replace("    identity: c", &format!("    identity: c\n{more}"));
+        let (_, warnings) =
+            plan(&text, Path::new("hnp.yaml"), around).unwrap_or_else(|error| panic!("{error}"));
+        warnings.iter().map(|warning| (warning.key.clone(), warning.what.clone())).collect::<Vec<_>>()
+    };
+    let policy = "    policy: {default: deny, allow: [{selector: app=a}, {service_accounts: [a/b]}]}";
+    let [(first, labels), (second, accounts)] = &warned(&alone(1), policy)[..] else { panic!() };
+    assert_eq!(first, "routes[0].policy.allow[0].selector");
+    assert!(labels.contains("from the pod's creation"), "{labels}");
+    assert_eq!(second, "routes[0].policy.allow[1].service_accounts");
+    assert!(accounts.contains("only the API server knows"), "{accounts}");
+    let off = warned(&alone(1), &format!("{policy}\nworkloads: {{runtime: off}}"));
+    assert!(off[0].1.contains("nobody is allowed by this rule"), "{off:?}");
+    // What goes past the route goes past its policy.
+    let passing = warned(&in_a_cluster(), &format!("{policy}\n    passthrough: [other.test]"));
+    let [(key, what)] = &passing[..] else { panic!("{passing:?}") };
+    assert!(key == "routes[0].passthrough" && what.contains("the policy does not hold for it"), "{what}");
+    assert_eq!(warned(&in_a_cluster(), policy), []);
+}
+
+#[test]
 fn relations_between_keys_are_checked() {
     let with = |more: &str| format!("{SMALL}{more}\n");
     for (more, key) in [
