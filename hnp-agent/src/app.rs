@@ -48,6 +48,7 @@ use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, names};
 use crate::upkeep::{self, SharedCapture};
+use crate::workload::appearing::{Noted, Watching};
 use crate::workload::runtime::{self, Asking, RuntimeStatus};
 use crate::workload::{CgroupWorkloads, Directory, Lookups, PodLogs, Pods, WorkloadSource};
 use crate::{kubernetes, memory, observed};
@@ -120,8 +121,9 @@ async fn serve(
     let lookups = ask_about_pods(&plan, &directory, &telemetry, &tasks);
 
     let vips = SharedVipTable::new(ArcSwap::default());
+    let (noted, _watching) = note_cgroups(&node, &telemetry);
     let workloads: Arc<dyn WorkloadSource> =
-        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned(), lookups));
+        Arc::new(CgroupWorkloads::new(node.mount(), node.cgroup().to_owned(), lookups, noted));
     let prepared = Prepared::load(&turn, &node, &plan.capture, &plan.strict_routes())?;
     if let Some(before) = &mut before {
         tokio::select! {
@@ -514,6 +516,16 @@ fn ask_about_pods(plan: &Plan, directory: &Directory, telemetry: &Arc<Telemetry>
     let asking = Asking { socket, directory: directory.clone(), logs, status };
     tasks.spawn(runtime::follow(asking, questions, tasks.token()));
     lookups
+}
+
+/// The cgroups of pods and containers, from when they appear.
+fn note_cgroups(node: &Node, telemetry: &Telemetry) -> (Arc<Noted>, Option<Watching>) {
+    let noted = Arc::<Noted>::default();
+    let shown = Arc::clone(&noted);
+    telemetry.register(move |out| shown.write(out));
+    let watching = Watching::start(node.mount(), node.cgroup().to_owned(), Arc::clone(&noted));
+    let watching = watching.inspect_err(|error| tracing::warn!(%error, "cgroups cannot be watched"));
+    (noted, watching.ok())
 }
 
 /// The addresses of the node's pods, where the gateway knows its callers by them.

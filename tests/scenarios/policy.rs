@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::api_server::Cluster;
 use hnp_tests::client::{self, End, Job, RawAnswer, RawCase};
+use hnp_tests::cri::Runtime;
 use hnp_tests::manager::{Manager, Mode, Service, Setup};
 use hnp_tests::poll::{eventually, until};
 use hnp_tests::process::Running;
@@ -79,19 +80,6 @@ fn labels_and_service_accounts_decide_by_the_api_servers_word_and_outlast_it() {
     let all = [&worker, &web, &runner, &unknown];
     let met = || all.map(|pod| ask(pod).status());
     assert_eq!(met(), [Some(200), Some(403), Some(200), Some(403)]);
-    // A pod whose first request comes before the API server has heard of it is held, and then decided.
-    let held = || {
-        let late = scene.pod();
-        let asking = client::load(&late, &raw_job()).spawn();
-        eventually(SOON, "its connection is there", || {
-            agent.metrics().sum("hnp_connections_open", &[]) >= 1.0
-        });
-        api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
-        let report: client::Report = asking.wait(2 * SOON).json();
-        report.answers[0].status() == Some(200)
-    };
-    // More than once, because it is held for two seconds and this machine may be slower.
-    assert!((0..5).any(|_| held()));
     // Labels change; a server that has forgotten what came since is asked for all of it.
     api.forget();
     api.apply_pod("b", &web.uid, json!({"app": "worker"}));
@@ -108,6 +96,130 @@ fn labels_and_service_accounts_decide_by_the_api_servers_word_and_outlast_it() {
     let behind = || agent.metrics().sum("hnp_pod_labels_in_step", &[]) == 0.0;
     eventually(2 * SOON, "the agent knows that it is behind", behind);
     assert_eq!(met(), [Some(200), Some(200), Some(200), Some(403)]);
+}
+
+#[test]
+fn a_pod_that_is_not_known_yet_is_held_until_it_is_or_until_the_deadline() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([]));
+    let with = |deadline: &str| {
+        let mut config = config(&scene, "default: deny, allow: [{selector: app=worker}]");
+        config.workloads = format!("runtime: off, deadline: {deadline}");
+        cluster.config(config)
+    };
+    let agent = Agent::start(&scene, &with("1m"));
+    let first_of = |late: &Pod, meanwhile: &dyn Fn()| {
+        let asking = client::load(late, &raw_job()).spawn();
+        eventually(SOON, "its connection is there", || {
+            agent.metrics().sum("hnp_connections_open", &[]) >= 1.0
+        });
+        meanwhile();
+        let report: client::Report = asking.wait(2 * SOON).json();
+        report.answers[0].status()
+    };
+    // Its first request comes before the API server has heard of it.
+    let (late, unknown) = (scene.pod(), scene.pod());
+    let told = || api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
+    assert_eq!(first_of(&late, &told), Some(200));
+    // One of whom nobody tells gets no answer for as long; the control is who is known, who waits for nothing.
+    assert_eq!((first_of(&unknown, &|| ()), ask(&late).status()), (None, Some(200)));
+    // As soon as the deadline is shorter, that one is decided without.
+    agent.reload(&with("10ms"));
+    assert_eq!(ask(&unknown).status(), Some(403));
+    // Nor is what is asked for later waited for.
+    let late = scene.pod();
+    assert_eq!(ask(&late).status(), Some(403));
+    api.apply_pod(&late.uid, &late.uid, json!({"app": "worker"}));
+    eventually(SOON, "it is known", || ask(&late).status() == Some(200));
+    let check = Agent::check(&scene.agent_place(), &with("10ms")).text();
+    assert!(check.contains("held for 10ms where a policy asks"), "{check}");
+}
+
+#[test]
+fn a_watch_that_is_cut_goes_on_from_the_last_bookmark() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([]));
+    let pod = scene.pod();
+    api.apply_pod("a", &pod.uid, json!({"app": "worker"}));
+    let config = cluster.config(config(&scene, "default: deny, allow: [{selector: app=worker}]"));
+    let _agent = Agent::start(&scene, &config);
+    assert_eq!(ask(&pod).status(), Some(200));
+    // Versions go on with what the node is not told of, then the server forgets what came before now, and the watch breaks. How
+    // often all pods were listed before the next change was heard of.
+    let cut = |bookmark: bool, label: &str, status: u16| {
+        let (lists, bookmarks) = (api.lists_of_pods(), api.bookmarks());
+        api.apply_pod_elsewhere("x", "elsewhere", json!({}));
+        if bookmark {
+            api.bookmark();
+            eventually(SOON, "the bookmark was told", || api.bookmarks() > bookmarks);
+        }
+        api.forget_before();
+        api.cut_pod_watches();
+        api.apply_pod("a", &pod.uid, json!({"app": label}));
+        eventually(2 * SOON, "the next change", || ask(&pod).status() == Some(status));
+        api.lists_of_pods() - lists
+    };
+    assert_eq!(cut(true, "other", 403), 0);
+    // The control: without a bookmark it is too late to go on (410), and all are listed.
+    assert!(cut(false, "worker", 200) >= 1);
+    assert_eq!(cut(true, "other", 403), 0, "and then it goes on as before");
+}
+
+#[test]
+fn labels_are_the_runtimes_where_no_api_server_is_known_and_its_own_where_it_is() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let socket = scene.path("cri.sock");
+    let runtime = Runtime::start(&socket);
+    let (worker, web, late) = (scene.pod(), scene.pod(), scene.pod());
+    // Each has its name as the label `app`.
+    runtime.run_pod(&worker.uid, "default", "worker");
+    runtime.run_pod(&web.uid, "default", "web");
+    let with = |rules: &str| {
+        let mut config = config(&scene, rules);
+        config.workloads = format!("runtime: {}, deadline: 1m", socket.display());
+        config
+    };
+    let rules = "default: deny, allow: [{selector: app=worker}]";
+    let agent = Agent::start(&scene, &with(rules));
+    assert_eq!([&worker, &web].map(|pod| ask(pod).status()), [Some(200), Some(403)]);
+    // What the runtime is about to say is waited for.
+    runtime.pause(true);
+    let asking = client::load(&late, &raw_job()).spawn();
+    let open = || agent.metrics().sum("hnp_connections_open", &[]) >= 1.0;
+    eventually(SOON, "its connection is there", open);
+    runtime.run_pod(&late.uid, "default", "worker");
+    runtime.pause(false);
+    let report: client::Report = asking.wait(2 * SOON).json();
+    assert_eq!(report.answers[0].status(), Some(200));
+    // Nobody knows service accounts, and nobody is asked for them.
+    agent.reload(&with("default: deny, allow: [{service_accounts: [default/default]}]"));
+    assert_eq!(ask(&worker).status(), Some(403));
+    let check = Agent::check(&scene.agent_place(), &with(rules)).stderr;
+    assert!(check.contains("goes by the labels that the container runtime has"), "{check}");
+    // What is known of who is known outlasts the runtime.
+    agent.reload(&with(rules));
+    drop(runtime);
+    let lost = || agent.metrics().sum("hnp_runtime_connected", &[]) == 0.0;
+    eventually(SOON, "it is noticed that the runtime has gone", lost);
+    assert_eq!([&worker, &web].map(|pod| ask(pod).status()), [Some(200), Some(403)]);
+    drop(agent);
+
+    // The control: an API server's word is the one that counts.
+    let runtime = Runtime::start(&socket);
+    runtime.run_pod(&worker.uid, "default", "worker");
+    let cluster = Cluster::new(&scene);
+    let api = cluster.start(json!([]));
+    api.apply_pod("worker", &worker.uid, json!({"app": "other"}));
+    api.apply_pod("web", &web.uid, json!({"app": "worker"}));
+    let agent = Agent::start(&scene, &cluster.config(with(rules)));
+    let in_step = || agent.metrics().sum("hnp_pod_labels_in_step", &[]) == 1.0;
+    eventually(SOON, "the API server tells", in_step);
+    assert_eq!([&worker, &web].map(|pod| ask(pod).status()), [Some(403), Some(200)]);
 }
 
 #[test]

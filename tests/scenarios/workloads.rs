@@ -12,7 +12,8 @@ use hnp_tests::cri::Runtime;
 use hnp_tests::poll::eventually;
 use hnp_tests::process::Place;
 use hnp_tests::scene::Scene;
-use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Topology};
+use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod, Topology};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// Generous; figures are printed.
@@ -211,13 +212,68 @@ fn pods_of_every_class_and_those_on_the_nodes_network_are_named_by_kubelets_dire
     assert!(!agent.metrics().has("hnp_runtime_connected", &[]), "no runtime is asked");
 }
 
+#[test]
+fn a_pod_that_has_gone_before_its_connection_is_looked_at_is_who_it_was() {
+    // Whoever makes a connection goes elsewhere with it, so that nothing is left of its pod.
+    const LEAVE: &str = "import os, socket, sys\n\
+        s = socket.create_connection(('198.18.0.9', 80))\n\
+        s.sendall(('GET %s HTTP/1.1\\r\\nHost: manager.hnp.test\\r\\nConnection: close\\r\\n\\r\\n' % sys.argv[1]).encode())\n\
+        open(sys.argv[2], 'w').write(str(os.getpid()))\n\
+        print('left', flush=True)\n\
+        while s.recv(4096): pass";
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let mut config = scene.config().route(scene.route());
+    // The agent stands still for longer than it usually may.
+    config.capture = format!("{}, heartbeat: 5m", pod_logs(&scene));
+    let agent = Agent::start(&scene, &config);
+    let (home, elsewhere) = (scene.pod(), scene.node());
+    let procs = elsewhere.cgroup().join("cgroup.procs").display().to_string();
+    let noted = || agent.metrics().sum("hnp_cgroups_noted", &[]);
+    let leave = |pod: Pod, path: &str| {
+        let python = hnp_tests::tools::python();
+        let mut leaving = pod.command(python).args(["-c", LEAVE, path, &procs]).spawn();
+        eventually(SOON, "it has dialled and left", || leaving.stdout().contains("left"));
+        let uid = pod.uid.clone();
+        scene.end(pod);
+        agent.signal(Signal::SIGCONT);
+        let line = || agent.access_lines().into_iter().rfind(|line| line["path"] == path);
+        eventually(SOON, "its line is written", || line().is_some());
+        eventually(SOON, "it was answered", || !leaving.is_alive());
+        (line().expect("just seen"), uid)
+    };
+    let before = noted();
+    let pod = scene.successor(&home);
+    name(&scene, &pod.uid, "team-a", "brief");
+    let container = pod.container.clone();
+    eventually(SOON, "its cgroups are noted", || noted() >= before + 2.0);
+    let stop = || {
+        agent.signal(Signal::SIGSTOP);
+        let tasks =
+            || std::fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("it is there").flatten();
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        };
+        eventually(SOON, "all of it stands still", || tasks().all(is_stopped));
+    };
+    stop();
+    let (line, uid) = leave(pod, "/noted");
+    assert_eq!((&line["pod_uid"], &line["container"]), (&json!(uid), &json!(container)), "{line}");
+    assert_eq!((&line["namespace"], &line["pod"]), (&json!("team-a"), &json!("brief")), "{line}");
+    // The control: one that comes and goes while the agent looks nowhere. It is nobody, and nobody else.
+    stop();
+    let (line, _) = leave(scene.successor(&home), "/not-noted");
+    assert_eq!((&line["pod_uid"], &line["container"]), (&Value::Null, &Value::Null), "{line}");
+}
+
 fn config(scene: &Scene) -> Config {
     config_with(scene, scene.route())
 }
 
 fn config_with(scene: &Scene, route: Route) -> Config {
     let mut config = scene.config().route(route);
-    config.runtime = scene.path("cri.sock").display().to_string();
+    config.workloads = format!("runtime: {}", scene.path("cri.sock").display());
     config
 }
 

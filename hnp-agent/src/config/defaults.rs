@@ -89,6 +89,10 @@ pub const RESOLVER_MIN_TTL: Duration = Duration::from_secs(5);
 /// A TTL of a day must not delay a failover by a day.
 pub const RESOLVER_MAX_TTL: Duration = Duration::from_secs(5 * 60);
 
+/// The API server hears of a pod's service account and labels before the kubelet does, and tells the agent within a second or
+/// two; the runtime answers in milliseconds, but for a restart.
+pub const WORKLOAD_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Where Kubernetes puts a pod's token and the cluster's CA.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Of our own domain, so nobody else's controller adds or removes it; in the words of what others call

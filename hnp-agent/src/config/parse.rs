@@ -7,6 +7,7 @@ mod routes;
 pub(super) mod upstream_proxies;
 
 use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +69,7 @@ const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_workload"];
 const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
-const WORKLOADS: &[&str] = &["runtime"];
+const WORKLOADS: &[&str] = &["runtime", "deadline"];
 const ADMIN: &[&str] = &["listen", "page"];
 const KUBERNETES: &[&str] = &["api", "service_account", "node_name", "startup_taint", "daemonset"];
 
@@ -149,7 +150,10 @@ pub(super) fn plan(
     };
     let gateway_section = r.section(&top, "gateway", gateway::KEYS);
     let gateway_tls = gateway::tls(&mut r, &gateway_section, &mut named);
-    let routes = routes::routes(&mut r, &top, &capture, &mut named, cluster);
+    let workloads = workloads(&mut r, &top);
+    let runtime = capture.mode == CaptureMode::On && workloads.runtime != RuntimeSocket::Off;
+    let tellers = policy::Tellers { cluster, runtime };
+    let routes = routes::routes(&mut r, &top, &capture, &mut named, tellers);
     let limits = limits(&mut r, &top, &capture);
     if capture.mode == CaptureMode::On && capture.connections_per_pod as usize >= limits.connections {
         let section = r.section(&top, "capture", CAPTURE);
@@ -160,7 +164,7 @@ pub(super) fn plan(
         gateway: None,
         limits,
         resolver: resolver(&mut r, &top),
-        workloads: workloads(&mut r, &top),
+        workloads,
         kubernetes,
         admin: admin(&mut r, &top, capture.port),
         log: log(&mut r, &top),
@@ -212,7 +216,23 @@ fn capture(r: &mut Reader, top: &Section<'_>) -> Capture {
 
 fn workloads(r: &mut Reader, top: &Section<'_>) -> Workloads {
     let s = r.section(top, "workloads", WORKLOADS);
-    Workloads { runtime: r.or(&s, "runtime", RuntimeSocket::Auto, values::runtime_socket) }
+    Workloads {
+        runtime: r.or(&s, "runtime", RuntimeSocket::Auto, values::runtime_socket),
+        deadline: deadline(r, &s),
+    }
+}
+
+/// Shorter than an answer takes, the first connection of every pod would be decided without one; longer than clients wait, it
+/// would be decided for nobody.
+fn deadline(r: &mut Reader, s: &Section<'_>) -> Duration {
+    const BOUNDS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+    let deadline = r.or(s, "deadline", defaults::WORKLOAD_DEADLINE, values::duration);
+    if !BOUNDS.contains(&deadline) {
+        let [least, most] = [BOUNDS.start(), BOUNDS.end()].map(|bound| values::humane(*bound));
+        let what = format!("is out of bounds; allowed: {least} to {most}");
+        r.mistake(s.mark_of("deadline"), s.key("deadline"), what);
+    }
+    deadline
 }
 
 /// Shorter than a few beats, every hiccup of the node would open loose routes and close strict ones.

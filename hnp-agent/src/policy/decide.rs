@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::config::plan::{Permission, Policy, Rule};
+use crate::config::plan::{LabelsBy, Permission, Policy, Rule};
 use crate::config::selector::Labels;
 use crate::workload::{Account, Pod};
 
@@ -21,13 +21,17 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Of a pod; labels and service account by the API server's word alone, because what the runtime has may be older.
-    pub fn of(pod: Option<&'a Pod>) -> Self {
+    /// Of a pod; its service account by the API server's word alone.
+    pub fn of(pod: Option<&'a Pod>, labels: LabelsBy) -> Self {
         let Some(pod) = pod else { return Self::default() };
+        let labels = match labels {
+            LabelsBy::Api => pod.confirmed_labels(),
+            LabelsBy::Runtime => pod.labels_at_creation(),
+        };
         Self {
             namespace: Some(&pod.namespace),
             account: pod.confirmed_account().map(|account| &**account),
-            labels: pod.confirmed_labels().map(|labels| &**labels),
+            labels: labels.map(|labels| &**labels),
         }
     }
 }

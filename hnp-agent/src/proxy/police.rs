@@ -9,21 +9,17 @@ use std::collections::{HashMap, HashSet};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use hnp_common::Reason;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::worker::Worker;
-use crate::config::plan::{Plan, Policy, RouteIndex};
+use crate::config::plan::{LabelsBy, Plan, Policy, RouteIndex};
 use crate::policy::{Decision, Subject, decide};
 use crate::telemetry::stats::PolicyDecision;
-use crate::workload::{Directory, Workload};
+use crate::workload::{Directory, Pod, Workload};
 
-/// How long a connection is held while what a rule asks for may be about to come: the API server hears of a pod's
-/// service account and labels before the kubelet does, and tells the agent within a second or two.
-const HELD: Duration = Duration::from_secs(2);
 /// So many pods are named that a dry run would refuse.
 const NAMED: usize = 1024;
 
@@ -122,7 +118,8 @@ impl Police {
             self.generation_since.set(Some(Instant::now()));
         }
         // New rules may ask for what is only being listed now.
-        let is_new = self.generation_since.get().is_some_and(|since| since.elapsed() < HELD);
+        let is_new =
+            self.generation_since.get().is_some_and(|since| since.elapsed() < worker.plan.workloads.deadline);
         let mut undecided = false;
         let all: Vec<_> = self.all.borrow().values().filter_map(Weak::upgrade).collect();
         for standing in all {
@@ -141,7 +138,7 @@ impl Police {
         else {
             return Some(());
         };
-        let decision = self.decide(policy, &using.workload);
+        let decision = self.decide(&worker.plan, policy, &using.workload);
         if decision.allowed {
             (using.allowed, using.cut, using.stamp) = (true, false, stamp);
             return Some(());
@@ -165,22 +162,30 @@ impl Police {
         Some(())
     }
 
-    fn decide(&self, policy: &Policy, workload: &Workload) -> Decision {
+    fn decide(&self, plan: &Plan, policy: &Policy, workload: &Workload) -> Decision {
         let pod = workload.pod_uid.as_deref().and_then(|uid| self.directory.of(uid));
-        decide(policy, Subject::of(pod.as_deref()))
+        decide(policy, Subject::of(pod.as_deref(), plan.labels_by()))
     }
 
     /// The same, after waiting for what may still come.
     async fn decide_in_time(&self, plan: &Plan, policy: &Policy, workload: &Workload) -> Decision {
-        let first = self.decide(policy, workload);
-        let may_come = plan.kubernetes.is_some() || !policy.needs_api();
-        let Some(uid) = workload.pod_uid.as_deref().filter(|_| may_come && !first.certain) else {
+        let first = self.decide(plan, policy, workload);
+        let Some(uid) = workload.pod_uid.as_deref() else { return first };
+        let labels_by = plan.labels_by();
+        // What the runtime has said under this UID may have been of another pod, until it has answered for this one's cgroup.
+        let is_asked = labels_by == LabelsBy::Runtime && policy.selects() && workload.pod.is_awaited();
+        if first.certain && !is_asked {
             return first;
-        };
-        let enough = |pod: &crate::workload::Pod| decide(policy, Subject::of(Some(pod))).certain;
+        }
+        let enough = |pod: &Pod| decide(policy, Subject::of(Some(pod), labels_by)).certain;
+        let deadline = plan.workloads.deadline;
         // Whether it came or not, what is known now decides.
-        let _ = self.directory.wait_for(uid, enough, HELD).await;
-        self.decide(policy, workload)
+        match labels_by {
+            LabelsBy::Api => drop(self.directory.wait_for(uid, enough, deadline).await),
+            // Once the runtime has answered, or cannot, nobody has more to say.
+            LabelsBy::Runtime => drop(workload.pod.wait_for(enough, deadline).await),
+        }
+        self.decide(plan, policy, workload)
     }
 
     /// Names a workload that a dry run would have refused, once.

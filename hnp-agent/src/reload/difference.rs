@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::config::end_to_end::{ClientAuth, ClientName};
 use crate::config::gateway::Gateway;
-use crate::config::plan::{Admin, Capture, Limits, Log, Mode, PerWorkload, Plan, Route, UpstreamWay};
+use crate::config::plan::{
+    Admin, Capture, Limits, Log, Mode, PerWorkload, Plan, Route, UpstreamWay, Workloads,
+};
 
 /// What differs between the configuration in force and the one in the file, in words.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -54,6 +56,7 @@ impl Difference {
             ("limits.buffer_bytes", old.limits.buffer_bytes != new.limits.buffer_bytes),
             ("limits.per_workload", old.limits.per_workload != new.limits.per_workload),
             ("resolver", old.resolver != new.resolver),
+            ("workloads.deadline", old.workloads.deadline != new.workloads.deadline),
             ("log.level", old.log.level != new.log.level),
             ("drain.deadline", old.drain_deadline != new.drain_deadline),
         ] {
@@ -189,6 +192,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
     let Limits { connections, head_bytes: _, buffer_bytes: _, per_workload: _ } = running.limits;
     let Log { format, level: _, access } = running.log;
     let Admin { listen, page } = running.admin;
+    let Workloads { runtime, deadline: _ } = &running.workloads;
     let capture = &written.capture;
     let waiting = [
         ("capture.mode", capture.mode != *mode),
@@ -204,7 +208,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         ("capture.raw_sockets", capture.raw_sockets != *raw_sockets),
         ("capture.destroy_older_flows", capture.destroy_older_flows != *destroy_older_flows),
         ("gateway.listen", listens(&written) != listens(running)),
-        ("workloads", written.workloads != running.workloads),
+        ("workloads.runtime", written.workloads.runtime != *runtime),
         ("kubernetes", written.kubernetes != running.kubernetes),
         ("limits.connections", written.limits.connections != connections),
         ("admin.listen", written.admin.listen != listen),
@@ -234,7 +238,7 @@ pub(super) fn in_force(running: &Plan, written: Plan) -> (Plan, Vec<&'static str
         },
         log: Log { format, access, ..written.log },
         admin: running.admin.clone(),
-        workloads: running.workloads.clone(),
+        workloads: Workloads { runtime: runtime.clone(), ..written.workloads },
         kubernetes: running.kubernetes.clone(),
         run_dir: running.run_dir.clone(),
         workers: running.workers,
@@ -349,7 +353,8 @@ workers: 2
         let text = format!(
             "{BASE}capture: {{cgroup: /sys/fs/cgroup/x, bpffs: /sys/fs/bpf/x, vips4: 169.254.78.0/24, vips6: fd00:78::/64, \
              port: 15002, connections_per_pod: 7}}\nlimits: {{connections: 70, head_bytes: 2KiB}}\n\
-             admin: {{listen: off}}\nlog: {{format: text, access: false, level: debug}}\n"
+             admin: {{listen: off}}\nlog: {{format: text, access: false, level: debug}}\n\
+             workloads: {{runtime: off, deadline: 3s}}\n"
         );
         let (plan, waiting) = in_force(&running, read(&text.replace("workers: 2", "workers: 3")));
         assert_eq!(
@@ -361,6 +366,7 @@ workers: 2
                 "capture.vips6",
                 "capture.port",
                 "capture.connections_per_pod",
+                "workloads.runtime",
                 "limits.connections",
                 "admin.listen",
                 "admin.page",
@@ -373,7 +379,7 @@ workers: 2
         let difference = Difference::between(&running, &plan);
         assert_eq!(
             difference.settings,
-            ["limits.head_bytes", "limits.per_workload", "log.level"],
+            ["limits.head_bytes", "limits.per_workload", "workloads.deadline", "log.level"],
             "the rest is taken"
         );
         assert!(in_force(&running, running.clone()).1.is_empty());

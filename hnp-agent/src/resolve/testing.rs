@@ -303,7 +303,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(300),
         },
-        workloads: Workloads { runtime: RuntimeSocket::Off },
+        workloads: Workloads { runtime: RuntimeSocket::Off, deadline: Duration::from_secs(2) },
         kubernetes: None,
         admin: Admin { listen: None, page: false },
         log: Log { format: LogFormat::Json, level: "info".into(), access: false },

@@ -85,6 +85,7 @@ metrics! {
     STARTUP_TAINT_FAILURES = "hnp_startup_taint_failures", Counter, "Attempts to look at the startup taint or to remove it that failed, by cause";
     POD_LABELS_IN_STEP = "hnp_pod_labels_in_step", Gauge, "1 while the API server tells the labels and service accounts of this node's pods; missing where no route selects by them and no issuer asks for service accounts";
     POD_LABELS_FAILURES = "hnp_pod_labels_failures", Counter, "Failures to follow pods' labels and service accounts, by cause";
+    CGROUPS_NOTED = "hnp_cgroups_noted", Gauge, "Cgroups of pods and containers that were noted as they appeared, so that callers that have gone are known; the oldest are forgotten";
     RUNTIME_CONNECTED = "hnp_runtime_connected", Gauge, "1 while the container runtime tells which pods there are; missing where workloads.runtime is off";
     RUNTIME_QUESTIONS = "hnp_runtime_questions", Counter, "Questions about single pods that were put to the container runtime";
     RUNTIME_FAILURES = "hnp_runtime_failures", Counter, "Connections to the container runtime and questions to it that failed, by cause";

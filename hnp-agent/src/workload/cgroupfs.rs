@@ -3,8 +3,8 @@
 //! A cgroup's id is the inode of its directory; there is no way from one to the other without
 //! CAP_DAC_READ_SEARCH (open_by_handle_at), so the first connection of a container lists three or
 //! four directories: those of the flow's ancestors, then what lies in the pod. Every other connection
-//! finds the answer in a map that is read without a lock. Where the container is gone already, the
-//! pod answers.
+//! finds the answer in a map that is read without a lock. Where the container is gone already, what was noted when it
+//! appeared answers (`appearing`), else its pod. What is there is believed before what was noted.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::appearing::Noted;
 use super::lookups::{Lookups, PodLink};
 use super::names;
 use super::{Workload, WorkloadSource};
@@ -38,6 +39,8 @@ pub struct CgroupWorkloads {
     nobody: Arc<Workload>,
     /// Asked about pods whose cgroups are seen first.
     lookups: Lookups,
+    /// Where cgroups are, or were.
+    noted: Arc<Noted>,
     /// By cgroup id. Replaced as a whole; readers never wait.
     known: ArcSwap<HashMap<u64, Arc<Known>>>,
     /// What happens when an id is not known: one thread at a time.
@@ -67,18 +70,24 @@ struct Search {
 
 impl CgroupWorkloads {
     /// `cgroup2_mount` is where cgroup2 is mounted; `attached`, below it, the cgroup that capture is
-    /// attached to.
-    pub fn new(cgroup2_mount: PathBuf, attached: PathBuf, lookups: Lookups) -> Self {
-        Self::trusting(cgroup2_mount, attached, lookups, TRUSTED)
+    /// attached to. What has been `noted` of cgroups that have gone is known.
+    pub fn new(cgroup2_mount: PathBuf, attached: PathBuf, lookups: Lookups, noted: Arc<Noted>) -> Self {
+        Self::trusting(cgroup2_mount, attached, (lookups, noted), TRUSTED)
     }
 
-    fn trusting(mount: PathBuf, attached: PathBuf, lookups: Lookups, trusted: Duration) -> Self {
+    fn trusting(
+        mount: PathBuf,
+        attached: PathBuf,
+        (lookups, noted): (Lookups, Arc<Noted>),
+        trusted: Duration,
+    ) -> Self {
         let workload = Arc::new(describe((&mount, &attached), &attached, |uid| lookups.link(uid)));
         Self {
             attached: Arc::new(Known { workload, path: Some(attached), checked: AtomicU64::new(0) }),
             mount,
             nobody: Arc::default(),
             lookups,
+            noted,
             known: ArcSwap::default(),
             search: Mutex::default(),
             trusted,
@@ -109,20 +118,27 @@ impl CgroupWorkloads {
                 }
             }
         }
+        let noted = self.noted.path(cgroup_id);
+        let is_there = |path: &Path| inode(path) == Some(cgroup_id);
         let home = nearest.path.as_deref();
-        let found = match home {
-            Some(home) if complete && inode(home) == Some(cgroup_id) => Some(home.to_owned()),
-            Some(home) if complete && allowed => search.below(home, cgroup_id),
-            Some(_) | None => None,
+        let found = match (home, &noted) {
+            (_, Some(path)) if is_there(path) => Some(path.clone()),
+            (Some(home), _) if complete && is_there(home) => Some(home.to_owned()),
+            (Some(home), _) if complete && allowed => search.below(home, cgroup_id),
+            (Some(_) | None, _) => None,
         };
-        match (found, before) {
-            (Some(path), _) => {
+        match (found, before, noted) {
+            (Some(path), ..) => {
                 let workload = self.describe(&path, &nearest);
                 self.remember(cgroup_id, Some(path), workload)
             }
             // It was there, and is not any more: what was known of it is better than its pod.
-            (None, Some(before)) => self.remember(cgroup_id, None, before.workload.clone()),
-            (None, None) => {
+            (None, Some(before), _) => self.remember(cgroup_id, None, before.workload.clone()),
+            (None, None, Some(path)) => {
+                let workload = self.describe(&path, &nearest);
+                self.remember(cgroup_id, None, workload)
+            }
+            (None, None, None) => {
                 let workload = if Arc::ptr_eq(&nearest, &self.attached) {
                     self.nobody.clone()
                 } else {
@@ -140,19 +156,26 @@ impl CgroupWorkloads {
 
     /// The cgroup `id` right below `above`.
     fn child(&self, above: &Known, id: u64, allowed: bool, search: &mut Search) -> Option<Arc<Known>> {
-        let parent = above.path.as_deref()?;
-        if let Some(known) = self.known.load().get(&id) {
-            let path = known.path.as_deref();
-            if path.is_some_and(|path| path.parent() == Some(parent) && inode(path) == Some(id)) {
-                return Some(known.clone());
-            }
+        let parent = above.path.as_deref();
+        let is_there = |path: &Path| path.parent() == parent && inode(path) == Some(id);
+        let known = self.known.load().get(&id).cloned();
+        if let Some(known) = known.as_ref().filter(|known| known.path.as_deref().is_some_and(is_there)) {
+            return Some(known.clone());
         }
-        if !allowed {
-            return None;
+        let noted = self.noted.path(id);
+        let listed = || {
+            let parent = parent.filter(|_| allowed)?;
+            Some(search.list(parent).into_iter().find(|(inode, _)| *inode == id)?.1)
+        };
+        if let Some(path) = noted.clone().filter(|path| is_there(path)).or_else(listed) {
+            let workload = self.describe(&path, above);
+            return Some(self.remember(id, Some(path), workload));
         }
-        let path = search.list(parent).into_iter().find(|(inode, _)| *inode == id)?.1;
-        let workload = self.describe(&path, above);
-        Some(self.remember(id, Some(path), workload))
+        // It has gone, as far as can be told: it is what it was.
+        known.or_else(|| {
+            let workload = self.describe(&noted?, above);
+            Some(self.remember(id, None, workload))
+        })
     }
 
     /// What a path says. A container's pod is that of the pod's cgroup above it: it is asked about once.
@@ -239,12 +262,7 @@ impl Search {
     /// Inode and path of a cgroup's children. Empty where it is gone.
     fn list(&mut self, dir: &Path) -> Vec<(u64, PathBuf)> {
         self.listed += 1;
-        let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-        entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| (entry.ino(), entry.path()))
-            .collect()
+        subdirectories(dir)
     }
 
     /// The directory with this inode anywhere below `top`, nearest first.
@@ -273,8 +291,17 @@ fn describe((mount, attached): (&Path, &Path), path: &Path, link: impl Fn(&str) 
     }
 }
 
-fn inode(path: &Path) -> Option<u64> {
+pub(super) fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
+/// With their inodes. What vanishes meanwhile is no loss.
+pub(super) fn subdirectories(dir: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| (entry.ino(), entry.path()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -298,7 +325,8 @@ mod tests {
             std::fs::create_dir(dir.path().join("kubepods")).unwrap();
             let attached = dir.path().join("kubepods");
             let (lookups, asked) = Lookups::new(Directory::default());
-            let workloads = CgroupWorkloads::trusting(dir.path().to_owned(), attached, lookups, trusted);
+            let by = (lookups, Arc::default());
+            let workloads = CgroupWorkloads::trusting(dir.path().to_owned(), attached, by, trusted);
             Self { dir, workloads, asked }
         }
 
@@ -319,6 +347,11 @@ mod tests {
                 None => 0,
             };
             flow(self.id(path), [ancestor(1), ancestor(2)])
+        }
+
+        /// What is noted when a cgroup appears.
+        fn note(&self, path: &str) {
+            self.workloads.noted.note(self.id(path), self.path(path));
         }
 
         fn listed(&self) -> u64 {
@@ -438,6 +471,50 @@ mod tests {
         {
             assert_eq!(*tree.workloads.identify(&unknown), Workload::default());
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_altogether_is_known_where_it_was_noted() {
+        let mut tree = Tree::new(Duration::ZERO);
+        let (noted, not) = (format!("{POD}/c1"), "kubepods/besteffort/pod2/c2");
+        let (gone, control) = (tree.flow(&noted), tree.flow(not));
+        for path in ["kubepods/besteffort", POD, &noted] {
+            tree.note(path);
+        }
+        // Made before: their inodes are not those of what is gone.
+        let beside = tree.flow("kubepods/besteffort/pod3/c3");
+        std::fs::remove_dir_all(tree.path(POD)).unwrap();
+        std::fs::remove_dir_all(tree.path("kubepods/besteffort/pod2")).unwrap();
+        let found = tree.workloads.identify(&gone);
+        assert_eq!(found.cgroup, Some(format!("/{noted}")));
+        assert_eq!(found.container_id.as_deref(), Some("c1"));
+        assert_eq!(found.pod_uid.as_deref(), Some(&POD[POD.len() - 36..]));
+        assert!(Arc::ptr_eq(&found, &tree.workloads.identify(&gone)));
+        // Its pod was asked about when it called, and once.
+        assert_eq!(Some(&*tree.asked.try_recv().unwrap().uid), found.pod_uid.as_deref());
+        assert!(tree.asked.try_recv().is_err());
+        // A container of it that nobody noted is its pod's.
+        let other = tree.workloads.identify(&flow(u64::MAX, gone.ancestor_ids));
+        assert_eq!((&other.pod_uid, &other.container_id), (&found.pod_uid, &None));
+        // The control: one that was not noted. Who is there is himself in any case.
+        assert_eq!(tree.workloads.identify(&control).pod_uid, None);
+        assert_eq!(tree.workloads.identify(&beside).container_id.as_deref(), Some("c3"));
+    }
+
+    #[test]
+    fn an_inode_that_was_noted_and_is_used_again_is_who_has_it_now() {
+        let tree = Tree::new(Duration::ZERO);
+        let old = tree.flow("kubepods/besteffort/pod1/c1");
+        for path in ["kubepods/besteffort", "kubepods/besteffort/pod1", "kubepods/besteffort/pod1/c1"] {
+            tree.note(path);
+        }
+        let moved = tree.path("kubepods/besteffort/pod2");
+        std::fs::rename(tree.path("kubepods/besteffort/pod1"), &moved).unwrap();
+        std::fs::rename(moved.join("c1"), moved.join("c2")).unwrap();
+        let new = tree.flow("kubepods/besteffort/pod2/c2");
+        assert_eq!((new.cgroup_id, new.ancestor_ids), (old.cgroup_id, old.ancestor_ids), "renames keep them");
+        let found = tree.workloads.identify(&new);
+        assert_eq!((found.pod_uid.as_deref(), found.container_id.as_deref()), (Some("2"), Some("c2")));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The cgroup path holds the pod's UID from the first instruction of the container, long before its
 //! IP address reaches the API; so the kernel's cgroup id is the key and cgroupfs the first source.
 
+pub mod appearing;
 mod cgroupfs;
 mod directory;
 mod lookups;

@@ -79,17 +79,22 @@ pub struct Pod {
 impl Pod {
     /// What it runs as, by the API server's word, which still stands.
     pub fn confirmed_account(&self) -> Option<&Arc<Account>> {
-        confirmed(self.account.as_ref())
+        standing(self.account.as_ref(), Teller::Api)
     }
 
     /// Its labels, likewise.
     pub fn confirmed_labels(&self) -> Option<&Arc<Labels>> {
-        confirmed(self.labels.as_ref())
+        standing(self.labels.as_ref(), Teller::Api)
+    }
+
+    /// Its labels as they were when it was made, by the runtime's word, which still stands.
+    pub fn labels_at_creation(&self) -> Option<&Arc<Labels>> {
+        standing(self.labels.as_ref(), Teller::Runtime)
     }
 }
 
-fn confirmed<T>(part: Option<&Known<T>>) -> Option<&T> {
-    part.filter(|part| part.stands && part.by == Teller::Api).map(|part| &part.value)
+fn standing<T>(part: Option<&Known<T>>, by: Teller) -> Option<&T> {
+    part.filter(|part| part.stands && part.by == by).map(|part| &part.value)
 }
 
 /// Annotations that are longer are not kept: some hold whole manifests.

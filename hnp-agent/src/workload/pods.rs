@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::cgroupfs::subdirectories;
 use super::directory::Directory;
 use super::names;
 use super::pod::{Facts, Teller};
@@ -81,11 +81,11 @@ impl Pods {
     pub fn list(&self) -> std::io::Result<Vec<PodCgroup>> {
         let named = self.logs.named(&self.directory)?;
         let mut pods = Vec::new();
-        for (dir, cgroup_id) in subdirectories(&self.attached) {
+        for (cgroup_id, dir) in subdirectories(&self.attached) {
             self.add(&dir, cgroup_id, &named, &mut pods);
             // Pods that are not Guaranteed stand one level deeper.
             if names::parse(&self.attached, below(&self.attached, &dir)).pod_uid.is_none() {
-                for (dir, cgroup_id) in subdirectories(&dir) {
+                for (cgroup_id, dir) in subdirectories(&dir) {
                     self.add(&dir, cgroup_id, &named, &mut pods);
                 }
             }
@@ -115,15 +115,6 @@ fn parse(directory: &str) -> Option<(String, Named)> {
 
 fn below<'a>(attached: &Path, dir: &'a Path) -> &'a Path {
     dir.strip_prefix(attached).unwrap_or(dir)
-}
-
-/// With their inodes. What vanishes meanwhile is no loss.
-fn subdirectories(dir: &Path) -> Vec<(PathBuf, u64)> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| (entry.path(), entry.ino()))
-        .collect()
 }
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ pub struct Config {
     pub limits: String,
     /// The content of `kubernetes`, without braces.
     pub kubernetes: String,
-    /// `workloads.runtime`; `off` unless a scenario has a runtime.
-    pub runtime: String,
+    /// Keys of `workloads`; no runtime unless a scenario has one.
+    pub workloads: String,
     /// `log.access`
     pub access: bool,
     /// Environment variables of the agent, as a pod's specification sets them.
@@ -69,7 +69,7 @@ impl Config {
             gateway: String::new(),
             limits: String::new(),
             kubernetes: String::new(),
-            runtime: "off".to_owned(),
+            workloads: "runtime: off".to_owned(),
             access: true,
             env: Vec::new(),
             identities: Vec::new(),
@@ -157,7 +157,7 @@ impl Config {
             writeln!(text, "limits: {{{}}}", self.limits)?;
         }
         writeln!(text, "resolver: {{{resolver}}}")?;
-        writeln!(text, "workloads: {{runtime: {}}}", self.runtime)?;
+        writeln!(text, "workloads: {{{}}}", self.workloads)?;
         if !self.kubernetes.is_empty() {
             writeln!(text, "kubernetes: {{{}}}", self.kubernetes)?;
         }

@@ -65,6 +65,8 @@ pub struct Call {
     pub method: String,
     /// The path.
     pub path: String,
+    /// What follows it.
+    pub query: String,
     /// What was answered; 0 while nothing is.
     pub status: u16,
 }
@@ -219,6 +221,32 @@ impl ApiServer {
         self.state().pods.forget();
     }
 
+    /// The same, but who knows all that came before now may go on from there.
+    pub fn forget_before(&self) {
+        self.state().pods.forget_before();
+    }
+
+    /// Watches of pods that allow it are told that they know all that came before now.
+    pub fn bookmark(&self) {
+        self.state().pods.bookmark();
+    }
+
+    /// How many bookmarks were told.
+    pub fn bookmarks(&self) -> usize {
+        self.state().pods.bookmarks()
+    }
+
+    /// Watches of pods end in the middle, without a word.
+    pub fn cut_pod_watches(&self) {
+        self.state().pods.cut();
+    }
+
+    /// How often pods were listed.
+    pub fn lists_of_pods(&self) -> usize {
+        let is_list = |call: &&Call| call.path == "/api/v1/pods" && !call.query.contains("watch=true");
+        self.state().calls.iter().filter(is_list).count()
+    }
+
     /// The agent's DaemonSet is there, or is there anew.
     pub fn install(&self) {
         self.state().daemonsets.install();
@@ -335,7 +363,8 @@ async fn answer(
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let call = Call { method: parts.method.to_string(), path: parts.uri.path().to_owned(), status: 0 };
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    let call = Call { method: parts.method.to_string(), path: parts.uri.path().to_owned(), query, status: 0 };
     let (index, behaviour) = {
         let mut state = lock(&state);
         state.calls.push(call);
@@ -355,12 +384,9 @@ async fn answer(
                 let asked = header(ACCEPT).unwrap_or_default();
                 match guard.pods.answer(&parts.method, asked, parts.uri.query().unwrap_or_default()) {
                     pods::Answer::Whole(status, body) => whole((status, body)),
-                    pods::Answer::Watch(since, node, form) => {
-                        let changed = guard.pods.changed();
-                        (
-                            StatusCode::OK,
-                            pods::watch(Arc::clone(&state), changed, since, (node, form)).boxed(),
-                        )
+                    pods::Answer::Watch(watched) => {
+                        let (changed, cuts) = (guard.pods.changed(), guard.pods.cuts());
+                        (StatusCode::OK, pods::watch(Arc::clone(&state), changed, watched, cuts).boxed())
                     }
                 }
             }

@@ -25,6 +25,12 @@ pub(super) struct Pods {
     /// Every change since `oldest`, with its version.
     log: Vec<(u64, &'static str, Pod)>,
     oldest: u64,
+    /// The version up to which watches that allow bookmarks are told that they know everything.
+    bookmarked: u64,
+    /// How many watches were told that.
+    bookmarks: usize,
+    /// How often watches were ended without a word.
+    cuts: u64,
     version: watch::Sender<u64>,
 }
 
@@ -63,12 +69,23 @@ pub(super) enum Answer {
     /// At once.
     Whole(StatusCode, Value),
     /// With what happens from a version on, to pods of a node.
-    Watch(u64, String, Form),
+    Watch(Watched),
+}
+
+/// What a watch asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    since: u64,
+    node: String,
+    form: Form,
+    /// `allowWatchBookmarks`.
+    bookmarks: bool,
 }
 
 impl Default for Pods {
     fn default() -> Self {
-        Self { now: Vec::new(), log: Vec::new(), oldest: 0, version: watch::Sender::new(1) }
+        let (now, log, version) = (Vec::new(), Vec::new(), watch::Sender::new(1));
+        Self { now, log, oldest: 0, bookmarked: 0, bookmarks: 0, cuts: 0, version }
     }
 }
 
@@ -120,8 +137,34 @@ impl Pods {
     }
 
     pub(super) fn forget(&mut self) {
-        self.oldest = self.next_version();
+        self.next_version();
+        self.forget_before();
+    }
+
+    /// What came before now; who knows it goes on from here.
+    pub(super) fn forget_before(&mut self) {
+        self.oldest = *self.version.borrow();
         self.log.clear();
+    }
+
+    pub(super) fn bookmark(&mut self) {
+        self.bookmarked = *self.version.borrow();
+        self.version.send_modify(|_| {});
+    }
+
+    /// How many bookmarks were told.
+    pub(super) fn bookmarks(&self) -> usize {
+        self.bookmarks
+    }
+
+    /// What a watch that begins now is given.
+    pub(super) fn cuts(&self) -> u64 {
+        self.cuts
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.cuts += 1;
+        self.version.send_modify(|_| {});
     }
 
     /// Wakes with every change.
@@ -154,7 +197,8 @@ impl Pods {
         };
         if given("watch").as_deref() == Some("true") {
             let since = given("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
-            return Answer::Watch(since, node.to_owned(), form);
+            let bookmarks = given("allowWatchBookmarks").as_deref() == Some("true");
+            return Answer::Watch(Watched { since, node: node.to_owned(), form, bookmarks });
         }
         let items: Vec<Value> =
             self.now.iter().filter(|pod| pod.node == node).map(|pod| pod.given(form)).collect();
@@ -174,24 +218,30 @@ impl Pods {
     }
 }
 
-/// One line of JSON for each change, as long as the client reads.
+/// One line of JSON for each change, as long as the client reads and nobody cuts it.
 pub(super) fn watch(
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<u64>,
-    since: u64,
-    (node, form): (String, Form),
+    watched: Watched,
+    cuts: u64,
 ) -> StreamBody<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync> {
-    let lines = stream::unfold((since, changed, false), move |(mut since, mut changed, ended)| {
-        let (state, node) = (Arc::clone(&state), node.clone());
+    let lines = stream::unfold((watched, changed, false), move |(mut watched, mut changed, ended)| {
+        let state = Arc::clone(&state);
         async move {
             if ended {
                 return None;
             }
             loop {
                 changed.borrow_and_update();
-                let (line, last) = next_line(&lock(&state).pods, &mut since, (&node, form));
+                let (line, last) = {
+                    let pods = &mut lock(&state).pods;
+                    if pods.cuts != cuts {
+                        return None;
+                    }
+                    next_line(pods, &mut watched)
+                };
                 if let Some(line) = line {
-                    return Some((Ok(Frame::data(Bytes::from(line))), (since, changed, last)));
+                    return Some((Ok(Frame::data(Bytes::from(line))), (watched, changed, last)));
                 }
                 // The server goes before its watchers do.
                 match tokio::time::timeout(Duration::from_secs(3600), changed.changed()).await {
@@ -204,14 +254,32 @@ pub(super) fn watch(
     StreamBody::new(lines)
 }
 
-/// The first change after `since` that concerns the node, and whether the watch ends with it.
-fn next_line(pods: &Pods, since: &mut u64, (node, form): (&str, Form)) -> (Option<String>, bool) {
-    if *since < pods.oldest {
+/// The first change after what the watch knows that concerns its node, else a bookmark, and whether the watch ends with it.
+fn next_line(pods: &mut Pods, watched: &mut Watched) -> (Option<String>, bool) {
+    let line = |kind: &str, object: &Value| Some(format!("{}\n", json!({"type": kind, "object": object})));
+    if watched.since < pods.oldest {
         let (_, status) = failure(StatusCode::GONE, "Expired", "too old resource version");
-        return (Some(format!("{}\n", json!({"type": "ERROR", "object": status}))), true);
+        return (line("ERROR", &status), true);
     }
-    let next = pods.log.iter().find(|(version, _, pod)| version > since && pod.node == node);
-    let Some((version, kind, pod)) = next else { return (None, false) };
-    *since = *version;
-    (Some(format!("{}\n", json!({"type": kind, "object": pod.given(form)}))), false)
+    let is_next = |version: u64, pod: &Pod| version > watched.since && pod.node == watched.node;
+    if let Some((version, kind, pod)) = pods.log.iter().find(|(version, _, pod)| is_next(*version, pod)) {
+        watched.since = *version;
+        return (line(kind, &pod.given(watched.form)), false);
+    }
+    if !watched.bookmarks || pods.bookmarked <= watched.since {
+        return (None, false);
+    }
+    // Of its object nothing but the version means anything.
+    watched.since = pods.bookmarked;
+    pods.bookmarks += 1;
+    let (version, kind) = match watched.form {
+        Form::Metadata => ("meta.k8s.io/v1", METADATA),
+        Form::Whole => ("v1", "Pod"),
+    };
+    let metadata = json!({"resourceVersion": watched.since.to_string(), "creationTimestamp": null});
+    let mut object = json!({"apiVersion": version, "kind": kind, "metadata": metadata});
+    if watched.form == Form::Whole {
+        (object["spec"], object["status"]) = (json!({"containers": null}), json!({}));
+    }
+    (line("BOOKMARK", &object), false)
 }

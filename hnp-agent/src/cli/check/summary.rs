@@ -371,6 +371,7 @@ pub(super) fn agent_summary(plan: &Plan) -> Vec<(&'static str, String)> {
                 RuntimeSocket::Path(path) => path.display().to_string(),
             },
         ),
+        ("unknown pods", format!("held for {} where a policy asks", humane(plan.workloads.deadline))),
         (
             "startup taint",
             match &plan.kubernetes {

@@ -46,13 +46,13 @@ pub(super) fn routes(
     top: &Section<'_>,
     capture: &Capture,
     named: &mut References<'_>,
-    cluster: bool,
+    tellers: policy::Tellers,
 ) -> Vec<Arc<Route>> {
     let nodes = r.list(top, "routes");
     if nodes.is_empty() {
         r.mistake(top.mark_of("routes"), "routes", "has no route; allowed: a list with at least one");
     }
-    let mut seen = Seen { cluster, names: HashMap::new(), destinations: HashMap::new() };
+    let mut seen = Seen { tellers, names: HashMap::new(), destinations: HashMap::new() };
     let mut routes = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let section = r.known(node, format!("routes[{index}]"), KEYS);
@@ -75,8 +75,7 @@ pub(super) struct References<'n> {
 
 /// What routes have in common: what must not be written twice, and where they are.
 struct Seen {
-    /// The API server is known, and with it pods' labels.
-    cluster: bool,
+    tellers: policy::Tellers,
     names: HashMap<Arc<str>, Mark>,
     destinations: HashMap<String, (String, Mark)>,
 }
@@ -108,9 +107,14 @@ fn route(
         Way::Tunnel => Some(Mode::Tunnel(modes::tunnel(r, s, &destinations, upstream.as_ref()))),
     };
     let enforcement = r.or(s, "enforcement", Enforcement::Loose, values::enforcement);
-    let overrides = overrides(r, s, seen.cluster);
+    let overrides = overrides(r, s, seen.tellers.cluster);
     let passthrough = passthrough(r, s, &destinations);
-    let policy = policy::policy(r, s, seen.cluster);
+    let policy = policy::policy(r, s, seen.tellers);
+    if policy.is_some() && !passthrough.is_empty() {
+        let what = "goes to where the client was going and does not use the route: the policy does not hold for it, \
+                    `limits.per_workload` does";
+        r.warning(s.mark_of("passthrough"), s.key("passthrough"), what);
+    }
     let timeouts = timeouts(r, s);
     // Everything was read and its mistakes noted; only now may one of them end this.
     Some(Route {

@@ -9,8 +9,8 @@ use super::*;
 use crate::config::end_to_end::ClientAuth;
 use crate::config::parse_with_warnings;
 use crate::config::plan::{
-    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, Timeouts,
-    Unreadable, UpstreamWay,
+    DaemonSet, Enforcement, Guard, PerWorkload, PodTraits, PossibleEnforcement, Protocol, RuntimeSocket,
+    Timeouts, Unreadable, UpstreamWay, Workloads,
 };
 use crate::config::selector::Labels;
 use crate::config::upstream_proxy::{ProxyCredentials, ProxyTimeouts};
@@ -38,6 +38,7 @@ routes:
     timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s, ping: 6s}
     pool_idle: 0
 limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
+workloads: {runtime: /run/cri.sock, deadline: 700ms}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
 admin: {listen: "0.0.0.0:9090", page: true}
@@ -130,6 +131,8 @@ fn every_key_is_read() {
         (plan.resolver.grace, plan.resolver.min_ttl, plan.resolver.max_ttl),
         (seconds(60), seconds(1), seconds(2))
     );
+    let runtime = RuntimeSocket::Path("/run/cri.sock".into());
+    assert_eq!(plan.workloads, Workloads { runtime, deadline: Duration::from_millis(700) });
     let kubernetes = Kubernetes {
         api: "https://[fd00::1]:6443".into(),
         service_account: "/sa".into(),
@@ -519,6 +522,29 @@ fn what_no_route_uses_is_a_warning() {
 }
 
 #[test]
+fn what_a_policy_cannot_go_by_is_a_warning() {
+    let warned = |around: &Surroundings, more: &str| {
+        let text = SMALL.replace("    identity: c", &format!("    identity: c\n{more}"));
+        let (_, warnings) =
+            plan(&text, Path::new("hnp.yaml"), around).unwrap_or_else(|error| panic!("{error}"));
+        warnings.iter().map(|warning| (warning.key.clone(), warning.what.clone())).collect::<Vec<_>>()
+    };
+    let policy = "    policy: {default: deny, allow: [{selector: app=a}, {service_accounts: [a/b]}]}";
+    let [(first, labels), (second, accounts)] = &warned(&alone(1), policy)[..] else { panic!() };
+    assert_eq!(first, "routes[0].policy.allow[0].selector");
+    assert!(labels.contains("from the pod's creation"), "{labels}");
+    assert_eq!(second, "routes[0].policy.allow[1].service_accounts");
+    assert!(accounts.contains("only the API server knows"), "{accounts}");
+    let off = warned(&alone(1), &format!("{policy}\nworkloads: {{runtime: off}}"));
+    assert!(off[0].1.contains("nobody is allowed by this rule"), "{off:?}");
+    // What goes past the route goes past its policy.
+    let passing = warned(&in_a_cluster(), &format!("{policy}\n    passthrough: [other.test]"));
+    let [(key, what)] = &passing[..] else { panic!("{passing:?}") };
+    assert!(key == "routes[0].passthrough" && what.contains("the policy does not hold for it"), "{what}");
+    assert_eq!(warned(&in_a_cluster(), policy), []);
+}
+
+#[test]
 fn relations_between_keys_are_checked() {
     let with = |more: &str| format!("{SMALL}{more}\n");
     for (more, key) in [
@@ -533,6 +559,8 @@ fn relations_between_keys_are_checked() {
             "limits: {per_workload: {new_connections_per_second: 0}}",
             "limits.per_workload.new_connections_per_second",
         ),
+        ("workloads: {deadline: 9ms}", "workloads.deadline"),
+        ("workloads: {deadline: 61s}", "workloads.deadline"),
         ("log: {level: inof}", "log.level"),
         ("log: {access: yes}", "log.access"),
         ("admin: {listen: '127.0.0.1:0'}", "admin.listen"),

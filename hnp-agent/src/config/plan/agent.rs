@@ -49,6 +49,8 @@ pub struct Resolver {
 pub struct Workloads {
     /// The container runtime.
     pub runtime: RuntimeSocket,
+    /// How long a new connection is held for what a policy asks for and nobody has told of its pod yet.
+    pub deadline: Duration,
 }
 
 /// The CRI socket of the container runtime.

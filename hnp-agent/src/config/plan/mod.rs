@@ -28,7 +28,7 @@ pub use self::capture::{Capture, CaptureMode, Guard, RawSockets};
 pub use self::enforcement::{Enforcement, Override, PodTraits, PossibleEnforcement};
 pub use self::identity::{Identity, IdentityFiles, IdentityPlace, IdentitySource, Issuer};
 pub use self::mode::{Authority, Mode, Protocol, ReverseProxy, Tunnel, Unreadable, UpstreamProtocol};
-pub use self::policy::{Permission, Policy, Rule, ServiceAccountName};
+pub use self::policy::{LabelsBy, Permission, Policy, Rule, ServiceAccountName};
 pub use self::route::{Route, RouteIndex, Through, Timeouts, Upstream, UpstreamWay};
 pub use self::trust::{OnDoubt, Peers, Revocation, Roots, TlsVersion, Trust};
 
@@ -68,6 +68,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whose word on pods' labels counts where policies ask for them.
+    pub fn labels_by(&self) -> LabelsBy {
+        if self.kubernetes.is_some() { LabelsBy::Api } else { LabelsBy::Runtime }
+    }
+
     /// Whether the gateway knows its callers as pods of this node, by the API server's word. Where it does
     /// not, [`Gateway::sources`] alone say who is served.
     pub fn knows_callers(&self) -> bool {

@@ -18,6 +18,15 @@ pub struct Policy {
     pub dry_run: bool,
 }
 
+/// Whose word on a pod's labels counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LabelsBy {
+    /// The API server's: they are what they are now.
+    Api,
+    /// The container runtime's, where no API server is known: they are what they were when the pod was made.
+    Runtime,
+}
+
 /// Whether something is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Permission {
@@ -83,11 +92,17 @@ impl fmt::Display for Rule {
 }
 
 impl Policy {
-    /// Whether a rule asks for what only the API server knows.
+    /// Whether a rule asks for what the API server knows best, or alone.
     pub fn needs_api(&self) -> bool {
-        self.allow
-            .iter()
-            .chain(&self.deny)
-            .any(|rule| !rule.service_accounts.is_empty() || rule.selector.is_some())
+        self.rules().any(|rule| !rule.service_accounts.is_empty() || rule.selector.is_some())
+    }
+
+    /// Whether a rule asks for labels.
+    pub fn selects(&self) -> bool {
+        self.rules().any(|rule| rule.selector.is_some())
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.allow.iter().chain(&self.deny)
     }
 }
