@@ -12,16 +12,14 @@ pub(super) fn post(name: &str, token: &str) -> Spec {
     Spec::post("shop", name, (&MANAGER4.to_string(), 80), MANAGER_NAME, &format!("/hello?token={token}"))
 }
 
-/// What an access line says of a pod. Namespace and name where the agent has them: it asks the runtime for both.
+/// What an access line says of a pod.
 #[track_caller]
 pub(super) fn assert_attributed(line: &Value, pod: &Pod, spec: &Spec) {
     assert_eq!(line["pod_uid"], pod.uid.as_str(), "{line}");
     assert_eq!(line["container"], pod.container.as_str(), "{line}");
     assert_eq!(line["cgroup"], pod.cgroup.as_str(), "{line}");
     for (field, value) in [("namespace", &spec.namespace), ("pod", &spec.name)] {
-        if let Some(said) = line.get(field) {
-            assert_eq!(said, value.as_str(), "{line}");
-        }
+        assert_eq!(line[field], value.as_str(), "{line}");
     }
 }
 

@@ -7,6 +7,7 @@
 mod first_act;
 mod image;
 mod limits;
+mod renderings;
 mod transient;
 
 use std::path::Path;

@@ -101,7 +101,8 @@ fn a_proxy_over_tls_is_verified_by_a_trust_of_its_own() {
 #[test]
 fn credentials_are_checked_by_the_proxy_and_written_nowhere() {
     let case = Case::new();
-    let _squid = case.squid(3128, &SquidSetup { credentials: Some((USER, PASSWORD)), tls: None });
+    let _squid =
+        case.squid(3128, &SquidSetup { credentials: Some((USER, PASSWORD)), ..SquidSetup::default() });
     let file = case.scene.path("proxy-user");
     let in_file = format!("corp: {{url: \"http://{PROXY_NAME}:3128\", credentials: {}}}", file.display());
     let in_url = format!("corp: {{url: \"http://{USER}:{PASSWORD_ENCODED}@{PROXY_NAME}:3128\"}}");

@@ -21,7 +21,7 @@ use crate::pki::Leaf;
 use crate::poll::eventually;
 use crate::process::{Place, Running};
 use crate::tools;
-use crate::topology::Topology;
+use crate::topology::{MANAGER_NAME, MANAGER4, Topology};
 
 /// The proxy, as the node sees it.
 pub const PROXY4: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 2);
@@ -88,6 +88,8 @@ pub struct SquidSetup<'a> {
     pub tls: Option<&'a Leaf>,
     /// Ask for this user and password.
     pub credentials: Option<(&'a str, &'a str)>,
+    /// More names that it knows the manager by.
+    pub manager: &'a [&'a str],
 }
 
 impl Squid {
@@ -104,9 +106,10 @@ impl Squid {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("our own file");
         };
         mode(&dir, 0o777);
+        let managers = [&[MANAGER_NAME], setup.manager].concat().join(" ");
         fs::write(
             dir.join("hosts"),
-            format!("127.0.0.1 localhost\n{INSIDE4} {INSIDE_NAME}\n198.18.0.9 manager.hnp.test\n"),
+            format!("127.0.0.1 localhost\n{INSIDE4} {INSIDE_NAME}\n{MANAGER4} {managers}\n"),
         )
         .expect("the world's directory is ours");
         let mut listen = format!("http_port {PROXY4}:{port}\n");

@@ -14,7 +14,7 @@ mod rules;
 mod units;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -41,30 +41,12 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::find()?;
-    let chart = workspace.root.join("deploy/helm/hnp");
-    let scratch = workspace.target.join("chart");
-    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let scratch = scratch(&workspace)?;
     let renderer = Renderer::ensure(&workspace)?;
 
     step("rendering the chart");
-    let older = render::as_of(&chart, OLDEST, &scratch)?;
-    let newer = render::as_of(&chart, APP_ARMOR_FIELD, &scratch)?;
-    let mut cases = Vec::new();
-    for values in values_files(&chart)? {
-        let name = values.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        // The name by which users of the vendor's chart install it.
-        let release = if name.starts_with("vendor") { "chaos-agent-proxy" } else { "hnp" };
-        let of = |chart: &PathBuf, first, before| Case {
-            name: format!("{name}, from Kubernetes {first}"),
-            chart: chart.clone(),
-            release,
-            values: Some(values.clone()),
-            first,
-            before,
-        };
-        cases.push(of(&older, OLDEST, Some(APP_ARMOR_FIELD)));
-        cases.push(of(&newer, APP_ARMOR_FIELD, None));
-    }
+    let cases = cases(&workspace, &scratch)?;
+    let newer = &cases.last().context("there is no values file")?.chart;
     let rendered = renderer.render(&cases)?;
     let mut mistakes = Vec::new();
     for (case, rendered) in cases.iter().zip(&rendered) {
@@ -87,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step("the agent's own check of each configuration");
     config::check(&workspace, &scratch, &cases, &rendered)?;
     step("controls that must fail");
-    controls::run(&renderer, &newer, &scratch)?;
+    controls::run(&renderer, newer, &scratch)?;
     step("plain manifests");
     plain(&workspace, &cases, &rendered, options.check)?;
     step("systemd units");
@@ -96,7 +78,69 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn values_files(chart: &std::path::Path) -> Result<Vec<PathBuf>> {
+/// Renders the chart with every values file of its `ci/`, without judging; returns the folder that holds each rendering as
+/// `NAME-VERSION.yaml`: what the node tier starts.
+///
+/// # Errors
+/// When there is no renderer, or a rendering fails.
+pub(crate) fn renderings(workspace: &Workspace) -> Result<PathBuf> {
+    // Newer than any schema: none is asked.
+    const NO_SCHEMA: &str = "9.99";
+    let scratch = scratch(workspace)?;
+    let renderer = Renderer::ensure(workspace)?;
+    step("rendering the chart for its pods");
+    let cases = cases(workspace, &scratch)?;
+    let unjudged: Vec<_> =
+        cases.iter().map(|case| Case { first: NO_SCHEMA, before: None, ..case.clone() }).collect();
+    let folder = scratch.join("rendered");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (case, rendered) in cases.iter().zip(renderer.render(&unjudged)?) {
+        if let Some(error) = rendered.error {
+            bail!("{}: {error}", case.name);
+        }
+        let objects: String =
+            rendered.documents.iter().map(|(_, object)| format!("---\n{object}\n")).collect();
+        let file = folder.join(format!("{}-{}.yaml", case.stem, case.first));
+        fs::write(&file, objects).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(folder)
+}
+
+fn scratch(workspace: &Workspace) -> Result<PathBuf> {
+    let scratch = workspace.target.join("chart");
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    Ok(scratch)
+}
+
+/// Each values file as of the oldest Kubernetes, and as of the first one with a field for AppArmor.
+fn cases(workspace: &Workspace, scratch: &Path) -> Result<Vec<Case>> {
+    let chart = workspace.root.join("deploy/helm/hnp");
+    let older = render::as_of(&chart, OLDEST, scratch)?;
+    let newer = render::as_of(&chart, APP_ARMOR_FIELD, scratch)?;
+    let mut cases = Vec::new();
+    for values in values_files(&chart)? {
+        let stem = values.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // The name by which users of the vendor's chart install it.
+        let release = if stem.starts_with("vendor") { "chaos-agent-proxy" } else { "hnp" };
+        let of = |chart: &PathBuf, first, before| Case {
+            name: format!("{stem}, from Kubernetes {first}"),
+            stem: stem.clone(),
+            chart: chart.clone(),
+            release,
+            values: Some(values.clone()),
+            first,
+            before,
+        };
+        cases.push(of(&older, OLDEST, Some(APP_ARMOR_FIELD)));
+        cases.push(of(&newer, APP_ARMOR_FIELD, None));
+    }
+    Ok(cases)
+}
+
+fn values_files(chart: &Path) -> Result<Vec<PathBuf>> {
     let folder = chart.join("ci");
     let mut files = Vec::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
@@ -122,7 +166,7 @@ fn judge(rendered: &Rendered) -> Vec<String> {
 fn plain(workspace: &Workspace, cases: &[Case], rendered: &[Rendered], check: bool) -> Result<()> {
     const ORDER: [&str; 5] = ["serviceaccount", "rbac", "configmap", "service", "daemonset"];
     let path = workspace.root.join("deploy/manifests/hnp.yaml");
-    let found = cases.iter().zip(rendered).rfind(|(case, _)| case.name.starts_with(PLAIN));
+    let found = cases.iter().zip(rendered).rfind(|(case, _)| case.stem == PLAIN);
     let (_, rendered) = found.context("there is no values file for the plain manifests")?;
     let mut text = format!(
         "# Made by `cargo xtask chart` of deploy/helm/hnp, with its ci/{PLAIN}.yaml, for Kubernetes {APP_ARMOR_FIELD} and later. Before it is\n\

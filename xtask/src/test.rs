@@ -25,6 +25,10 @@ pub(crate) struct Options {
     /// (6.1); all that the package archive has unless told otherwise. With one, the node tier runs in guests, too.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     kernel: Vec<String>,
+    /// For the node tier: the agent of the host tier in its image, a debug build, instead of the one that ships. Minutes sooner;
+    /// what only the released one can show is left out, and named.
+    #[arg(long)]
+    debug_image: bool,
     /// Arguments for the scenarios, such as a part of a name, or --nocapture.
     #[arg(last = true)]
     scenario_args: Vec<String>,
@@ -48,13 +52,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.kernel.is_empty() && !options.tier.iter().any(|tier| matches!(tier, Tier::Vm | Tier::Node)) {
         bail!("--kernel is for --tier vm and node; the host tier runs on this machine's kernel");
     }
+    if options.debug_image && !options.tier.contains(&Tier::Node) {
+        bail!("--debug-image is for --tier node; no other tier makes an image");
+    }
+    let build = if options.debug_image { node::Build::Debug } else { node::Build::Released };
     for tier in &options.tier {
         match tier {
             Tier::Unit => unit(&workspace)?,
             Tier::Host => host::run(&workspace, &options.scenario_args)?,
             Tier::Vm => vm::run(&workspace, &options.kernel, &options.scenario_args)?,
-            Tier::Node if options.kernel.is_empty() => node::run(&workspace, &options.scenario_args)?,
-            Tier::Node => vm::run_node(&workspace, &options.kernel, &options.scenario_args)?,
+            Tier::Node if options.kernel.is_empty() => node::run(&workspace, build, &options.scenario_args)?,
+            Tier::Node => vm::run_node(&workspace, &options.kernel, build, &options.scenario_args)?,
         }
     }
     Ok(())

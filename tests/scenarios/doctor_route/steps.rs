@@ -204,7 +204,7 @@ fn a_corporate_proxy_that_opens_tunnels_and_one_that_does_not() {
     let corporate = Corporate::lay(&scene);
     let leaf = scene.servers.server(&[MANAGER_NAME, INSIDE_NAME]);
     let manager = Manager::strict(&scene, "manager", 80, &leaf, &scene.clients);
-    let setup = SquidSetup { credentials: Some(("node", PASSWORD)), tls: None };
+    let setup = SquidSetup { credentials: Some(("node", PASSWORD)), ..SquidSetup::default() };
     let _squid = Squid::start(&scene, &corporate, 3128, &setup);
     let through = |url: &str| {
         let route =

@@ -119,7 +119,7 @@ fn behind_a_corporate_proxy_by_its_variables() {
     let corporate = Corporate::lay(&scene);
     let leaf = scene.servers.server(&[INSIDE_NAME]);
     let manager = Manager::strict(&scene, "manager", 80, &leaf, &scene.clients);
-    let setup = SquidSetup { credentials: Some(("node", "p@ss")), tls: None };
+    let setup = SquidSetup { credentials: Some(("node", "p@ss")), ..SquidSetup::default() };
     let squid = Squid::start(&scene, &corporate, 3128, &setup);
     let pod = scene.pod();
     let (files, roots) = (&scene.client, scene.roots.display().to_string());

@@ -1,4 +1,4 @@
-//! The load client: runs inside a pod, does one job (JSON on standard input), prints one report
+//! The load client: runs inside a pod, does one job (JSON as its argument, or on standard input), prints one report
 //! (JSON on standard output). Knows nothing of hnp; it dials destinations like any workload.
 
 use std::future::Future;
@@ -25,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const WORDS: usize = 20;
 
 fn main() -> Result<()> {
-    let job: Job = serde_json::from_reader(std::io::stdin()).context("the job on standard input")?;
+    let job: Job = match std::env::args().nth(1) {
+        Some(text) => serde_json::from_str(&text).context("the job in the argument")?,
+        None => serde_json::from_reader(std::io::stdin()).context("the job on standard input")?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let started = Instant::now();
     let mut report = runtime.block_on(perform(job))?;

@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{AGENT_IMAGE, Manifest, NAME, Node, Pod, proto};
+use super::cri::Cri;
+use super::manifest::{ACCOUNT, Probe, Source};
+use super::{AGENT_IMAGE, Manifest, Node, Pod, proto};
 use crate::agent::Config;
+use crate::api_server::{ApiServer, NODE};
 use crate::poll::{eventually, patience, pause, until};
 use crate::scene::{IDENTITY, Scene, TRUST};
 
@@ -18,6 +22,10 @@ use crate::scene::{IDENTITY, Scene, TRUST};
 pub struct AgentPod<'a> {
     node: &'a Node<'a>,
     pod: Pod,
+    /// Its own, where it has not the node's network.
+    address: Option<IpAddr>,
+    alive: Option<Probe>,
+    ready: Option<Probe>,
 }
 
 /// The configuration for an agent in a pod: the paths of `deploy/`, the scene's identity and route, and a trust with these
@@ -52,49 +60,129 @@ impl<'a> AgentPod<'a> {
     /// When the runtime cannot start it.
     #[track_caller]
     pub fn spawn(node: &'a Node<'a>, scene: &Scene, manifest: &Manifest, config: &Config) -> Self {
-        let filled = |volume: &str| scene.path("volumes").join(volume);
-        fill(scene, config, &filled);
-        for directory in manifest.directories() {
-            fs::create_dir_all(node.path(&directory.to_string_lossy())).expect("the node's files are ours");
+        Self::make(node, scene, manifest, &config.to_yaml())
+    }
+
+    /// Starts the agent by a manifest with the configuration that is in it, but for the CA, which is the scene's. Does not
+    /// wait.
+    ///
+    /// # Panics
+    /// When there is none in it, or the runtime cannot start it.
+    #[track_caller]
+    pub fn as_rendered(node: &'a Node<'a>, scene: &Scene, manifest: &Manifest) -> Self {
+        let config = manifest.file("hnp.yaml").expect("a rendering has a ConfigMap");
+        Self::make(node, scene, manifest, config)
+    }
+
+    #[track_caller]
+    fn make(node: &'a Node<'a>, scene: &Scene, manifest: &Manifest, config: &str) -> Self {
+        let laid = lay_volumes(node, scene, manifest, config);
+        let mut mounts = manifest.mounts(&|name| {
+            laid.iter().find(|(volume, _)| volume == name).map(|(_, path)| path.clone()).unwrap_or_default()
+        });
+        let (command, args, mut envs) = manifest.program(NODE);
+        if let Some(account) = &node.account {
+            let api = ApiServer::address();
+            for (key, value) in [("HOST", api.ip().to_string()), ("PORT", api.port().to_string())] {
+                envs.push(proto::KeyValue { key: format!("KUBERNETES_SERVICE_{key}"), value });
+            }
+            if manifest.has_account() {
+                mounts.push(proto::Mount {
+                    container_path: ACCOUNT.to_owned(),
+                    host_path: account.display().to_string(),
+                    readonly: true,
+                    propagation: 0,
+                });
+            }
         }
-        let (command, args, envs) = manifest.program(NAME);
         let container = proto::ContainerConfig {
             metadata: Some(proto::ContainerMetadata { name: manifest.container_name().to_owned() }),
             image: Some(proto::ImageSpec { image: AGENT_IMAGE.to_owned() }),
             command,
             args,
             envs,
-            mounts: manifest.mounts(&filled),
+            mounts,
             linux: Some(manifest.linux()),
             ..proto::ContainerConfig::default()
         };
         let cri = node.connect();
         let made = node.make(&cri, "hnp", "hnp-agent-x7k2p", &[], "burstable", manifest.sandbox(), container);
         let pod = made.unwrap_or_else(|error| panic!("the agent's pod: {error:#}"));
-        Self { node, pod }
+        let address = cri.address(&pod.sandbox).unwrap_or_else(|error| panic!("{error:#}"));
+        let address = address.filter(|_| !manifest.has_the_nodes_network());
+        let (alive, ready) = (manifest.probe("livenessProbe"), manifest.probe("readinessProbe"));
+        Self { node, pod, address, alive, ready }
     }
 
+    /// Waits until its readiness probe succeeds, and sees that its liveness probe does then.
+    ///
+    /// # Panics
+    /// When it has none, ends, or is not ready within twenty seconds.
     #[track_caller]
-    fn wait_until_ready(&self) {
+    pub fn wait_until_ready(&self) {
         let cri = self.node.connect();
         let until = Instant::now() + patience(Duration::from_secs(20));
-        let mut last = String::new();
-        while Instant::now() < until {
-            let status = cri.status(&self.pod.container).unwrap_or_else(|error| panic!("{error:#}"));
-            let proto::ContainerStatus { exit_code, reason, message, .. } = &status;
-            let words = self.pod.last_words();
-            assert!(
-                status.state != proto::EXITED,
-                "the agent ended: {exit_code} {reason} {message}\n{words}"
-            );
-            match self.get("/readyz") {
-                Ok(text) if text.starts_with("HTTP/1.1 200 ") => return,
-                Ok(text) => last = text,
-                Err(error) => last = error.to_string(),
+        let ready = self.ready.as_ref().expect("who is to become ready is asked for it");
+        loop {
+            self.check(&cri);
+            match self.ask(&cri, ready) {
+                Ok(()) => break,
+                Err(said) => {
+                    let late = Instant::now() > until;
+                    assert!(!late, "the agent is not ready: {said}\n{}", self.pod.last_words());
+                }
             }
             pause();
         }
-        panic!("the agent is not ready: {last}\n{}", self.pod.last_words());
+        if let Some(alive) = &self.alive {
+            let said = self.ask(&cri, alive);
+            assert_eq!(said, Ok(()), "it is ready, and not alive");
+        }
+    }
+
+    /// What its readiness probe says.
+    ///
+    /// # Errors
+    /// When it fails; the probe's words.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn ready(&self) -> Result<(), String> {
+        let ready = self.ready.as_ref().expect("who is to become ready is asked for it");
+        self.ask(&self.node.connect(), ready)
+    }
+
+    #[track_caller]
+    fn check(&self, cri: &Cri) {
+        let status = cri.status(&self.pod.container).unwrap_or_else(|error| panic!("{error:#}"));
+        let proto::ContainerStatus { exit_code, reason, message, .. } = &status;
+        let words = self.pod.last_words();
+        assert!(status.state != proto::EXITED, "the agent ended: {exit_code} {reason} {message}\n{words}");
+    }
+
+    /// As a kubelet asks.
+    fn ask(&self, cri: &Cri, probe: &Probe) -> Result<(), String> {
+        match probe {
+            Probe::Exec(command, seconds) => {
+                let seconds = patience(Duration::from_secs(seconds.unsigned_abs())).as_secs();
+                match cri.exec(&self.pod.container, command, seconds.cast_signed()) {
+                    Ok((0, _)) => Ok(()),
+                    Ok((status, said)) => Err(format!("exit status {status}: {said}")),
+                    Err(error) => Err(format!("{error:#}")),
+                }
+            }
+            Probe::Port(port) => {
+                let address = SocketAddr::new(self.address.unwrap_or(Ipv4Addr::LOCALHOST.into()), *port);
+                let connect = || TcpStream::connect_timeout(&address, patience(Duration::from_secs(1)));
+                let connected = self.node.topology().node_netns().run(connect);
+                connected.map(drop).map_err(|error| format!("{address}: {error}"))
+            }
+        }
+    }
+
+    /// Its pod's own address; none with the node's network.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Asks the admin port on the node's loopback, as a kubelet's probe does: the whole answer.
@@ -147,10 +235,14 @@ impl<'a> AgentPod<'a> {
         eventually(Duration::from_secs(20), &what, || self.pod.stream(Some("stderr")).contains(words));
     }
 
-    /// A file of its own cgroup: `memory.peak`.
-    pub fn cgroup_file(&self, name: &str) -> Option<String> {
-        let path = format!("/sys/fs/cgroup{}/{name}", self.pod.cgroup);
-        fs::read_to_string(self.node.path(&path)).ok()
+    /// The directory of its own cgroup.
+    pub fn cgroup(&self) -> PathBuf {
+        self.node.path("/sys/fs/cgroup").join(&self.pod.cgroup[1..])
+    }
+
+    /// The node that it runs on.
+    pub fn node(&self) -> &Node<'a> {
+        self.node
     }
 
     /// Ends it, as a kubelet does: SIGTERM, and SIGKILL after thirty seconds.
@@ -173,15 +265,49 @@ impl Drop for AgentPod<'_> {
     }
 }
 
-/// What the ConfigMap and the Secret of `deploy/manifests/hnp.yaml` hold.
-fn fill(scene: &Scene, config: &Config, filled: &dyn Fn(&str) -> PathBuf) {
-    let put = |volume: &str, file: &str, content: Vec<u8>| {
-        fs::create_dir_all(filled(volume)).expect("the world's directory is ours");
-        fs::write(filled(volume).join(file), content).expect("the world's directory is ours");
+/// Lays out a pod's volumes as a kubelet does: where each of them is on the node. The secret is the scene's client certificate.
+#[track_caller]
+fn lay_volumes(node: &Node<'_>, scene: &Scene, manifest: &Manifest, config: &str) -> Vec<(String, PathBuf)> {
+    let put = |path: PathBuf, content: &[u8], mode: u32| {
+        // As an update of the files is made: not through what is there.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, content).expect("the world's directory is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("our own file");
+        chown(&path, None, manifest.group()).expect("root may");
     };
-    let read = |path: &std::path::Path| fs::read(path).expect("the scene has written it");
-    put("config", "hnp.yaml", config.to_yaml().into_bytes());
-    put("config", "ca.crt", read(&scene.roots));
-    put("client", "client.crt", read(&scene.client.certificate));
-    put("client", "client.key", read(&scene.client.key));
+    let read = |path: &Path| fs::read(path).expect("the scene has written it");
+    let lay = |(name, source): (String, Source)| {
+        let own = scene.path("volumes").join(&name);
+        fs::create_dir_all(&own).expect("the world's directory is ours");
+        let path = match source {
+            Source::Node(path, kind) => {
+                let here = node.path(&path.to_string_lossy());
+                match kind.as_str() {
+                    "DirectoryOrCreate" => fs::create_dir_all(&here).expect("the node's files are ours"),
+                    "Directory" => assert!(here.is_dir(), "{} is no directory of the node", path.display()),
+                    "File" => assert!(here.is_file(), "{} is no file of the node", path.display()),
+                    _ => assert!(here.exists(), "{} is not on the node", path.display()),
+                }
+                path
+            }
+            Source::Map(_) => {
+                put(own.join("hnp.yaml"), config.as_bytes(), 0o644);
+                put(own.join("ca.crt"), &read(&scene.roots), 0o644);
+                own
+            }
+            Source::Secret(mode) => {
+                put(own.join("client.crt"), &read(&scene.client.certificate), mode);
+                put(own.join("client.key"), &read(&scene.client.key), mode);
+                own
+            }
+            Source::Empty => {
+                // In memory, as all of the node's /run.
+                let path = Path::new("/run/kubelet").join(&name);
+                fs::create_dir_all(node.path(&path.to_string_lossy())).expect("the node's files are ours");
+                path
+            }
+        };
+        (name, path)
+    };
+    manifest.volumes().into_iter().map(lay).collect()
 }

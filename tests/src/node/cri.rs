@@ -1,5 +1,6 @@
 //! A client of the Container Runtime Interface: what a kubelet says to containerd, over its UNIX socket.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -90,6 +91,32 @@ impl Cri {
         answer.status.context("an answer without a status")
     }
 
+    /// Runs a command in a container: its exit status, and what it wrote.
+    ///
+    /// # Errors
+    /// As the runtime says: also when it takes longer than so many seconds.
+    pub(super) fn exec(&self, container: &str, command: &[String], seconds: i64) -> Result<(i32, String)> {
+        let request = proto::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.to_vec(),
+            timeout: seconds,
+        };
+        let answer: proto::ExecSyncResponse = self.call("ExecSync", &request)?;
+        let said = [answer.stdout, answer.stderr].concat();
+        Ok((answer.exit_code, String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// The address of a sandbox; none of one with the node's network.
+    ///
+    /// # Errors
+    /// As the runtime says.
+    pub(super) fn address(&self, sandbox: &str) -> Result<Option<IpAddr>> {
+        let request = proto::Id { id: sandbox.to_owned() };
+        let answer: proto::PodSandboxStatusResponse = self.call("PodSandboxStatus", &request)?;
+        let network = answer.status.and_then(|status| status.network).unwrap_or_default();
+        Ok(network.ip.parse().ok())
+    }
+
     /// SIGTERM, and SIGKILL after so many seconds.
     ///
     /// # Errors
@@ -99,14 +126,21 @@ impl Cri {
         self.call("StopContainer", &request)
     }
 
-    /// Ends a sandbox with all that is in it.
+    /// Ends a sandbox with all that is in it. The runtime still knows it.
+    ///
+    /// # Errors
+    /// As the runtime says.
+    pub(super) fn stop_sandbox(&self, sandbox: &str) -> Result<()> {
+        self.call("StopPodSandbox", &proto::Id { id: sandbox.to_owned() })
+    }
+
+    /// Has the runtime forget a sandbox, which is ended for that.
     ///
     /// # Errors
     /// As the runtime says.
     pub(super) fn remove_sandbox(&self, sandbox: &str) -> Result<()> {
-        let request = proto::Id { id: sandbox.to_owned() };
-        self.call::<()>("StopPodSandbox", &request)?;
-        self.call("RemovePodSandbox", &request)
+        self.stop_sandbox(sandbox)?;
+        self.call("RemovePodSandbox", &proto::Id { id: sandbox.to_owned() })
     }
 
     fn call<A: Message + Default>(&self, method: &'static str, request: &impl Message) -> Result<A> {

@@ -7,14 +7,19 @@
 
 mod agent;
 mod cri;
+mod limits;
 mod manifest;
 mod pod;
 mod proto;
+mod relay;
 
 pub use self::agent::{AgentPod, config};
+pub use self::limits::{HIERARCHIES, Limits, Usage};
 pub use self::manifest::Manifest;
 pub use self::pod::{Ended, Pod, Spec};
+pub use self::relay::Relay;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -22,6 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use self::cri::Cri;
+use crate::api_server::Cluster;
 use crate::poll::until;
 use crate::process::{Running, tail};
 use crate::tools;
@@ -31,10 +37,12 @@ use crate::topology::Topology;
 pub const PACKAGES: &str = "HNP_NODE_PACKAGES";
 /// Names the folder with the images: `hnp-agent.tar` and those of the test's own pods.
 pub const IMAGES: &str = "HNP_NODE_IMAGES";
+/// Names the folder with the chart's renderings: `plain-1.30.yaml`.
+pub const RENDERINGS: &str = "HNP_NODE_RENDERINGS";
 
-/// The node's name, as pods that ask for it are told.
-const NAME: &str = "hnp-node";
-/// What test pods run: `tests/clients/static_client.c`.
+/// What test pods run that make a load: the test kit's client, with a job as its argument.
+const LOAD_IMAGE: &str = "localhost/hnp-test-load:1";
+/// What other test pods run: `tests/clients/static_client.c`.
 const CLIENT_IMAGE: &str = "localhost/static_client:1";
 /// What sandboxes run: `tests/clients/pause.c`.
 const PAUSE_IMAGE: &str = "localhost/pause:1";
@@ -47,6 +55,8 @@ pub struct Node<'w> {
     topology: &'w Topology,
     running: Running,
     root: PathBuf,
+    /// The files of the service account that pods are given.
+    account: Option<PathBuf>,
 }
 
 impl<'w> Node<'w> {
@@ -56,6 +66,15 @@ impl<'w> Node<'w> {
     /// When a part of it is missing or does not start; the message says which.
     #[track_caller]
     pub fn start(topology: &'w Topology) -> Self {
+        Self::with_files(topology, &[])
+    }
+
+    /// The same with files of its own over those of this machine: from where, and to where.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[track_caller]
+    pub fn with_files(topology: &'w Topology, files: &[(&Path, &str)]) -> Self {
         let (packages, images) = (brought(PACKAGES), brought(IMAGES));
         let config = topology.path("containerd.toml");
         fs::write(&config, containerd_config(topology, &packages)).expect("the world's directory is ours");
@@ -72,10 +91,11 @@ impl<'w> Node<'w> {
             .command(tools::sibling("hnp-test-node"))
             .arg(in_packages(&packages, "usr/bin/containerd"))
             .arg(&config)
+            .args(files.iter().flat_map(|(from, to)| [from.as_os_str(), to.as_ref()]))
             .env("PATH", &path_with(&packages))
             .env("LD_LIBRARY_PATH", &libraries.map(|dir| dir.display().to_string()).join(":"))
             .spawn();
-        let mut node = Self { topology, running, root: PathBuf::new() };
+        let mut node = Self { topology, running, root: PathBuf::new(), account: None };
         let (pid, _) = until(Duration::from_secs(30), "the node's first process", || {
             node.check();
             node.running.stdout().lines().next()?.parse::<u32>().ok()
@@ -86,10 +106,17 @@ impl<'w> Node<'w> {
             Cri::connect(&node.socket()).ok()
         });
         eprintln!("{} after {took:?}", cri.version().expect("it has answered before"));
-        for image in ["pause.tar", "static_client.tar", "hnp-agent.tar"] {
+        for image in ["pause.tar", "static_client.tar", "hnp-test-load.tar", "hnp-agent.tar"] {
             node.import(&packages, &images.join(image));
         }
         node
+    }
+
+    /// The same as a node of a cluster: pods are told of its API server, and have its agents' service account.
+    #[must_use]
+    pub fn in_cluster(mut self, cluster: &Cluster<'_>) -> Self {
+        self.account = Some(cluster.account.dir.clone());
+        self
     }
 
     /// The world that it is a node of.
@@ -174,6 +201,25 @@ state = "/run/containerd"
         network = topology.path("cni").display(),
         runtime = topology.path("hnp-test-runc").display(),
     )
+}
+
+/// A rendering of the chart, with a values file of its `ci/` and as of a version of Kubernetes: `plain`, `1.30`.
+///
+/// # Panics
+/// When there is none, or it holds what is not known here.
+#[track_caller]
+pub fn rendering(values: &str, version: &str) -> Manifest {
+    Manifest::read(&brought(RENDERINGS).join(format!("{values}-{version}.yaml")))
+}
+
+/// The names of the values files that there are renderings of.
+///
+/// # Panics
+/// When the folder cannot be read.
+pub fn renderings() -> BTreeSet<String> {
+    let files = fs::read_dir(brought(RENDERINGS)).expect("the renderings are there");
+    let names = files.map(|file| file.expect("it can be read").file_name().to_string_lossy().into_owned());
+    names.filter_map(|name| name.rsplit_once('-').map(|(values, _)| values.to_owned())).collect()
 }
 
 #[track_caller]

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 
 use super::cri::Cri;
-use super::{CLIENT_IMAGE, Node, proto};
+use super::{CLIENT_IMAGE, LOAD_IMAGE, Node, proto};
 use crate::cgroup;
+use crate::client::Job;
 use crate::poll::until;
 use crate::process::tail;
 
@@ -23,15 +24,24 @@ pub struct Spec {
     pub name: String,
     /// Its labels.
     pub labels: Vec<(String, String)>,
-    /// The words of its program, `CLIENT_IMAGE`'s.
+    /// The words of its program.
     pub args: Vec<String>,
+    image: &'static str,
 }
 
 impl Spec {
     /// A pod that does one POST and ends: to an address and port, for a host, to a path.
     pub fn post(namespace: &str, name: &str, to: (&str, u16), host: &str, path: &str) -> Self {
         let args = [to.0, &to.1.to_string(), host, path, "first act"].map(str::to_owned).to_vec();
-        Self { namespace: namespace.to_owned(), name: name.to_owned(), labels: Vec::new(), args }
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Self { namespace, name, labels: Vec::new(), args, image: CLIENT_IMAGE }
+    }
+
+    /// A pod that does a job of the load client's and ends; it writes the report.
+    pub fn load(namespace: &str, name: &str, job: &Job) -> Self {
+        let args = vec![serde_json::to_string(job).expect("jobs are plain data")];
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Self { namespace, name, labels: Vec::new(), args, image: LOAD_IMAGE }
     }
 
     /// With a label.
@@ -83,16 +93,36 @@ impl Node<'_> {
         Ok((pod, ended))
     }
 
+    /// Runs a pod to its end, and leaves it as one that has ended: the runtime knows of it until it is [forgotten](Self::forget),
+    /// as for a while on a node with a kubelet.
+    ///
+    /// # Errors
+    /// When a step of it fails, with the runtime's words.
+    pub fn run_and_keep(&self, spec: &Spec) -> Result<(Pod, Ended)> {
+        let cri = self.connect();
+        let pod = self.start_pod(&cri, spec)?;
+        let ended = self.wait(&cri, &pod)?;
+        cri.stop_sandbox(&pod.sandbox)?;
+        Ok((pod, ended))
+    }
+
+    /// Removes what is left of a pod.
+    ///
+    /// # Errors
+    /// When a step of it fails, with the runtime's words.
+    pub fn forget(&self, pod: &Pod) -> Result<()> {
+        self.remove(&self.connect(), pod)
+    }
+
     fn start_pod(&self, cri: &Cri, spec: &Spec) -> Result<Pod> {
         let own = proto::NamespaceOption { network: 0, pid: proto::CONTAINER, ipc: 0 };
         let sandbox = proto::LinuxSandboxSecurityContext {
             namespace_options: Some(own.clone()),
-            privileged: false,
-            seccomp: None,
+            ..proto::LinuxSandboxSecurityContext::default()
         };
         let container = proto::ContainerConfig {
             metadata: Some(proto::ContainerMetadata { name: "job".to_owned() }),
-            image: Some(proto::ImageSpec { image: CLIENT_IMAGE.to_owned() }),
+            image: Some(proto::ImageSpec { image: spec.image.to_owned() }),
             args: spec.args.clone(),
             linux: Some(proto::LinuxContainerConfig {
                 resources: Some(proto::LinuxContainerResources {
@@ -165,7 +195,7 @@ impl Node<'_> {
 
     fn wait(&self, cri: &Cri, pod: &Pod) -> Result<Ended> {
         let what = format!("pod {} ends", pod.uid);
-        let (status, _) = until(Duration::from_secs(60), &what, || {
+        let (status, _) = until(Duration::from_secs(120), &what, || {
             let status = cri.status(&pod.container);
             status.map(|status| (status.state == proto::EXITED).then_some(status)).transpose()
         });

@@ -31,6 +31,8 @@ messages! {
     }
     LinuxSandboxSecurityContext {
         #[prost(message, optional, tag = "1")] namespace_options: Option<NamespaceOption>,
+        #[prost(message, optional, tag = "2")] selinux_options: Option<SeLinuxOption>,
+        #[prost(int64, repeated, tag = "5")] supplemental_groups: Vec<i64>,
         #[prost(bool, tag = "6")] privileged: bool,
         #[prost(message, optional, tag = "9")] seccomp: Option<SecurityProfile>,
     }
@@ -40,7 +42,10 @@ messages! {
         #[prost(int32, tag = "2")] pid: i32,
         #[prost(int32, tag = "3")] ipc: i32,
     }
-    /// 0: the runtime's default, 1: none.
+    SeLinuxOption {
+        #[prost(string, tag = "3")] kind: String,
+    }
+    /// [`RUNTIME_DEFAULT`] or [`UNCONFINED`].
     SecurityProfile {
         #[prost(int32, tag = "1")] profile_type: i32,
     }
@@ -99,12 +104,15 @@ messages! {
         #[prost(message, optional, tag = "1")] capabilities: Option<Capability>,
         #[prost(bool, tag = "2")] privileged: bool,
         #[prost(message, optional, tag = "3")] namespace_options: Option<NamespaceOption>,
+        #[prost(message, optional, tag = "4")] selinux_options: Option<SeLinuxOption>,
         #[prost(message, optional, tag = "5")] run_as_user: Option<Int64Value>,
         #[prost(bool, tag = "7")] readonly_rootfs: bool,
+        #[prost(int64, repeated, tag = "8")] supplemental_groups: Vec<i64>,
         #[prost(bool, tag = "11")] no_new_privs: bool,
         #[prost(string, repeated, tag = "13")] masked_paths: Vec<String>,
         #[prost(string, repeated, tag = "14")] readonly_paths: Vec<String>,
         #[prost(message, optional, tag = "15")] seccomp: Option<SecurityProfile>,
+        #[prost(message, optional, tag = "16")] apparmor: Option<SecurityProfile>,
     }
     Capability {
         #[prost(string, repeated, tag = "1")] add_capabilities: Vec<String>,
@@ -124,6 +132,26 @@ messages! {
         #[prost(string, tag = "10")] reason: String,
         #[prost(string, tag = "11")] message: String,
     }
+    PodSandboxStatusResponse {
+        #[prost(message, optional, tag = "1")] status: Option<PodSandboxStatus>,
+    }
+    PodSandboxStatus {
+        #[prost(message, optional, tag = "5")] network: Option<PodSandboxNetworkStatus>,
+    }
+    PodSandboxNetworkStatus {
+        #[prost(string, tag = "1")] ip: String,
+    }
+    /// The timeout in seconds.
+    ExecSyncRequest {
+        #[prost(string, tag = "1")] container_id: String,
+        #[prost(string, repeated, tag = "2")] cmd: Vec<String>,
+        #[prost(int64, tag = "3")] timeout: i64,
+    }
+    ExecSyncResponse {
+        #[prost(bytes = "vec", tag = "1")] stdout: Vec<u8>,
+        #[prost(bytes = "vec", tag = "2")] stderr: Vec<u8>,
+        #[prost(int32, tag = "3")] exit_code: i32,
+    }
     StopContainerRequest {
         #[prost(string, tag = "1")] container_id: String,
         #[prost(int64, tag = "2")] timeout: i64,
@@ -141,5 +169,9 @@ messages! {
 pub(super) const NODE: i32 = 2;
 /// The container's own.
 pub(super) const CONTAINER: i32 = 1;
+/// [`SecurityProfile::profile_type`]: the runtime's own.
+pub(super) const RUNTIME_DEFAULT: i32 = 0;
+/// None.
+pub(super) const UNCONFINED: i32 = 1;
 /// [`ContainerStatus::state`] of one that has ended.
 pub(super) const EXITED: i32 = 2;

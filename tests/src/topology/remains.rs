@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, umount2};
 
+use crate::node::HIERARCHIES;
 use crate::{cgroup, netns};
 
 /// Removes everything of a world, by its name, whoever made it.
@@ -13,7 +14,9 @@ use crate::{cgroup, netns};
 /// # Errors
 /// When something remains; the first thing is named.
 pub fn remove(name: &str) -> Result<()> {
-    let cgroups = cgroup::mount_point().and_then(|mount| cgroup::remove_tree(&mount.join(name)));
+    // Those of version 1, too, that a container was put into for its limits.
+    let older = HIERARCHIES.iter().try_for_each(|root| cgroup::remove_tree(&Path::new(root).join(name)));
+    let cgroups = cgroup::mount_point().and_then(|mount| cgroup::remove_tree(&mount.join(name))).and(older);
     let mut namespaces = Ok(());
     for netns in netns::names_with(&format!("{name}-")) {
         namespaces = namespaces.and(netns::remove(&netns));

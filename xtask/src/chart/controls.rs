@@ -10,7 +10,7 @@ use super::render::{Case, Renderer};
 use crate::shell::note;
 
 /// Values, and what the refusal must name.
-const REFUSED: [(&str, &[&str]); 13] = [
+const REFUSED: [(&str, &[&str]); 14] = [
     ("", &["serverAddress: is missing"]),
     ("serverAdress: https://m.example", &["additional properties 'serverAdress'"]),
     ("serverAddress: http://m.example", &["/serverAddress"]),
@@ -22,6 +22,7 @@ const REFUSED: [(&str, &[&str]); 13] = [
         &["/overrides/0", "enforcment"],
     ),
     ("serverAddress: https://m.example\nclient: {mountPath: etc/mtls}", &["/client/mountPath"]),
+    ("serverAddress: https://m.example\nruntimeSocket: containerd.sock", &["/runtimeSocket"]),
     ("serverAddress: https://m.example\nagent-proxy: {volumMounts: []}", &["/agent-proxy", "volumMounts"]),
     ("serverAddress: https://m.example\nconfig: {routes: []}", &["one or the other"]),
     (
@@ -57,6 +58,7 @@ pub(super) fn run(renderer: &Renderer, chart: &Path, scratch: &Path) -> Result<(
         fs::write(&path, values)?;
         cases.push(Case {
             name: format!("control {index}"),
+            stem: format!("refused-{index}"),
             chart: chart.to_owned(),
             release: "hnp",
             values: Some(path),

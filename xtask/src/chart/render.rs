@@ -27,6 +27,8 @@ pub(super) struct Renderer {
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) name: String,
+    /// The values file's, without its extension.
+    pub(super) stem: String,
     pub(super) chart: PathBuf,
     pub(super) release: &'static str,
     pub(super) values: Option<PathBuf>,

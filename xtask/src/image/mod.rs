@@ -5,6 +5,7 @@
 //! build has a target directory of its own, because flags that other builds lack would have those built anew.
 
 mod containerfile;
+mod linked;
 mod oci;
 mod sbom;
 mod tar;
@@ -12,9 +13,11 @@ mod tar;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use flate2::Compression;
 use serde_json::json;
 
 use self::containerfile::Containerfile;
@@ -67,63 +70,61 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds the image of this machine's processor; returns the archive's path and the image's name.
+/// Builds the image of this machine's processor; returns the folder that holds it, as `hnp-agent.tar`.
 ///
 /// # Errors
 /// When the build fails, or the image weighs too much.
-pub(crate) fn ensure_built(workspace: &Workspace) -> Result<(PathBuf, String)> {
+pub(crate) fn ensure_built(workspace: &Workspace) -> Result<PathBuf> {
     let rust = Rust::active()?;
     let arch = arch_of(&rust.host, None)?;
-    build(workspace, &rust, arch).map(|(path, name, _)| (path, name))
+    let (path, ..) = build(workspace, &rust, arch)?;
+    path.parent().map(Path::to_owned).context("an archive lies in a folder")
 }
 
-/// An image of one static program and nothing else, named `localhost/NAME:1`: what a test's pods run.
+/// The same image with the agent that scenarios run, which is there when they are: a debug build, with the libraries that it
+/// names beside it. Another folder's; it may weigh what it wants.
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub(crate) fn of_program(program: &Path, name: &str, into: &Path) -> Result<(PathBuf, String)> {
+pub(crate) fn of_debug_agent(workspace: &Workspace, agent: &Path) -> Result<PathBuf> {
+    let rust = Rust::active()?;
+    let dir = workspace.target.join("image-debug");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    shell::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(dir.join("hnp-agent")).arg(agent))?;
     let mut layer = Tar::default();
+    linked::add_libraries(&mut layer, &dir.join("hnp-agent"))?;
+    let written = pack(workspace, &rust, arch_of(&rust.host, None)?, &dir, layer, Compression::fast())?;
+    write(&dir.join("hnp-agent.tar"), &written.archive)?;
+    Ok(dir)
+}
+
+/// An image of one program and the libraries that it names, named `localhost/NAME:1`: what a test's pods run.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub(crate) fn of_program(program: &Path, name: &str, into: &Path) -> Result<()> {
+    let mut layer = Tar::default();
+    linked::add_libraries(&mut layer, program)?;
     layer.file(name, 0o755, &read(program)?)?;
     let (entrypoint, tagged) = (format!("/{name}"), format!("localhost/{name}:1"));
     let image = Image {
         name: &tagged,
         arch: arch_of(&Rust::active()?.host, None)?,
         layer: layer.finish(),
+        compression: Compression::fast(),
         entrypoint: &[&entrypoint],
         user: "0:0",
         labels: BTreeMap::new(),
     };
-    let path = into.join(format!("{name}.tar"));
-    write(&path, &image.write()?.archive)?;
-    Ok((path, tagged))
+    write(&into.join(format!("{name}.tar")), &image.write()?.archive)
 }
 
 fn build(workspace: &Workspace, rust: &Rust, arch: &str) -> Result<(PathBuf, String, Written)> {
     let dir = workspace.target.join("image");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let program = compile(workspace, &rust.host)?;
-    let version = env!("CARGO_PKG_VERSION");
-    let sbom = sbom::document(workspace, rust, version)?;
-    // For whoever builds by the Containerfile, and for who only wants to read the list.
-    write(&dir.join("sbom.json"), &serde_json::to_vec_pretty(&sbom)?)?;
     fs::copy(&program, dir.join("hnp-agent")).context("cannot copy the agent")?;
-
-    let text = fs::read_to_string(workspace.root.join("deploy/Containerfile"))
-        .context("cannot read deploy/Containerfile")?;
-    let file = Containerfile::parse(&text).context("deploy/Containerfile")?;
-    let mut layer = Tar::default();
-    for (from, to) in &file.copies {
-        let mode = if *from == "hnp-agent" { 0o755 } else { 0o644 };
-        layer.file(to, mode, &read(&dir.join(from))?)?;
-    }
-    let name = format!("localhost/hnp-agent:{version}");
-    let mut labels: BTreeMap<&str, String> =
-        file.labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-    labels.insert("org.opencontainers.image.version", version.to_owned());
-    let entrypoint: Vec<&str> = file.entrypoint.iter().map(String::as_str).collect();
-    let image =
-        Image { name: &name, arch, layer: layer.finish(), entrypoint: &entrypoint, user: file.user, labels };
-    let written = image.write()?;
+    let written = pack(workspace, rust, arch, &dir, Tar::default(), Compression::best())?;
     ensure!(
         written.archive.len() <= LIMIT,
         "the image weighs {}, and {} are allowed: see what grew with `cargo bloat --release -p hnp-agent --crates`",
@@ -133,7 +134,40 @@ fn build(workspace: &Workspace, rust: &Rust, arch: &str) -> Result<(PathBuf, Str
     let path = dir.join("hnp-agent.tar");
     write(&path, &written.archive)?;
     note(&format!("{}: {}", path.display(), megabytes(written.archive.len())));
-    Ok((path, name, written))
+    Ok((path, image_name(), written))
+}
+
+fn image_name() -> String {
+    format!("localhost/hnp-agent:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What the Containerfile says, of the `hnp-agent` in a folder, and what is in the layer already.
+fn pack(
+    workspace: &Workspace,
+    rust: &Rust,
+    arch: &str,
+    dir: &Path,
+    mut layer: Tar,
+    compression: Compression,
+) -> Result<Written> {
+    let version = env!("CARGO_PKG_VERSION");
+    let sbom = sbom::document(workspace, rust, version)?;
+    // For whoever builds by the Containerfile, and for who only wants to read the list.
+    write(&dir.join("sbom.json"), &serde_json::to_vec_pretty(&sbom)?)?;
+    let text = fs::read_to_string(workspace.root.join("deploy/Containerfile"))
+        .context("cannot read deploy/Containerfile")?;
+    let file = Containerfile::parse(&text).context("deploy/Containerfile")?;
+    for (from, to) in &file.copies {
+        let mode = if *from == "hnp-agent" { 0o755 } else { 0o644 };
+        layer.file(to, mode, &read(&dir.join(from))?)?;
+    }
+    let name = image_name();
+    let mut labels: BTreeMap<&str, String> =
+        file.labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+    labels.insert("org.opencontainers.image.version", version.to_owned());
+    let entrypoint: Vec<&str> = file.entrypoint.iter().map(String::as_str).collect();
+    let layer = layer.finish();
+    Image { name: &name, arch, layer, compression, entrypoint: &entrypoint, user: file.user, labels }.write()
 }
 
 fn compile(workspace: &Workspace, triple: &str) -> Result<PathBuf> {

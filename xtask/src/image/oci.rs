@@ -23,6 +23,8 @@ pub(super) struct Image<'a> {
     pub(super) arch: &'a str,
     /// The layer.
     pub(super) layer: Vec<u8>,
+    /// How hard the layer is pressed.
+    pub(super) compression: Compression,
     /// What runs.
     pub(super) entrypoint: &'a [&'a str],
     /// As `USER` in a Containerfile.
@@ -50,7 +52,7 @@ impl Image<'_> {
     /// When a part is too large for the form.
     pub(super) fn write(&self) -> Result<Written> {
         // The header that this makes holds no time and no name.
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+        let mut gzip = GzEncoder::new(Vec::new(), self.compression);
         gzip.write_all(&self.layer)?;
         let compressed = gzip.finish()?;
         let config = json!({
@@ -116,6 +118,7 @@ mod tests {
             name: "localhost/x:1",
             arch: "amd64",
             layer: layer.to_vec(),
+            compression: Compression::best(),
             entrypoint: &["/x"],
             user: "0:0",
             labels: BTreeMap::from([("org.opencontainers.image.title", "x".to_owned())]),

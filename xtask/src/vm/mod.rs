@@ -56,17 +56,22 @@ pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String])
 ///
 /// # Errors
 /// As for [`run`].
-pub(crate) fn run_node(workspace: &Workspace, words: &[String], arguments: &[String]) -> Result<()> {
+pub(crate) fn run_node(
+    workspace: &Workspace,
+    words: &[String],
+    build: node::Build,
+    arguments: &[String],
+) -> Result<()> {
     let guests = Guests::prepare(workspace, words)?;
-    let ready = node::prepare(workspace)?;
+    let ready = node::prepare(workspace, build, arguments)?;
     // Not more: a guest has one processor, and each scenario a runtime and pods. Not one: libtest would then write a
     // scenario's name before what the scenario says, and the line that the report looks for would be torn.
-    let arguments = arguments.iter().cloned().chain(["--test-threads=2".to_owned()]).collect();
+    let arguments = ready.arguments.into_iter().chain(["--test-threads=2".to_owned()]).collect();
     let job = Job {
         programs: vec![workspace.debug_bin("hnp-test-node")],
         arguments,
         without_modules: None,
-        env: vec![(node::PACKAGES, ready.packages), (node::IMAGES, ready.images)],
+        env: ready.env,
         scenarios: ready.executable,
         tests_crate: workspace.root.join("tests"),
     };

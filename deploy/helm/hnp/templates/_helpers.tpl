@@ -89,8 +89,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* The agent's configuration: as it is given, or made of the simple values. All other templates go by this. */}}
 {{- define "hnp.config" -}}
 {{- if .Values.config -}}
-{{- if or .Values.serverAddress .Values.destinations .Values.overrides -}}
-{{- fail "config: stands for all of the configuration, and serverAddress, destinations or overrides are written beside it; allowed: one or the other" -}}
+{{- if or .Values.serverAddress .Values.destinations .Values.overrides .Values.runtimeSocket -}}
+{{- fail "config: stands for all of the configuration, and serverAddress, destinations, overrides or runtimeSocket are written beside it; allowed: one or the other" -}}
 {{- end -}}
 {{- toYaml .Values.config -}}
 {{- else -}}
@@ -135,6 +135,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.capture.destroyOlderFlows -}}
 {{- $_ := set $config "capture" (dict "destroy_older_flows" true) -}}
 {{- end -}}
+{{- with .Values.runtimeSocket }}{{ $_ := set $config "workloads" (dict "runtime" .) }}{{ end -}}
 {{- $_ := set $config "kubernetes" (dict "startup_taint" (ternary .Values.startupTaint.key "off" .Values.startupTaint.enabled)) -}}
 {{- end -}}
 {{- if include "hnp.gatewayWanted" . -}}
@@ -160,6 +161,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $facts "olderFlows" (eq (get $capture "destroy_older_flows" | toString) "true") -}}
 {{- $_ := set $facts "bpffs" (dir (get $capture "bpffs" | default "/sys/fs/bpf/hnp")) -}}
 {{- $_ := set $facts "podLogs" (get $capture "pod_logs" | default "/var/log/pods") -}}
+{{- /* Its folder where it has one of its own: a runtime that starts anew makes a new socket, which a mounted one is not. */ -}}
+{{- $runtime := get (get $config "workloads" | default dict) "runtime" | toString -}}
+{{- $shared := has (dir $runtime) (list "/run" "/var/run") -}}
+{{- $_ := set $facts "runtime" (ternary (ternary $runtime (dir $runtime) $shared) "" (and (get $facts "capture") (hasPrefix "/" $runtime))) -}}
+{{- $_ := set $facts "runtimeType" (ternary "Socket" "Directory" $shared) -}}
 {{- $_ := set $facts "runDir" (get $config "run_dir" | default "/run/hnp") -}}
 {{- $vips := list (get $capture "vips4" | default "169.254.77.0/24") (get $capture "vips6" | default "fd00:77::/64") -}}
 {{- $_ := set $facts "vips" $vips -}}

@@ -1,7 +1,7 @@
 //! A node: its own mounts, process ids, names and cgroup root, in the network namespace and the cgroup that this
 //! program was started in; in it, containerd.
 //!
-//! Usage: hnp-test-node CONTAINERD CONFIG. Prints the process id of the node's first process. When that ends, which
+//! Usage: hnp-test-node CONTAINERD CONFIG [FILE OVER]... Prints the process id of the node's first process. When that ends, which
 //! it does when it is killed or containerd ends, all of the node ends with it.
 
 use std::ffi::OsString;
@@ -18,14 +18,16 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 pub(super) fn run(arguments: &[OsString]) -> Result<()> {
-    let [containerd, config] = arguments else { bail!("usage: hnp-test-node CONTAINERD CONFIG") };
+    let [containerd, config, files @ ..] = arguments else {
+        bail!("usage: hnp-test-node CONTAINERD CONFIG [FILE OVER]...")
+    };
     // Its mounts were made its own by whoever started it, and files of /etc may be bound over already.
     let own = CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWCGROUP
         | CloneFlags::CLONE_NEWPID;
     unshare(own).context("unshare")?;
-    lay_out().context("making the node")?;
+    lay_out(files).context("making the node")?;
     // SAFETY: there is one thread.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => {
@@ -45,7 +47,7 @@ pub(super) fn run(arguments: &[OsString]) -> Result<()> {
 }
 
 /// Pure cgroup2 at the usual place, as the nodes of today have it, and nothing of the machine's own state.
-fn lay_out() -> Result<()> {
+fn lay_out(files: &[OsString]) -> Result<()> {
     // What is below the old ones is of no use here: each gets a new one on top.
     let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
     put("sysfs", "/sys")?;
@@ -58,6 +60,10 @@ fn lay_out() -> Result<()> {
         fs::create_dir_all(dir).context(dir)?;
     }
     let none = None::<&str>;
+    for pair in files.chunks_exact(2) {
+        let words = || format!("{} over {}", pair[0].display(), pair[1].display());
+        mount(Some(&*pair[0]), &*pair[1], none, MsFlags::MS_BIND, none).with_context(words)?;
+    }
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("sharing the mounts")?;
     fs::write("/proc/sys/kernel/hostname", "hnp-node").context("the node's name")?;
     for scope in [INIT, SYSTEM] {
