@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use hnp_tests::agent::{Agent, Config};
-use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Target};
+use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Report, Target, Transfer, TransferEnd};
 use hnp_tests::manager::{Manager, Service, Setup};
 use hnp_tests::poll::eventually;
 use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Polled for; ten times what it should take.
@@ -133,6 +134,33 @@ fn a_workload_moves_bytes_no_faster_than_it_may_and_all_of_them() {
     let before = waits();
     transfer(&first, 3 << 20, |seconds| println!("3 MiB without a limit in {seconds:.3} s"));
     assert_eq!(waits(), before);
+}
+
+#[test]
+fn a_changed_rate_holds_for_connections_that_there_are() {
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let with = |limits: &str| {
+        let mut config = scene.config().route(scene.route());
+        config.limits = limits.to_owned();
+        config
+    };
+    let agent = Agent::start(&scene, &with(""));
+    let (pod, sum) = (scene.pod(), |name: &str| agent.metrics().sum(name, &[]));
+    let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
+    // 25 MiB in four seconds, up and down; at the rate that comes it would be a quarter of an hour.
+    let job = Job::Transfers { target, at_a_time: 2, blocks: 400, pause_ms: 10 };
+    let moving = client::load(&pod, &job).deadline(6 * SOON).spawn();
+    eventually(SOON, "both are under way", || sum("hnp_connections_open") == 2.0);
+    assert_eq!(sum("hnp_workload_waits_total"), 0.0, "the control: nothing waits without a limit");
+    agent.reload(&with("per_workload: {bytes_per_second: 64KiB}"));
+    eventually(SOON, "they wait", || sum("hnp_workload_waits_total") >= 2.0);
+    assert_eq!(sum("hnp_connections_total"), 0.0, "no connection has ended since: these are the former ones");
+    agent.reload(&with(""));
+    moving.signal(Signal::SIGTERM);
+    let report: Report = moving.wait(6 * SOON).json();
+    let broken = |one: &&Transfer| !matches!(one.end, TransferEnd::Whole);
+    assert!(report.transfers.len() >= 2 && report.transfers.iter().find(broken).is_none(), "{report:?}");
 }
 
 fn transfer(pod: &Pod, bytes: u64, took: impl Fn(f64)) {

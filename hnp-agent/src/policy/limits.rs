@@ -59,6 +59,9 @@ pub struct Usages(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     shards: [Mutex<HashMap<Key, Arc<Usage>>>; SHARDS],
+    /// Bytes a second of each workload; 0: as many as it likes. Of the generation whose number stands beside it.
+    bytes_per_second: AtomicU64,
+    generation: AtomicU64,
     /// How often a connection has waited for its bytes.
     waits: AtomicU64,
 }
@@ -118,6 +121,23 @@ impl Usages {
         Ok(seat)
     }
 
+    /// From now on workloads move so many bytes a second, also on the connections that they have: what the former rate
+    /// made them owe is forgotten. Does nothing where that of this generation, or a later one, holds already.
+    pub fn bytes_per_second(&self, rate: Option<NonZeroU64>, generation: u64) {
+        let state = &*self.0;
+        if state.generation.load(Relaxed) >= generation
+            || state.generation.fetch_max(generation, Relaxed) >= generation
+        {
+            return;
+        }
+        let rate = rate.map_or(0, NonZeroU64::get);
+        if state.bytes_per_second.swap(rate, Relaxed) != rate {
+            for shard in 0..SHARDS {
+                self.shard(shard).values().for_each(|usage| usage.bytes.fill());
+            }
+        }
+    }
+
     /// Forgets workloads that have no connection and owe nothing. Call it every few seconds.
     pub fn sweep(&self, now: u64) {
         for shard in 0..SHARDS {
@@ -171,6 +191,11 @@ impl Usage {
 }
 
 impl Seat {
+    /// How many bytes a second its workload may move at the moment.
+    pub fn rate(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.usages.0.bytes_per_second.load(Relaxed))
+    }
+
     /// Takes bytes that were moved out of the workload's share; how long the connection has to wait before it
     /// moves more.
     pub fn pay(&self, bytes: usize, rate: NonZeroU64, now: u64) -> Duration {
@@ -241,6 +266,28 @@ mod tests {
         }
         assert_eq!(speak(pod("b"), 2 * SECOND), Some(1));
         assert_eq!(speak(pod("a"), 11 * SECOND), Some(6));
+    }
+
+    #[test]
+    fn a_rate_is_the_latest_generations_and_forgives_what_another_made_owed() {
+        let usages = Usages::default();
+        let seat = usages.enter(pod("a"), &limits(5, None), SECOND).unwrap();
+        assert_eq!(seat.rate(), None);
+        let rate = NonZeroU64::new(10).unwrap();
+        usages.bytes_per_second(Some(rate), 2);
+        assert_eq!(seat.rate(), Some(rate), "that of a connection from before, too");
+        assert!(seat.pay(30, rate, SECOND) > Duration::ZERO);
+        usages.bytes_per_second(None, 1);
+        usages.bytes_per_second(Some(rate), 3);
+        assert_eq!(
+            (seat.rate(), seat.owed(SECOND)),
+            (Some(rate), Duration::from_secs(2)),
+            "nothing has changed"
+        );
+        usages.bytes_per_second(NonZeroU64::new(20), 4);
+        assert_eq!((seat.rate(), seat.owed(SECOND)), (NonZeroU64::new(20), Duration::ZERO));
+        usages.bytes_per_second(None, 5);
+        assert_eq!(seat.rate(), None);
     }
 
     #[test]

@@ -46,6 +46,11 @@ impl Pace {
         Duration::from_nanos(self.0.load(Relaxed).saturating_sub(now.saturating_add(DEPTH)))
     }
 
+    /// Makes it full: nothing is owed any more.
+    pub fn fill(&self) {
+        self.0.store(0, Relaxed);
+    }
+
     /// Whether it is full: then it may be forgotten, and a new one is the same.
     pub fn is_full(&self, now: u64) -> bool {
         self.0.load(Relaxed) <= now
@@ -109,6 +114,8 @@ mod tests {
         }
         assert!((10_000..=12_100).contains(&taken), "{taken}: ten seconds, one at once, one block each");
         assert!(pace.owed(11 * SECOND) > Duration::ZERO && pace.owed(20 * SECOND) == Duration::ZERO);
+        pace.fill();
+        assert!(pace.owed(11 * SECOND) == Duration::ZERO && pace.is_full(11 * SECOND));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::num::NonZeroU64;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,10 +25,10 @@ use crate::policy::Seat;
 
 /// The bytes' way to and from the client.
 pub enum ClientIo {
-    /// As the client sends them.
+    /// As the client sends them, before it is known whose they are.
     Tcp(TcpStream),
-    /// The same, at its workload's pace. Boxed: rare.
-    Paced(Box<Paced>),
+    /// The same, at its workload's pace.
+    Paced(Paced),
     /// Decrypted. Below is TCP, or at the gateway, behind a CONNECT, what carried that; never more than that.
     /// Boxed: a TLS session is some kilobytes.
     Tls(Box<TlsStream<ClientIo>>),
@@ -100,14 +99,14 @@ impl ClientIo {
         }
     }
 
-    /// The same, at a pace in bytes per second. What is no socket goes as fast as the one that it is on.
+    /// The same, at its workload's pace. What is no socket goes as fast as the one that it is on.
     #[must_use]
-    pub(super) fn paced(self, seat: &Rc<Seat>, rate: NonZeroU64) -> Self {
+    pub(super) fn paced(self, seat: &Rc<Seat>) -> Self {
         match self {
-            Self::Tcp(tcp) => Self::Paced(Box::new(Paced::new(tcp, Rc::clone(seat), rate))),
+            Self::Tcp(tcp) => Self::Paced(Paced::new(tcp, Rc::clone(seat))),
             Self::Tls(mut tls) => {
                 let below = tls.get_mut().0;
-                *below = std::mem::replace(below, Self::Lent).paced(seat, rate);
+                *below = std::mem::replace(below, Self::Lent).paced(seat);
                 Self::Tls(tls)
             }
             other @ (Self::Paced(_) | Self::Http2(_) | Self::Lent) => other,

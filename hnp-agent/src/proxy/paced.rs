@@ -1,7 +1,7 @@
 //! A client's socket that moves no more than its workload's share: it waits, and TCP holds the client back.
 //!
-//! Only where `limits.per_workload.bytes_per_second` is set is a socket wrapped in this; without, nothing looks. What was moved is
-//! paid for afterwards, by a pause before the next bytes, so a short exchange after silence waits for nothing.
+//! Where `limits.per_workload.bytes_per_second` is not set, all of it is one look at a number. What was moved is paid for afterwards, by a
+//! pause before the next bytes, so a short exchange after silence waits for nothing.
 
 use std::future::Future as _;
 use std::io;
@@ -13,29 +13,38 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::clock::monotonic_ns;
 use crate::policy::Seat;
 
 /// The most that is moved before it is paid for: one TLS record. More would let each of many connections run ahead.
 const STEP: usize = 16 * 1024;
+/// A pause is looked at this often: the rate that made it may have changed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A socket and the share it moves by.
 pub struct Paced {
     tcp: TcpStream,
     seat: Rc<Seat>,
+    /// Where something is owed. Boxed: rare.
+    pause: Option<Box<Pause>>,
+}
+
+struct Pause {
+    until: Instant,
+    /// By which it was reckoned.
     rate: NonZeroU64,
-    /// Where something is owed.
-    pause: Option<Pin<Box<Sleep>>>,
+    sleep: Pin<Box<Sleep>>,
 }
 
 impl Paced {
-    /// From now on. `rate` is in bytes per second.
-    pub fn new(tcp: TcpStream, seat: Rc<Seat>, rate: NonZeroU64) -> Self {
-        let owed = seat.owed(monotonic_ns());
-        let mut paced = Self { tcp, seat, rate, pause: None };
-        paced.wait(owed);
+    /// From now on.
+    pub fn new(tcp: TcpStream, seat: Rc<Seat>) -> Self {
+        let mut paced = Self { tcp, seat, pause: None };
+        if let Some(rate) = paced.seat.rate() {
+            paced.wait(paced.seat.owed(monotonic_ns()), rate);
+        }
         paced
     }
 
@@ -55,32 +64,44 @@ impl Paced {
     /// # Errors
     /// `WouldBlock` when that is nothing.
     pub fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.pause.as_ref().is_some_and(|pause| pause.deadline() > Instant::now()) {
+        let Some(rate) = self.seat.rate() else { return self.tcp.try_read(buf) };
+        if self.pause.as_ref().is_some_and(|pause| pause.rate == rate && pause.until > Instant::now()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let most = buf.len().min(STEP);
         let n = self.tcp.try_read(&mut buf[..most])?;
-        self.pay(n);
+        self.pay(n, rate);
         Ok(n)
     }
 
+    /// Ready once nothing is owed, or what made it owed has changed.
     fn poll_paid(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
+        while let Some(pause) = &mut self.pause {
+            if self.seat.rate() == Some(pause.rate) {
+                ready!(pause.sleep.as_mut().poll(cx));
+                let now = Instant::now();
+                if now < pause.until {
+                    pause.sleep.as_mut().reset(pause.until.min(now + LOOK));
+                    continue;
+                }
+            }
             self.pause = None;
         }
         Poll::Ready(())
     }
 
-    fn pay(&mut self, n: usize) {
-        let wait = self.seat.pay(n, self.rate, monotonic_ns());
-        self.wait(wait);
+    fn pay(&mut self, n: usize, rate: NonZeroU64) {
+        let wait = self.seat.pay(n, rate, monotonic_ns());
+        self.wait(wait, rate);
     }
 
-    fn wait(&mut self, wait: Duration) {
+    fn wait(&mut self, wait: Duration, rate: NonZeroU64) {
         // Timers tick in milliseconds; a shorter debt is paid with the next one.
         if wait >= Duration::from_millis(1) {
-            self.pause = Some(Box::pin(sleep(wait)));
+            let now = Instant::now();
+            let until = now + wait;
+            let sleep = Box::pin(sleep_until(until.min(now + LOOK)));
+            self.pause = Some(Box::new(Pause { until, rate, sleep }));
         }
     }
 }
@@ -93,12 +114,13 @@ impl AsyncRead for Paced {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(this.poll_paid(cx));
+        let Some(rate) = this.seat.rate() else { return Pin::new(&mut this.tcp).poll_read(cx, buf) };
         let most = buf.remaining().min(STEP);
         let mut step = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut step))?;
         let n = step.filled().len();
         buf.advance(n);
-        this.pay(n);
+        this.pay(n, rate);
         Poll::Ready(Ok(()))
     }
 }
@@ -107,8 +129,9 @@ impl AsyncWrite for Paced {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_paid(cx));
+        let Some(rate) = this.seat.rate() else { return Pin::new(&mut this.tcp).poll_write(cx, buf) };
         let n = ready!(Pin::new(&mut this.tcp).poll_write(cx, &buf[..buf.len().min(STEP)]))?;
-        this.pay(n);
+        this.pay(n, rate);
         Poll::Ready(Ok(n))
     }
 
@@ -118,13 +141,16 @@ impl AsyncWrite for Paced {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        ready!(this.poll_paid(cx));
+        let Some(rate) = this.seat.rate() else {
+            return Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        };
         if bufs.iter().map(|buf| buf.len()).sum::<usize>() > STEP {
             let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
             return Pin::new(this).poll_write(cx, first);
         }
-        ready!(this.poll_paid(cx));
         let n = ready!(Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs))?;
-        this.pay(n);
+        this.pay(n, rate);
         Poll::Ready(Ok(n))
     }
 

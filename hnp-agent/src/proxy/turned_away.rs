@@ -34,9 +34,7 @@ pub(super) async fn admit(
     match lanes.around.usages.enter(key, limits, monotonic_ns()) {
         Ok(seat) => {
             let seat = Rc::new(seat);
-            if let Some(rate) = limits.bytes_per_second {
-                client.stream = client.stream.paced(&seat, rate);
-            }
+            client.stream = client.stream.paced(&seat);
             Some((client, seat, permit))
         }
         Err(refused) => {

@@ -110,6 +110,7 @@ impl Lanes {
         let stock = Stock::new(generation.plan.limits.buffer_bytes);
         let police = Police::new(around.directory.clone());
         let plan = &generation.plan;
+        around.usages.bytes_per_second(plan.limits.per_workload.bytes_per_second, generation.number);
         let streams = Places::new(plan.limits.connections / plan.workers);
         let first = Rc::new(worker(generation, &around, resolver, stock, (&pools, &police)));
         Ok(Self {
@@ -187,9 +188,13 @@ impl Lanes {
         }
     }
 
-    /// Takes back permissions that policies do not give any more. Call it a few times a second.
+    /// Takes back permissions that policies do not give any more, and has the connections that there are go at the newest
+    /// configuration's pace. Call it a few times a second.
     pub fn look_at_policies(&self) {
-        self.police.look(&self.newest());
+        let newest = self.newest();
+        let rate = newest.plan.limits.per_workload.bytes_per_second;
+        self.around.usages.bytes_per_second(rate, newest.generation.number);
+        self.police.look(&newest);
     }
 
     /// Forgets generations that nobody needs any more, and looks after the pool, with what it is to hold ahead
