@@ -31,6 +31,8 @@ pub(super) async fn admit(
     permit: OwnedSemaphorePermit,
 ) -> Option<(Box<Client>, Rc<Seat>, OwnedSemaphorePermit)> {
     let limits = &worker.plan.limits.per_workload;
+    // Housekeeping does this too, for connections that there are; a new one goes by its own configuration at once.
+    lanes.around.usages.bytes_per_second(limits.bytes_per_second, worker.generation.number);
     match lanes.around.usages.enter(key, limits, monotonic_ns()) {
         Ok(seat) => {
             let seat = Rc::new(seat);
