@@ -18,6 +18,12 @@ pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// A text with all but the unreserved characters (RFC 3986 section 2.3) encoded.
+pub fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +34,12 @@ mod tests {
         for bad in ["%", "%4", "%4g", "%+f", "%%41"] {
             assert_eq!(percent_decoded(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_encoded_is_read_as_it_was() {
+        let text = "team-a/web&x=1 %é~";
+        assert_eq!(percent_encoded(text), "team-a%2Fweb%26x%3D1%20%25%C3%A9~");
+        assert_eq!(percent_decoded(&percent_encoded(text)).as_deref(), Some(text.as_bytes()));
     }
 }

@@ -5,7 +5,7 @@
 use hnp_common::Reason;
 use serde_json::{Value, json};
 
-use crate::percent::percent_decoded;
+use super::query::pairs;
 use crate::telemetry::flows::{RECENT, Wanted};
 use crate::telemetry::{Telemetry, rfc3339};
 
@@ -36,10 +36,7 @@ pub(super) fn answer(telemetry: &Telemetry, query: &str) -> Result<Value, String
 fn wanted(query: &str) -> Result<Wanted, String> {
     let mut wanted =
         Wanted { live: true, recent: true, pod: None, route: None, client: None, reason: None, limit: LIMIT };
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value =
-            decode(value).ok_or_else(|| format!("the value of {key:?} is no percent-encoded text"))?;
+    for (key, value) in pairs(query)? {
         match key {
             "pod" => wanted.pod = Some(value),
             "route" => wanted.route = Some(value),
@@ -67,11 +64,6 @@ fn wanted(query: &str) -> Result<Wanted, String> {
         }
     }
     Ok(wanted)
-}
-
-/// A value of a query.
-pub(super) fn decode(text: &str) -> Option<String> {
-    String::from_utf8(percent_decoded(text)?).ok()
 }
 
 #[cfg(test)]

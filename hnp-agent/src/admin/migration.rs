@@ -11,7 +11,7 @@ use hnp_common::Reason;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::flows::decode;
+use super::query::pairs;
 use super::status::Sources;
 use crate::capture::{Look, Uncaptured};
 use crate::config::plan::{Enforcement, Plan, PodTraits, PossibleEnforcement, Route};
@@ -153,10 +153,7 @@ enum Outlook {
 /// What of it cannot be understood, in words.
 pub(super) fn wanted(query: &str) -> Result<Wanted, String> {
     let mut wanted = Wanted::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value =
-            decode(value).ok_or_else(|| format!("the value of {key:?} is no percent-encoded text"))?;
+    for (key, value) in pairs(query)? {
         match key {
             "route" => wanted.route = Some(value),
             "namespace" => wanted.namespace = Some(value),

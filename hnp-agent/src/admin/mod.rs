@@ -9,6 +9,7 @@ pub mod client;
 mod flows;
 mod migration;
 mod page;
+mod query;
 pub mod socket;
 pub mod status;
 

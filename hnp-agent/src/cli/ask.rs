@@ -1,6 +1,9 @@
-//! Which running agent a command asks.
+//! Which running agent a command asks, and what is said where it does not answer.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::Value;
 
 use crate::admin::client::Agent;
 use crate::config::{self, defaults};
@@ -20,11 +23,26 @@ impl Where {
     /// Whom to ask.
     ///
     /// # Errors
-    /// When the configuration cannot be used.
-    pub fn agent(&self) -> Result<Agent, config::LoadError> {
-        match &self.config {
-            None => Ok(Agent::in_run_dir(&self.run_dir)),
-            Some(file) => config::load(file).map(|(plan, _)| Agent::in_run_dir(&plan.run_dir)),
+    /// The configuration cannot be used; why was said.
+    pub fn agent(&self) -> Result<Agent, ExitCode> {
+        let Some(file) = &self.config else { return Ok(Agent::in_run_dir(&self.run_dir)) };
+        match config::load(file) {
+            Ok((plan, _)) => Ok(Agent::in_run_dir(&plan.run_dir)),
+            Err(error) => {
+                eprintln!("{error}");
+                Err(ExitCode::FAILURE)
+            }
         }
     }
+}
+
+/// What the agent answers.
+///
+/// # Errors
+/// It does not; why was said.
+pub fn get(agent: &Agent, path: &str) -> Result<Value, ExitCode> {
+    agent.get(path).map_err(|error| {
+        eprintln!("hnp-agent: {error}");
+        ExitCode::FAILURE
+    })
 }

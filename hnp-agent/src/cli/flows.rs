@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::ask::Where;
+use super::ask::{Where, get};
 use super::table::{self, rows, table, text};
 use crate::admin::client::{Agent, AskError};
+use crate::percent::percent_encoded;
 
 /// How often the page is drawn anew.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -61,38 +62,35 @@ pub struct Args {
 
 /// Asks and prints, once or until interrupted.
 pub fn run(args: &Args) -> ExitCode {
-    let agent = match args.at.agent() {
-        Ok(agent) => agent,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
+    let shown = args.at.agent().and_then(|agent| {
+        let query = args.query();
+        if args.watch {
+            Ok(watched(&agent, &query, args.json))
+        } else {
+            get(&agent, &query).map(|found| show(args, &found))
         }
-    };
-    let query = args.query();
-    if args.watch {
-        if !args.json && !io::stdout().is_terminal() {
-            eprintln!(
-                "hnp-agent: --watch draws on a terminal, and this is none; add --json for one line each second"
-            );
-            return ExitCode::from(2);
-        }
-        return match watch(&agent, &query, args.json) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("hnp-agent: cannot watch: {error}");
-                ExitCode::FAILURE
-            }
-        };
+    });
+    shown.unwrap_or_else(|failed| failed)
+}
+
+fn show(args: &Args, found: &Value) -> ExitCode {
+    let out = if args.json { table::json(found) + "\n" } else { page(found) };
+    // A closed pipe (`| head`) is the reader's choice, not a failure worth words.
+    let written = io::stdout().lock().write_all(out.as_bytes());
+    if written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn watched(agent: &Agent, query: &str, json: bool) -> ExitCode {
+    if !json && !io::stdout().is_terminal() {
+        eprintln!(
+            "hnp-agent: --watch draws on a terminal, and this is none; add --json for one line each second"
+        );
+        return ExitCode::from(2);
     }
-    match agent.get(&query) {
-        Ok(found) => {
-            let out = if args.json { table::json(&found) + "\n" } else { page(&found) };
-            // A closed pipe (`| head`) is the reader's choice, not a failure worth words.
-            let written = io::stdout().lock().write_all(out.as_bytes());
-            if written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-        }
+    match watch(agent, query, json) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hnp-agent: {error}");
+            eprintln!("hnp-agent: cannot watch: {error}");
             ExitCode::FAILURE
         }
     }
@@ -105,7 +103,7 @@ impl Args {
             [("pod", &self.pod), ("route", &self.route), ("client", &self.client), ("reason", &self.reason)]
         {
             if let Some(value) = value {
-                query.push_str(&format!("&{key}={}", encode(value)));
+                query.push_str(&format!("&{key}={}", percent_encoded(value)));
             }
         }
         if self.live || self.recent {
@@ -113,12 +111,6 @@ impl Args {
         }
         query
     }
-}
-
-/// A value for a query.
-pub fn encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Until SIGINT or SIGTERM, or until nobody reads any more. An agent that is gone may come back, or its successor.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::ask::Where;
-use super::flows::encode;
+use super::ask::{Where, get};
 use super::table::{self, list, rows, table, text};
 use crate::config;
+use crate::percent::percent_encoded;
 use crate::telemetry::line::printable;
 
 /// Somebody would be cut off, or nobody knows.
@@ -47,21 +47,12 @@ pub struct Args {
 
 /// Asks and prints.
 pub fn run(args: &Args) -> ExitCode {
-    let agent = match args.at.agent() {
-        Ok(agent) => agent,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let found = match agent.get(&args.query()) {
-        Ok(found) => found,
-        Err(error) => {
-            eprintln!("hnp-agent: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let out = if args.json { table::json(&found) + "\n" } else { page(&found) };
+    let found = args.at.agent().and_then(|agent| get(&agent, &args.query()));
+    found.map_or_else(|failed| failed, |found| show(args, &found))
+}
+
+fn show(args: &Args, found: &Value) -> ExitCode {
+    let out = if args.json { table::json(found) + "\n" } else { page(found) };
     // A closed pipe (`| head`) is the reader's choice; the exit code is the outlook all the same.
     let _ = std::io::stdout().lock().write_all(out.as_bytes());
     if found["outlook"] == "clear" { ExitCode::SUCCESS } else { ExitCode::from(NOT_CLEAR) }
@@ -71,8 +62,9 @@ impl Args {
     fn query(&self) -> String {
         let since = self.since.map(|since| since.as_millis().div_ceil(1000).to_string());
         let filters = [("route", &self.route), ("namespace", &self.namespace), ("since", &since)];
-        let filters =
-            filters.iter().filter_map(|(key, value)| Some(format!("{key}={}", encode(value.as_deref()?))));
+        let filters = filters
+            .iter()
+            .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded(value.as_deref()?))));
         format!("/migration?{}", filters.collect::<Vec<_>>().join("&"))
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::ask::Where;
+use super::ask::{Where, get};
 use crate::admin::client::Agent;
 
 /// Arguments of `observed`.
@@ -25,23 +25,12 @@ pub struct Args {
 
 /// Asks the running agent and prints a table.
 pub fn run(args: &Args) -> ExitCode {
-    let agent = match args.admin {
-        Some(admin) => Agent::Port(admin),
-        None => match args.at.agent() {
-            Ok(agent) => agent,
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::FAILURE;
-            }
-        },
-    };
-    let rows = match agent.get("/observed") {
-        Ok(rows) => rows,
-        Err(error) => {
-            eprintln!("hnp-agent: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let agent = args.admin.map_or_else(|| args.at.agent(), |admin| Ok(Agent::Port(admin)));
+    let rows = agent.and_then(|agent| get(&agent, "/observed"));
+    rows.map_or_else(|failed| failed, |rows| show(args, &rows))
+}
+
+fn show(args: &Args, rows: &Value) -> ExitCode {
     let written = if args.json {
         writeln!(io::stdout(), "{rows}")
     } else {

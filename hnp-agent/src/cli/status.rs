@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::ask::Where;
+use super::ask::{Where, get};
 use super::table::{self, list, rows, table, text};
 use crate::x509::span;
 
@@ -46,23 +46,14 @@ enum Probe {
 
 /// Asks and prints.
 pub fn run(args: &Args) -> ExitCode {
-    let agent = match args.at.agent() {
-        Ok(agent) => agent,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let status = match agent.get("/status") {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!("hnp-agent: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let status = args.at.agent().and_then(|agent| get(&agent, "/status"));
+    status.map_or_else(|failed| failed, |status| show(args, &status))
+}
+
+fn show(args: &Args, status: &Value) -> ExitCode {
     let ready = status["ready"] == true;
     if let Some(probe) = args.probe {
-        let pending = rows(&status, "pending").map(|row| text(row, "name")).collect::<Vec<_>>();
+        let pending = rows(status, "pending").map(|row| text(row, "name")).collect::<Vec<_>>();
         let words = if ready { "ready".into() } else { format!("waits for {}", pending.join(", ")) };
         let _ = writeln!(std::io::stdout(), "{}", crate::telemetry::line::printable(&words));
         return match probe {
@@ -70,7 +61,7 @@ pub fn run(args: &Args) -> ExitCode {
             Probe::Ready | Probe::Alive => ExitCode::SUCCESS,
         };
     }
-    let out = if args.json { table::json(&status) + "\n" } else { page(&status) };
+    let out = if args.json { table::json(status) + "\n" } else { page(status) };
     // A closed pipe (`| head`) is the reader's choice; the exit code is the agent's state all the same.
     let _ = std::io::stdout().lock().write_all(out.as_bytes());
     if ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) }
