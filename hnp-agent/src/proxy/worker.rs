@@ -110,7 +110,6 @@ impl Lanes {
         let stock = Stock::new(generation.plan.limits.buffer_bytes);
         let police = Police::new(around.directory.clone());
         let plan = &generation.plan;
-        around.usages.bytes_per_second(plan.limits.per_workload.bytes_per_second, generation.number);
         let streams = Places::new(plan.limits.connections / plan.workers);
         let first = Rc::new(worker(generation, &around, resolver, stock, (&pools, &police)));
         Ok(Self {
