@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use hnp_tests::agent::{Agent, Config};
+use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, End, Job, RawAnswer, RawCase, Report, Target, Transfer, TransferEnd};
 use hnp_tests::manager::{Manager, Service, Setup};
 use hnp_tests::poll::eventually;
-use hnp_tests::scene::{IDENTITY, Scene, TRUST};
+use hnp_tests::scene::{IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4, Pod};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -46,13 +46,8 @@ fn a_workload_has_no_more_connections_than_it_may() {
 fn a_workload_begins_connections_no_faster_than_it_may() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
-    let with = |limits: &str| {
-        let mut config = scene.config().route(scene.route());
-        config.limits = format!("per_workload: {{{limits}}}");
-        config
-    };
     // One in a second at most; the agent's clock is this machine's, and raw clients come faster than that.
-    let agent = Agent::start(&scene, &with("new_connections_per_second: 1"));
+    let agent = Agent::start(&scene, &with(&scene, "per_workload: {new_connections_per_second: 1}"));
     let (hasty, calm) = (scene.pod(), scene.pod());
     let answers = ask(&hasty, 10);
     assert_eq!(answers[0].status(), Some(200), "{}", answers[0].text());
@@ -66,7 +61,7 @@ fn a_workload_begins_connections_no_faster_than_it_may() {
     assert!(connections(&agent, "workload_rate") >= 1.0);
     // The controls: another pod has its own, and without the limit nobody is refused.
     assert_eq!(ask(&calm, 1)[0].status(), Some(200));
-    agent.reload(&with("connections: 100"));
+    agent.reload(&with(&scene, "per_workload: {connections: 100}"));
     assert!(ask(&hasty, 10).iter().all(|answer| answer.status() == Some(200)));
 }
 
@@ -80,8 +75,7 @@ fn a_workload_that_speaks_tls_or_anything_is_told_in_its_words() {
             .tls(hnp_tests::manager::Mode::Strict, &scene.server, &scene.clients)
             .service(Service::Echo),
     );
-    let opaque =
-        hnp_tests::agent::Route::opaque("lines", &["198.18.0.9:9000"], "https://manager.hnp.test:9000");
+    let opaque = Route::opaque("lines", &["198.18.0.9:9000"], "https://manager.hnp.test:9000");
     let config = |limits: &str| {
         let mut config: Config =
             scene.config().route(scene.route()).route(opaque.clone().with(IDENTITY, TRUST));
@@ -111,15 +105,39 @@ fn a_workload_that_speaks_tls_or_anything_is_told_in_its_words() {
 }
 
 #[test]
+fn what_goes_on_to_where_it_was_going_is_counted_too() {
+    let scene = Scene::for_test();
+    // It takes TLS, as the upstream, and plaintext, where the pod was going.
+    let manager = scene.loose_manager("manager", 80);
+    let route = Route::loose("manager", &["manager.hnp.test:80"], UPSTREAM).with(IDENTITY, TRUST);
+    let mut config = scene.config().route(route);
+    config.limits = "per_workload: {connections: 1}".to_owned();
+    let agent = Agent::start(&scene, &config);
+    let (greedy, modest) = (scene.pod(), scene.pod());
+    let elsewhere = Target::new((MANAGER4, 80), "elsewhere.test", "manager");
+    let holder =
+        client::load(&greedy, &Job::Idle { target: elsewhere, connections: 1, opaque: false }).spawn();
+    eventually(SOON, "the one it may have was answered", || manager.request_count() == 1);
+    let ask = |pod: &Pod| {
+        let request = "GET /hello HTTP/1.1\r\nHost: elsewhere.test\r\nConnection: close\r\n\r\n";
+        client::raw(pod, (MANAGER4, 80), vec![RawCase::new(request)]).remove(0)
+    };
+    let refused = ask(&greedy);
+    assert_eq!(refused.status(), Some(429), "{}", refused.text());
+    assert!(refused.text().contains(r#""reason":"workload_connections""#), "{}", refused.text());
+    // The controls: another pod has its own, and what was held is given back.
+    assert_eq!(ask(&modest).status(), Some(200));
+    drop(holder);
+    eventually(SOON, "it is carried again", || ask(&greedy).status() == Some(200));
+    assert_eq!(agent.access_line_with("passthrough")["mode"], "passthrough");
+    assert!(manager.requests().iter().all(|request| request.tls.is_none()), "none of it was the agent's TLS");
+}
+
+#[test]
 fn a_workload_moves_bytes_no_faster_than_it_may_and_all_of_them() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
-    let with = |limits: &str| {
-        let mut config = scene.config().route(scene.route());
-        config.limits = limits.to_owned();
-        config
-    };
-    let agent = Agent::start(&scene, &with("per_workload: {bytes_per_second: 1MiB}"));
+    let agent = Agent::start(&scene, &with(&scene, "per_workload: {bytes_per_second: 1MiB}"));
     let waits = || agent.metrics().sum("hnp_workload_waits_total", &[]);
     let (first, second) = (scene.pod(), scene.pod());
     // What a second is worth goes at once; one who moved nothing waits for nobody else's bytes.
@@ -132,7 +150,7 @@ fn a_workload_moves_bytes_no_faster_than_it_may_and_all_of_them() {
     upload(&first, 2 << 20, |seconds| assert!(seconds >= 1.9, "4 MiB both ways together in {seconds} s"));
     drop(both);
     // The control: without a limit nothing waits.
-    agent.reload(&with(""));
+    agent.reload(&with(&scene, ""));
     let before = waits();
     transfer(&first, 3 << 20, |seconds| println!("3 MiB without a limit in {seconds:.3} s"));
     assert_eq!(waits(), before);
@@ -142,12 +160,7 @@ fn a_workload_moves_bytes_no_faster_than_it_may_and_all_of_them() {
 fn a_changed_rate_holds_for_connections_that_there_are() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
-    let with = |limits: &str| {
-        let mut config = scene.config().route(scene.route());
-        config.limits = limits.to_owned();
-        config
-    };
-    let agent = Agent::start(&scene, &with(""));
+    let agent = Agent::start(&scene, &with(&scene, ""));
     let (pod, sum) = (scene.pod(), |name: &str| agent.metrics().sum(name, &[]));
     let target = Target::new((MANAGER4, 80), MANAGER_NAME, "manager");
     // 25 MiB in four seconds, up and down; at the rate that comes it would be a quarter of an hour.
@@ -155,14 +168,20 @@ fn a_changed_rate_holds_for_connections_that_there_are() {
     let moving = client::load(&pod, &job).deadline(6 * SOON).spawn();
     eventually(SOON, "both are under way", || sum("hnp_connections_open") == 2.0);
     assert_eq!(sum("hnp_workload_waits_total"), 0.0, "the control: nothing waits without a limit");
-    agent.reload(&with("per_workload: {bytes_per_second: 64KiB}"));
+    agent.reload(&with(&scene, "per_workload: {bytes_per_second: 64KiB}"));
     eventually(SOON, "they wait", || sum("hnp_workload_waits_total") >= 2.0);
     assert_eq!(sum("hnp_connections_total"), 0.0, "no connection has ended since: these are the former ones");
-    agent.reload(&with(""));
+    agent.reload(&with(&scene, ""));
     moving.signal(Signal::SIGTERM);
     let report: Report = moving.wait(6 * SOON).json();
     let broken = |one: &&Transfer| !matches!(one.end, TransferEnd::Whole);
     assert!(report.transfers.len() >= 2 && report.transfers.iter().find(broken).is_none(), "{report:?}");
+}
+
+fn with(scene: &Scene, limits: &str) -> Config {
+    let mut config = scene.config().route(scene.route());
+    config.limits = limits.to_owned();
+    config
 }
 
 fn transfer(pod: &Pod, bytes: u64, took: impl Fn(f64)) {
