@@ -15,7 +15,7 @@ const VARIABLE: &str = "HNP_OTHER_CLOCK";
 /// A clock: it was a certain moment when it was made, and has gone faster since.
 #[derive(Clone, Copy, Debug)]
 pub struct FastClock {
-    /// CLOCK_MONOTONIC, which all processes of a machine share.
+    /// [`monotonic_ns`].
     began_ns: u64,
     epoch_seconds: u64,
     rate: u32,
@@ -59,7 +59,8 @@ impl TimeProvider for FastClock {
     }
 }
 
-fn monotonic_ns() -> u64 {
+/// CLOCK_MONOTONIC in nanoseconds: one clock for all processes of a machine.
+pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: one timespec, written by the kernel.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

@@ -40,6 +40,8 @@ pub(crate) struct Job {
     pub(crate) garbage: u32,
     /// Connections a second to [`Job::opaque`].
     pub(crate) handshakes: u32,
+    /// The same, but all of a second's at the same time.
+    pub(crate) at_once: u32,
 }
 
 /// Prints a line once it holds what it wants, and goes on until it is killed.
@@ -78,6 +80,7 @@ async fn attack(job: &Job) {
         keep(job.to, held),
         each(job.new, |_| ask_once(job.to, once.clone())),
         each(job.handshakes, |_| ask_once(job.opaque, once.clone())),
+        each(job.at_once.min(1), |_| at_once(job.opaque, once.clone(), job.at_once)),
         each(job.garbage, |number| garbage(job.to, number, once.repeat(50))),
     );
 }
@@ -127,6 +130,10 @@ async fn ask_once(to: SocketAddr, request: Vec<u8>) {
     if let Some(mut stream) = open(to, &request).await {
         let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
     }
+}
+
+async fn at_once(to: SocketAddr, request: Vec<u8>, count: u32) {
+    (0..count).map(|_| ask_once(to, request.clone())).collect::<JoinSet<_>>().join_all().await;
 }
 
 async fn garbage(to: SocketAddr, number: u32, pipelined: Vec<u8>) {

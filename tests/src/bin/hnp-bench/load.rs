@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use hnp_tests::clock::monotonic_ns;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -39,6 +40,10 @@ pub(crate) struct Job {
     pub(crate) path: String,
     /// At a time.
     pub(crate) connections: usize,
+    /// When the window opens, on [`monotonic_ns`]'s clock: several loads count at the same time, once none of them is starting
+    /// any more. As soon as it is warm where this says nothing.
+    #[serde(default)]
+    pub(crate) opens_ns: Option<u64>,
     /// How long it is counted.
     pub(crate) milliseconds: u64,
     /// Whose CPU clock is read; none where there is no proxy.
@@ -120,6 +125,11 @@ fn measure(job: &Arc<Job>) -> Result<Outcome> {
         thread::sleep(Duration::from_millis(1));
     }
     thread::sleep(WARM);
+    if let Some(opens) = job.opens_ns {
+        let left =
+            opens.checked_sub(monotonic_ns()).context("the window was to open before this was warm")?;
+        thread::sleep(Duration::from_nanos(left));
+    }
     let look = || -> Result<_> {
         let cpu = job.proxy.map_or(Ok(0.0), cpu_seconds)?;
         Ok((Instant::now(), counters.requests.load(Relaxed), counters.bytes.load(Relaxed), cpu))

@@ -111,7 +111,10 @@ impl NeighboursOptions {
         while let Some(word) = words.next() {
             match *word {
                 "--json" => options.json = true,
-                "--only" => options.only = words.next().map(|word| (*word).to_owned()),
+                "--only" => {
+                    let attack = words.next().context("--only wants words of an attack")?;
+                    options.only = Some((*attack).to_owned());
+                }
                 "--rounds" => options.rounds = rounds(words.next())?,
                 unknown => bail!("unknown argument {unknown}\n{USAGE}"),
             }

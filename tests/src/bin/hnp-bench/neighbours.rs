@@ -1,7 +1,7 @@
 //! What one hostile pod does to twenty quiet ones on the same node.
 //!
-//! In turns: the quiet pods alone, beside a pod that is hostile to a server which is none of the agent's, and beside one that is
-//! hostile to the agent. The second tells what the machine does to them from what the agent does.
+//! In turns: the quiet pods alone, beside a pod that is hostile to another agent of the same machine, with a manager of its own, and
+//! beside one that is hostile to theirs. The second tells what the machine does to them from what sharing an agent does.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::cgroup::Driver;
-use hnp_tests::manager::{Manager, Setup};
+use hnp_tests::clock::monotonic_ns;
+use hnp_tests::manager::Manager;
 use hnp_tests::process::Running;
-use hnp_tests::scene::{IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::scene::{IDENTITY, Scene, TRUST};
 use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod, Topology};
 use serde::Serialize;
 
@@ -24,23 +25,25 @@ const PREFIX: &str = "hnp-neighbours";
 const QUIET: usize = 20;
 /// Requests a second of each quiet pod.
 const RATE: u32 = 20;
-/// What pods dial on the manager's address, and the server that is none of the agent's.
+/// What pods dial on the manager's address.
 const HTTP: u16 = 80;
 const OPAQUE: u16 = 81;
-const ELSEWHERE: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What it takes until all quiet pods' programs run and are warm: they would be each other's noise.
+const START: Duration = Duration::from_secs(2);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What a hostile pod may do, one thing at a time and all together.
-const ATTACKS: [(&str, Attack); 6] = [
+const ATTACKS: [(&str, Attack); 7] = [
     ("10,000 silent connections", Attack { silent: 10_000, ..NOTHING }),
     ("500 slow readers", Attack { slow: 500, ..NOTHING }),
     ("300 new connections a second", Attack { new: 300, ..NOTHING }),
     ("300 times a second garbage", Attack { garbage: 300, ..NOTHING }),
     ("50 handshakes a second", Attack { handshakes: 50, ..NOTHING }),
-    ("all of it", Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50 }),
+    ("50 at once, each second", Attack { at_once: 50, ..NOTHING }),
+    ("all of it", Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50, at_once: 0 }),
 ];
-const NOTHING: Attack = Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0 };
+const NOTHING: Attack = Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0, at_once: 0 };
 
 struct Attack {
     silent: usize,
@@ -48,6 +51,7 @@ struct Attack {
     new: u32,
     garbage: u32,
     handshakes: u32,
+    at_once: u32,
 }
 
 /// One attack's rounds.
@@ -114,21 +118,33 @@ pub(crate) fn measure(rounds: usize, window: Duration, only: Option<&str>) -> Re
     let names: Vec<_> = ATTACKS.iter().map(|(what, _)| *what).collect();
     ensure!(!attacks.is_empty(), "--only: there is {}", names.join(", "));
     topology::sweep(PREFIX);
-    let scene = Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?);
-    let all = attacks.into_iter().map(|(what, attack)| row(&scene, what, attack, rounds, window));
+    let node = || Ok::<_, anyhow::Error>(Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?));
+    let (scene, elsewhere) = (node()?, node()?);
+    let all =
+        attacks.into_iter().map(|(what, attack)| row([&elsewhere, &scene], what, attack, rounds, window));
     let rows: Result<Vec<Row>> = all.collect();
-    drop(scene);
+    drop((scene, elsewhere));
     topology::sweep(PREFIX);
     Ok(Report { rounds, rows: rows? })
 }
 
-/// An agent, managers and pods of its own: nothing is left of the attack before.
-fn row(scene: &Scene, what: &'static str, attack: &Attack, rounds: usize, window: Duration) -> Result<Row> {
-    let _manager = scene.strict_manager();
-    let _elsewhere = Manager::start(scene, Setup::new("manager", ELSEWHERE));
-    let agent = Agent::start(scene, &config(scene));
-    let pods: Vec<Pod> = (0..QUIET).map(|_| scene.pod()).collect();
-    let attacker = scene.pod();
+/// Managers, agents and pods of its own: nothing is left of the attack before. The quiet pods are in the second scene.
+fn row(
+    scenes: [&Scene; 2],
+    what: &'static str,
+    attack: &Attack,
+    rounds: usize,
+    window: Duration,
+) -> Result<Row> {
+    let _managers = scenes.map(|scene| {
+        // Each has a thread: what handshakes cost a manager is none of the agent's.
+        let at = |port| Manager::strict(scene, "manager", port, &scene.server, &scene.clients);
+        [at(HTTP), at(OPAQUE)]
+    });
+    let agents = scenes.map(|scene| Agent::start(scene, &config(scene)));
+    let attackers = scenes.map(|scene| scene.pod());
+    let pods: Vec<Pod> = (0..QUIET).map(|_| scenes[1].pod()).collect();
+    let agent = &agents[1];
     let (mut p50, mut p99) = (<[Vec<f64>; 3]>::default(), <[Vec<f64>; 3]>::default());
     let (mut descriptors, mut resident, mut cpu) = (0, 0, Vec::new());
     // Pools are filled, and what grows with first use has grown.
@@ -138,11 +154,7 @@ fn row(scene: &Scene, what: &'static str, attack: &Attack, rounds: usize, window
         for turn in 0..3 {
             let way = (round + turn) % 3;
             eprint!("\r{what}: round {} of {rounds}, {:<40}", round + 1, ["alone", "elsewhere", "here"][way]);
-            let hostile = match way {
-                0 => None,
-                1 => Some(hostile(&attacker, attack, [ELSEWHERE; 2])?),
-                _ => Some(hostile(&attacker, attack, [HTTP, OPAQUE])?),
-            };
+            let hostile = if way == 0 { None } else { Some(hostile(&attackers[way - 1], attack)?) };
             let (began, spent) = (Instant::now(), load::cpu_seconds(agent.pid())?);
             let took = quiet(&pods, window)?;
             let spent = (load::cpu_seconds(agent.pid())? - spent) / began.elapsed().as_secs_f64();
@@ -154,7 +166,7 @@ fn row(scene: &Scene, what: &'static str, attack: &Attack, rounds: usize, window
                 resident = resident.max(agent.resident_bytes());
             }
             drop(hostile);
-            settle(&agent)?;
+            agents.iter().try_for_each(settle)?;
         }
     }
     eprintln!();
@@ -176,8 +188,9 @@ fn row(scene: &Scene, what: &'static str, attack: &Attack, rounds: usize, window
 
 /// Nothing of it is turned away: what the agent refuses costs its neighbours less than what it carries.
 fn config(scene: &Scene) -> Config {
-    let opaque = format!("{MANAGER4}:{OPAQUE}");
-    let opaque = Route::opaque("opaque", &[&opaque], UPSTREAM).with(IDENTITY, TRUST);
+    let [opaque, upstream] =
+        [MANAGER4.to_string(), format!("https://{MANAGER_NAME}")].map(|host| format!("{host}:{OPAQUE}"));
+    let opaque = Route::opaque("opaque", &[&opaque], &upstream).with(IDENTITY, TRUST);
     let mut config =
         scene.config().route(scene.route().set("timeouts", "{head: 120s, idle: 120s}")).route(opaque);
     config.capture = "connections_per_pod: 100000".to_owned();
@@ -194,6 +207,7 @@ fn quiet(pods: &[Pod], window: Duration) -> Result<Vec<f64>> {
         host: MANAGER_NAME.to_owned(),
         path: "/hello".to_owned(),
         connections: 1,
+        opens_ns: Some(monotonic_ns() + u64::try_from(START.as_nanos())?),
         milliseconds: u64::try_from(window.as_millis())?,
         proxy: None,
         tls: None,
@@ -212,12 +226,12 @@ fn quiet(pods: &[Pod], window: Duration) -> Result<Vec<f64>> {
 }
 
 /// Once it holds what it is to hold.
-fn hostile(pod: &Pod, attack: &Attack, [http, opaque]: [u16; 2]) -> Result<Running> {
+fn hostile(pod: &Pod, attack: &Attack) -> Result<Running> {
     let own = std::env::current_exe().context("where this program is")?;
     let to = |port| SocketAddr::from((MANAGER4, port));
-    let &Attack { silent, slow, new, garbage, handshakes } = attack;
-    let (host, opaque) = (MANAGER_NAME.to_owned(), to(opaque));
-    let job = hostile::Job { to: to(http), opaque, host, silent, slow, new, garbage, handshakes };
+    let &Attack { silent, slow, new, garbage, handshakes, at_once } = attack;
+    let (host, opaque) = (MANAGER_NAME.to_owned(), to(OPAQUE));
+    let job = hostile::Job { to: to(HTTP), opaque, host, silent, slow, new, garbage, handshakes, at_once };
     let mut running =
         pod.command(own).args(["hostile", &serde_json::to_string(&job)?]).deadline(2 * PATIENCE).spawn();
     let until = Instant::now() + PATIENCE;

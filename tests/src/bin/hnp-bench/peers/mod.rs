@@ -330,6 +330,7 @@ fn job(kind: load::Kind, to: SocketAddr, window: Duration) -> Job {
         host: MANAGER_NAME.to_owned(),
         path: SMALL.to_owned(),
         connections: 1,
+        opens_ns: None,
         milliseconds: u64::try_from(window.as_millis()).unwrap_or(u64::MAX),
         proxy: None,
         tls: None,
