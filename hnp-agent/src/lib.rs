@@ -31,6 +31,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod resolve;
+pub mod rota;
 pub mod run_dir;
 pub mod serving;
 pub mod skew;

@@ -27,6 +27,7 @@ use super::relay::relay;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
+use crate::rota::Rota;
 use crate::serving::{Terms, reason};
 use crate::telemetry::migration::Beginning;
 
@@ -104,7 +105,8 @@ async fn end(
             return None;
         }
     };
-    let ending = Ending { terms, name: plan.name.clone(), deadline: plan.timeouts.tls };
+    let rota = worker.upstreams.rota().clone();
+    let ending = Ending { terms, name: plan.name.clone(), deadline: plan.timeouts.tls, rota };
     handshake(client, hello, recording, ending).await.map(|client| (client, mode.onward.protocol))
 }
 
@@ -114,6 +116,7 @@ pub(super) struct Ending {
     /// Who made the terms.
     pub(super) name: Arc<str>,
     pub(super) deadline: Duration,
+    pub(super) rota: Rota,
 }
 
 /// The handshake; see [`end`].
@@ -123,9 +126,11 @@ pub(super) async fn handshake(
     recording: Recording<'_>,
     ending: Ending,
 ) -> Option<Box<Client>> {
-    let Ending { terms, name, deadline } = ending;
+    let Ending { terms, name, deadline, rota } = ending;
     let below = std::mem::replace(&mut client.stream, ClientIo::Lent);
-    let (reason, detail) = match timeout(deadline, end_tls(below, &terms.config, hello.filled())).await {
+    let steps = end_tls(below, &terms.config, hello.filled());
+    let ended = timeout(deadline, rota.run(client.base.workload.pod_uid.as_deref(), steps)).await;
+    let (reason, detail) = match ended {
         Ok(Ok(stream)) => match terms.readmits(stream.get_ref().1) {
             Ok(tls) => {
                 let tls = Arc::new(tls);
@@ -258,7 +263,7 @@ async fn carry(
     recording.record.mode = if let Verdict::Tunnel = way { "tunnel" } else { "passthrough" };
     recording.show();
     let dialled = if let Verdict::Tunnel = way {
-        worker.upstreams.connect_tunnel(route, &|| client.stream.has_left()).await
+        worker.upstreams.connect_tunnel(route, client.caller(), &|| client.stream.has_left()).await
     } else {
         gateway::connect_out(worker, &client, plan.timeouts.connect).await
     };

@@ -43,6 +43,7 @@ use crate::config::plan::{Host, Plan, Route, RouteIndex};
 use crate::generation::Generation;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
+use crate::rota::Rota;
 use crate::telemetry::record::WayRecord;
 use crate::telemetry::rfc3339;
 use crate::telemetry::stats::WorkerStats;
@@ -63,6 +64,7 @@ pub struct Pools {
     links: Rc<Links>,
     outages: Outages,
     warmth: Warmth,
+    rota: Rota,
 }
 
 /// What a request needs of a connection.
@@ -133,6 +135,11 @@ impl Upstreams {
         &self.resolver
     }
 
+    /// Who on this thread takes the next step of a handshake.
+    pub fn rota(&self) -> &Rota {
+        &self.shared.rota
+    }
+
     fn plan(&self) -> &Plan {
         &self.generation.plan
     }
@@ -182,7 +189,7 @@ impl Upstreams {
                 Offer::Http1 | Offer::Nothing => self.dial_tls(route, key, end).await,
             }
         };
-        let (made, outage) = self.patiently(route, has_left, warm, dial).await?;
+        let (made, outage) = self.patiently(route, caller, has_left, warm, dial).await?;
         Ok(made.after(outage))
     }
 
@@ -217,7 +224,7 @@ impl Upstreams {
             Box::pin(self.confirm(route, caller)).await;
         }
         let dial = async |end| self.dial_tls(route, self.key_to_dial(route, caller, Need::Any)?, end).await;
-        let (made, outage) = Box::pin(self.patiently(route, has_left, || None, dial)).await?;
+        let (made, outage) = Box::pin(self.patiently(route, caller, has_left, || None, dial)).await?;
         Ok(made.after(outage))
     }
 
@@ -228,10 +235,11 @@ impl Upstreams {
     pub async fn connect_tunnel(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
         let dial = async |end| self.dial_plain(route, end).await;
-        let (made, outage) = Box::pin(self.patiently(route, has_left, || None, dial)).await?;
+        let (made, outage) = Box::pin(self.patiently(route, caller, has_left, || None, dial)).await?;
         Ok(made.after(outage))
     }
 

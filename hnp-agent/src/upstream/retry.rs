@@ -19,6 +19,7 @@ use super::{DialError, Upstreams};
 use crate::backoff;
 use crate::config::humane;
 use crate::config::plan::{Host, Route, RouteIndex};
+use crate::workload::Caller;
 
 /// The first pause: a process that its supervisor starts again is back after some tens of milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -98,10 +99,12 @@ impl Upstreams {
     pub(super) async fn patiently<T>(
         &self,
         route: RouteIndex,
+        caller: Caller<'_>,
         has_left: HasLeft<'_>,
         warm: impl Fn() -> Option<T>,
         dial: impl AsyncFn(Instant) -> Result<T, DialError>,
     ) -> Result<(T, Duration), DialError> {
+        let dial = async |end| self.rota().run(caller.pod(), dial(end)).await;
         let plan = &self.plan().routes[route];
         let (started, whole) = (Instant::now(), deadline(plan));
         let mut patience = Patience {

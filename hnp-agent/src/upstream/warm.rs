@@ -95,7 +95,7 @@ impl Upstreams {
         warmth.change(&key, |progress| progress.dialling = true);
         let upstreams = self.clone();
         warmth.dials.borrow_mut().spawn_local(async move {
-            let failed = upstreams.make(route, &key).await.err();
+            let failed = upstreams.rota().run(None, upstreams.make(route, &key)).await.err();
             let now = Instant::now();
             let wanted = upstreams.plan().routes[route].upstream.pool_warm;
             let (had, hits) = (upstreams.have(&key, wanted, now), upstreams.stats.pool_hits(route));

@@ -46,6 +46,16 @@ pub enum Caller<'a> {
     Unknown(&'static str),
 }
 
+impl<'a> Caller<'a> {
+    /// The UID, where it is a pod.
+    pub fn pod(self) -> Option<&'a str> {
+        match self {
+            Self::Pod(uid) => Some(uid),
+            Self::Agent | Self::Unknown(_) => None,
+        }
+    }
+}
+
 /// Where the data path asks who is calling. Must answer from memory or with a few file-system
 /// calls: it runs right after accept.
 pub trait WorkloadSource: Send + Sync + 'static {
