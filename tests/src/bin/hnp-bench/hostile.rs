@@ -64,17 +64,12 @@ async fn attack(job: &Job) {
         format!("GET {path} HTTP/1.1\r\nhost: {}\r\nx-token: hostile\r\n{end}\r\n", job.host).into_bytes()
     };
     let (bytes, once) = (ask("/bytes/1000000?seed=1", ""), ask("/hello", "connection: close\r\n"));
-    let mut held = VecDeque::new();
-    let mut tick = interval(Duration::from_secs(1) / TAKING);
-    while held.len() < job.silent + job.slow {
-        tick.tick().await;
-        let what = if held.len() < job.slow { &bytes[..] } else { b"G" };
-        held.extend(open(job.to, what).await);
-    }
-    // What it takes to get there is over once the slow readers' answers have begun.
-    for stream in held.iter().take(job.slow) {
+    let mut held = take(job.to, job.slow, &bytes).await;
+    // What it takes to get there is over once their answers have begun, or they were refused.
+    for stream in &held {
         let _ = timeout(PATIENCE, stream.readable()).await;
     }
+    held.extend(take(job.to, job.silent, b"G").await);
     println!("{}", held.len());
     tokio::join!(
         keep(job.to, held),
@@ -83,6 +78,16 @@ async fn attack(job: &Job) {
         each(job.at_once.min(1), |_| at_once(job.opaque, once.clone(), job.at_once)),
         each(job.garbage, |number| garbage(job.to, number, once.repeat(50))),
     );
+}
+
+/// So many, but for those that are refused at once.
+async fn take(to: SocketAddr, count: usize, what: &[u8]) -> VecDeque<TcpStream> {
+    let (mut held, mut tick) = (VecDeque::new(), interval(Duration::from_secs(1) / TAKING));
+    for _ in 0..count {
+        tick.tick().await;
+        held.extend(open(to, what).await);
+    }
+    held
 }
 
 async fn open(to: SocketAddr, what: &[u8]) -> Option<TcpStream> {

@@ -34,16 +34,24 @@ const START: Duration = Duration::from_secs(2);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What a hostile pod may do, one thing at a time and all together.
-const ATTACKS: [(&str, Attack); 7] = [
+const ATTACKS: [(&str, Attack); 8] = [
     ("10,000 silent connections", Attack { silent: 10_000, ..NOTHING }),
     ("500 slow readers", Attack { slow: 500, ..NOTHING }),
     ("300 new connections a second", Attack { new: 300, ..NOTHING }),
     ("300 times a second garbage", Attack { garbage: 300, ..NOTHING }),
     ("50 handshakes a second", Attack { handshakes: 50, ..NOTHING }),
     ("50 at once, each second", Attack { at_once: 50, ..NOTHING }),
-    ("all of it", Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50, at_once: 0 }),
+    ("all of it", ALL),
+    ("all of it, over its limits", Attack { limits: LIMITS, at_once: 50, ..ALL }),
 ];
-const NOTHING: Attack = Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0, at_once: 0 };
+const NOTHING: Attack =
+    Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0, at_once: 0, limits: NO_LIMITS };
+const ALL: Attack = Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50, ..NOTHING };
+
+/// Nothing is turned away: what the agent's carrying does to the neighbours.
+const NO_LIMITS: &str = "connections: 20000, per_workload: {connections: 15000}";
+/// What a pod might be given that lives for a minute.
+const LIMITS: &str = "per_workload: {connections: 1000, new_connections_per_second: 20}";
 
 struct Attack {
     silent: usize,
@@ -52,6 +60,8 @@ struct Attack {
     garbage: u32,
     handshakes: u32,
     at_once: u32,
+    /// What the agent's configuration says to it.
+    limits: &'static str,
 }
 
 /// One attack's rounds.
@@ -141,7 +151,7 @@ fn row(
         let at = |port| Manager::strict(scene, "manager", port, &scene.server, &scene.clients);
         [at(HTTP), at(OPAQUE)]
     });
-    let agents = scenes.map(|scene| Agent::start(scene, &config(scene)));
+    let agents = scenes.map(|scene| Agent::start(scene, &config(scene, attack.limits)));
     let attackers = scenes.map(|scene| scene.pod());
     let pods: Vec<Pod> = (0..QUIET).map(|_| scenes[1].pod()).collect();
     let agent = &agents[1];
@@ -186,15 +196,14 @@ fn row(
     })
 }
 
-/// Nothing of it is turned away: what the agent refuses costs its neighbours less than what it carries.
-fn config(scene: &Scene) -> Config {
+fn config(scene: &Scene, limits: &str) -> Config {
     let [opaque, upstream] =
         [MANAGER4.to_string(), format!("https://{MANAGER_NAME}")].map(|host| format!("{host}:{OPAQUE}"));
     let opaque = Route::opaque("opaque", &[&opaque], &upstream).with(IDENTITY, TRUST);
     let mut config =
         scene.config().route(scene.route().set("timeouts", "{head: 120s, idle: 120s}")).route(opaque);
     config.capture = "connections_per_pod: 100000".to_owned();
-    config.limits = "connections: 20000, per_workload: {connections: 15000}".to_owned();
+    config.limits = limits.to_owned();
     config
 }
 
@@ -229,7 +238,7 @@ fn quiet(pods: &[Pod], window: Duration) -> Result<Vec<f64>> {
 fn hostile(pod: &Pod, attack: &Attack) -> Result<Running> {
     let own = std::env::current_exe().context("where this program is")?;
     let to = |port| SocketAddr::from((MANAGER4, port));
-    let &Attack { silent, slow, new, garbage, handshakes, at_once } = attack;
+    let &Attack { silent, slow, new, garbage, handshakes, at_once, limits: _ } = attack;
     let (host, opaque) = (MANAGER_NAME.to_owned(), to(OPAQUE));
     let job = hostile::Job { to: to(HTTP), opaque, host, silent, slow, new, garbage, handshakes, at_once };
     let mut running =
