@@ -27,7 +27,6 @@ use super::relay::relay;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
 use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
-use crate::rota::Rota;
 use crate::serving::{Terms, reason};
 use crate::telemetry::migration::Beginning;
 
@@ -105,9 +104,8 @@ async fn end(
             return None;
         }
     };
-    let rota = worker.upstreams.rota().clone();
-    let ending = Ending { terms, name: plan.name.clone(), deadline: plan.timeouts.tls, rota };
-    handshake(client, hello, recording, ending).await.map(|client| (client, mode.onward.protocol))
+    let ending = Ending { terms, name: plan.name.clone(), deadline: plan.timeouts.tls };
+    handshake(worker, client, hello, recording, ending).await.map(|client| (client, mode.onward.protocol))
 }
 
 /// What a handshake needs.
@@ -116,20 +114,21 @@ pub(super) struct Ending {
     /// Who made the terms.
     pub(super) name: Arc<str>,
     pub(super) deadline: Duration,
-    pub(super) rota: Rota,
 }
 
 /// The handshake; see [`end`].
 pub(super) async fn handshake(
+    worker: &Worker,
     mut client: Box<Client>,
     hello: &Buffer,
     recording: Recording<'_>,
     ending: Ending,
 ) -> Option<Box<Client>> {
-    let Ending { terms, name, deadline, rota } = ending;
+    let Ending { terms, name, deadline } = ending;
     let below = std::mem::replace(&mut client.stream, ClientIo::Lent);
     let steps = end_tls(below, &terms.config, hello.filled());
-    let ended = timeout(deadline, rota.run(client.base.workload.pod_uid.as_deref(), steps)).await;
+    let turns = worker.upstreams.rota().run(client.base.workload.pod_uid.as_deref(), steps);
+    let ended = timeout(deadline, turns).await;
     let (reason, detail) = match ended {
         Ok(Ok(stream)) => match terms.readmits(stream.get_ref().1) {
             Ok(tls) => {

@@ -184,9 +184,8 @@ async fn end_tls(worker: &Worker, client: Box<Client>, hello: &Buffer) -> Option
             return None;
         }
     };
-    let rota = worker.upstreams.rota().clone();
-    let ending = Ending { terms, name: GATEWAY.into(), deadline: gateway.timeouts.head, rota };
-    tls::handshake(client, hello, recording, ending).await
+    let ending = Ending { terms, name: GATEWAY.into(), deadline: gateway.timeouts.head };
+    tls::handshake(worker, client, hello, recording, ending).await
 }
 
 /// Whether a client that was admitted is served still.
