@@ -1,11 +1,12 @@
-//! Which running agent a command asks, and what is said where it does not answer.
+//! Whom a command asks, the configuration or the agent that runs, and what is said where there is no answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::Value;
 
 use crate::admin::client::Agent;
+use crate::config::plan::Plan;
 use crate::config::{self, defaults};
 
 /// Where the agent's socket is.
@@ -26,14 +27,19 @@ impl Where {
     /// The configuration cannot be used; why was said.
     pub fn agent(&self) -> Result<Agent, ExitCode> {
         let Some(file) = &self.config else { return Ok(Agent::in_run_dir(&self.run_dir)) };
-        match config::load(file) {
-            Ok((plan, _)) => Ok(Agent::in_run_dir(&plan.run_dir)),
-            Err(error) => {
-                eprintln!("{error}");
-                Err(ExitCode::FAILURE)
-            }
-        }
+        Ok(Agent::in_run_dir(&plan(file)?.run_dir))
     }
+}
+
+/// What a configuration amounts to. Its warnings are left to `check` and to the agent.
+///
+/// # Errors
+/// It cannot be used; why was said.
+pub fn plan(file: &Path) -> Result<Plan, ExitCode> {
+    config::load(file).map(|(plan, _)| plan).map_err(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
 }
 
 /// What the agent answers.

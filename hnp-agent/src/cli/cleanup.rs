@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::ask;
 use crate::capture::clean_up;
-use crate::config::{self, defaults};
+use crate::config::defaults;
 
 /// Arguments of `cleanup`.
 #[derive(Debug, clap::Args)]
@@ -26,12 +27,9 @@ pub struct Args {
 /// destinations directly afterwards.
 pub fn run(args: &Args) -> ExitCode {
     let bpffs = match &args.config {
-        Some(file) => match config::load(file) {
-            Ok((plan, _)) => plan.capture.bpffs,
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::FAILURE;
-            }
+        Some(file) => match ask::plan(file) {
+            Ok(plan) => plan.capture.bpffs,
+            Err(code) => return code,
         },
         None => args.bpffs.clone(),
     };

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::config;
+use super::ask;
 use crate::config::plan::Plan;
 use crate::diagnosis::{self, Wanted, node};
 use crate::finding::{Finding, State};
@@ -51,12 +51,9 @@ pub struct Args {
 
 /// Looks and prints; fails when something does not work.
 pub fn run(args: &Args) -> ExitCode {
-    let plan = match config::load(&args.config) {
-        Ok((plan, _)) => plan,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+    let plan = match ask::plan(&args.config) {
+        Ok(plan) => plan,
+        Err(code) => return code,
     };
     let findings = match &args.route {
         None => match node::examine(&plan, &args.config.display().to_string()) {

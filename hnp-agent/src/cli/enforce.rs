@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ask;
 use crate::capture::{Capture, CaptureError, Node, Prepared, Turn};
-use crate::config;
 use crate::config::plan::{CaptureMode, Enforcement, Plan, Target};
 use crate::generation::Generation;
 use crate::proxy::flow::SharedVipTable;
@@ -30,12 +30,9 @@ pub struct Args {
 /// Attaches the programs with the addresses of strict routes, leaves them pinned, and ends. Pods are
 /// refused there until an agent runs. Needs no network and no certificates.
 pub fn run(args: &Args) -> ExitCode {
-    let plan = match config::load(&args.config) {
-        Ok((plan, _)) => plan,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+    let plan = match ask::plan(&args.config) {
+        Ok(plan) => plan,
+        Err(code) => return code,
     };
     if plan.capture.mode == CaptureMode::Off {
         println!("capture is off in this configuration: there is nothing to enforce");
