@@ -19,9 +19,7 @@ const GET: &str = "GET /limited HTTP/1.1\r\nHost: manager.hnp.test\r\nConnection
 fn a_workload_has_no_more_connections_than_it_may() {
     let scene = Scene::for_test();
     let _manager = scene.strict_manager();
-    let mut config = scene.config().route(scene.route());
-    config.limits = "per_workload: {connections: 20}".to_owned();
-    let agent = Agent::start(&scene, &config);
+    let agent = Agent::start(&scene, &with(&scene, "per_workload: {connections: 20}"));
     let (greedy, modest) = (scene.pod(), scene.pod());
     let report = client::run(&greedy, &held(50));
     assert_eq!((report.ok, report.failed), (20, 30), "{:?}", report.failures);
@@ -37,8 +35,7 @@ fn a_workload_has_no_more_connections_than_it_may() {
     // The controls: another pod is not affected, what was closed may be opened again, and without the limit all are served.
     client::run(&modest, &held(20)).assert_all_ok(20);
     client::run(&greedy, &held(20)).assert_all_ok(20);
-    config.limits = "per_workload: {connections: 50}".to_owned();
-    agent.reload(&config);
+    agent.reload(&with(&scene, "per_workload: {connections: 50}"));
     client::run(&greedy, &held(50)).assert_all_ok(50);
 }
 

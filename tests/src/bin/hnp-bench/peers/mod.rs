@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hnp_tests::cgroup::Driver;
+use hnp_tests::poll;
 use hnp_tests::process::{Cmd, Place, Running};
 use hnp_tests::scene::Scene;
 use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Topology};
@@ -302,7 +303,7 @@ impl Bench<'_> {
             interrupt::check()?;
             ensure!(client.is_alive(), "the client ended: {}", client.stderr());
             ensure!(Instant::now() < until, "{} connections were not made within a minute", job.connections);
-            std::thread::sleep(Duration::from_millis(10));
+            poll::pause();
         }
         Ok(client)
     }
