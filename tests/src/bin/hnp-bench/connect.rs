@@ -15,6 +15,7 @@ use hnp_tests::topology::{self, MANAGER4, OTHER4, Topology, World};
 use nix::sys::signal::Signal;
 
 use crate::figures::{Comparison, Report};
+use crate::interrupt;
 
 /// Worlds of this bench begin so.
 const PREFIX: &str = "hnp-bench";
@@ -64,6 +65,7 @@ fn measure_in(scene: &Scene, rounds: usize, perfmon: bool) -> Result<Report> {
     // With and without the hooks is in and beside the pod's cgroup, in one network namespace.
     let (with, without) = (&*pod, pod.outside_cgroup());
     for round in 0..rounds {
+        interrupt::check()?;
         progress("connect()", round, rounds);
         // Halted, so that it does not work on the clients' own processor: connect() waits for the kernel alone.
         let halted = Halted::new(&agent);
@@ -94,6 +96,7 @@ fn measure_in(scene: &Scene, rounds: usize, perfmon: bool) -> Result<Report> {
     let all = |place: &Place| clients.iter().map(|client| run(place, *client)).collect::<Result<Vec<_>>>();
     let mut agent = Some(agent);
     for round in 0..rounds {
+        interrupt::check()?;
         progress("packets", round, rounds);
         // Nothing, then hooks without a guard, then with one.
         take_off(scene, agent.take())?;

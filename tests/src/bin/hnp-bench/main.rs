@@ -10,6 +10,7 @@ mod client;
 mod connect;
 mod figures;
 mod hostile;
+mod interrupt;
 mod load;
 mod neighbours;
 mod peers;
@@ -129,13 +130,14 @@ fn rounds(number: Option<&&str>) -> Result<usize> {
     valid.with_context(|| format!("--rounds: {number:?} is not a number from 1 to 1000"))
 }
 
-fn as_root() -> Result<()> {
+/// What is made is removed, also when somebody has seen enough.
+fn prepare() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this makes network namespaces and cgroups and needs root");
-    Ok(())
+    interrupt::catch()
 }
 
 fn bench_peers(options: &PeersOptions) -> Result<()> {
-    as_root()?;
+    prepare()?;
     let extent = if options.quick {
         peers::Extent { rounds: 3, window: Duration::from_millis(250), idle: 500 }
     } else {
@@ -149,7 +151,7 @@ fn bench_peers(options: &PeersOptions) -> Result<()> {
 }
 
 fn bench_neighbours(options: &NeighboursOptions) -> Result<()> {
-    as_root()?;
+    prepare()?;
     print(
         &neighbours::measure(options.rounds, Duration::from_secs(4), options.only.as_deref())?,
         options.json,
@@ -167,6 +169,6 @@ fn print(report: &(impl Serialize + fmt::Display), json: bool) -> Result<()> {
 }
 
 fn bench(options: &Options) -> Result<()> {
-    as_root()?;
+    prepare()?;
     print(&connect::measure(options.rounds, options.perfmon)?, options.json)
 }

@@ -18,7 +18,7 @@ use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Pod, Topology};
 use serde::Serialize;
 
 use crate::figures::{median, quantile};
-use crate::{hostile, load};
+use crate::{hostile, interrupt, load};
 
 /// Worlds of this bench begin so.
 const PREFIX: &str = "hnp-neighbours";
@@ -162,6 +162,7 @@ fn row(
     for round in 0..rounds {
         // Who is first changes.
         for turn in 0..3 {
+            interrupt::check()?;
             let way = (round + turn) % 3;
             eprint!("\r{what}: round {} of {rounds}, {:<40}", round + 1, ["alone", "elsewhere", "here"][way]);
             let hostile = if way == 0 { None } else { Some(hostile(&attackers[way - 1], attack)?) };

@@ -4,7 +4,6 @@
 //! round; absolute numbers belong to the machine and the hour. It reports and judges no build: a missed aim
 //! is printed, and a failure is only what did not work.
 
-mod interrupt;
 mod plot;
 mod proxies;
 mod report;
@@ -24,6 +23,7 @@ use hnp_tests::topology::{self, MANAGER_NAME, MANAGER4, Topology};
 
 use self::proxies::{Key, Kind, LARGE, MANAGER, Program, Proxy, SMALL, Stage};
 use self::report::{Aim, HNP, OWN_TLS, Report, Row};
+use crate::interrupt;
 use crate::load::{self, Job, Outcome};
 
 /// Worlds of this bench begin so.
@@ -150,7 +150,6 @@ const LOADS: [Load; 5] = [
 
 pub(crate) fn measure(extent: &Extent) -> Result<Report> {
     topology::sweep(PREFIX);
-    interrupt::catch()?;
     let began = Instant::now();
     let stage = Stage::new(Scene::in_world(Topology::named(PREFIX, Driver::Cgroupfs)?))?;
     let mut bench = Bench { stage, extent, report: Report::new() };

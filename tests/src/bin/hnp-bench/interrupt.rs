@@ -8,7 +8,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// From now on these signals are only noted.
-pub(super) fn catch() -> Result<()> {
+pub(crate) fn catch() -> Result<()> {
     extern "C" fn note(_: i32) {
         ASKED.store(true, Relaxed);
     }
@@ -22,7 +22,7 @@ pub(super) fn catch() -> Result<()> {
 
 /// # Errors
 /// Once one has come.
-pub(super) fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     ensure!(!ASKED.load(Relaxed), "interrupted");
     Ok(())
 }
