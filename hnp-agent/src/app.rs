@@ -51,7 +51,7 @@ use crate::upkeep::{self, SharedCapture};
 use crate::workload::appearing::{Noted, Watching};
 use crate::workload::runtime::{self, Asking, RuntimeStatus};
 use crate::workload::{CgroupWorkloads, Directory, Lookups, PodLogs, Pods, WorkloadSource};
-use crate::{kubernetes, memory, observed};
+use crate::{direct, kubernetes, memory};
 
 /// How long the last access lines may take to be written after a drain.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -197,7 +197,7 @@ async fn serve(
     telemetry.register(move |out| out.single(&names::TAKE_OVER_PAUSE, pause.as_secs_f64()));
     let counters = captured.clone();
     telemetry.register(move |out| counters.write_metrics(out));
-    let observed = observed::Table::default();
+    let direct = direct::Table::default();
     let sources = Sources {
         since,
         in_force: reloader.in_force(),
@@ -205,7 +205,7 @@ async fn serve(
         names,
         workloads: workloads.clone(),
     };
-    let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed.clone(), sources);
+    let shown = admin::State::new(telemetry.clone(), readiness.clone(), direct.clone(), sources);
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(
             Listener::Port { listener, page: plan.admin.page },
@@ -227,7 +227,7 @@ async fn serve(
         let pods =
             Pods::new(node.cgroup().to_owned(), PodLogs(plan.capture.pod_logs.clone()), directory.clone());
         let (capture, workloads) = (captured.clone(), workloads.clone());
-        let follow = upkeep::Follow { capture, pods, directory, workloads, observed };
+        let follow = upkeep::Follow { capture, pods, directory, workloads, direct };
         tasks.spawn(upkeep::follow_pods(generations.clone(), follow, tasks.token()));
         tasks.spawn(upkeep::keep_house(captured.clone(), tasks.token()));
         let counted = telemetry.clone();

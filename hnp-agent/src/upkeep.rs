@@ -9,10 +9,10 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Capture, CaptureError, PodFacts};
+use crate::capture::{Capture, CaptureError, Dials, PodFacts};
 use crate::config::plan::Enforcement;
+use crate::direct;
 use crate::generation::Generation;
-use crate::observed;
 use crate::proxy::gate::Gate;
 use crate::resolve::Desired;
 use crate::telemetry::metrics::Exposition;
@@ -204,7 +204,7 @@ pub async fn keep_house(capture: SharedCapture, cancel: CancellationToken) {
 
 /// What [`follow_pods`] works on.
 pub struct Follow {
-    /// Told which pods there are, and asked who dialled observed destinations.
+    /// Told which pods there are, and asked who goes direct.
     pub capture: SharedCapture,
     /// Where pods are looked for.
     pub pods: Pods,
@@ -212,8 +212,8 @@ pub struct Follow {
     pub directory: Directory,
     /// Who a cgroup is.
     pub workloads: Arc<dyn WorkloadSource>,
-    /// Where observations go.
-    pub observed: observed::Table,
+    /// Where the answers go.
+    pub direct: direct::Table,
 }
 
 /// How often it is looked which pods there are: their first connections come some hundred milliseconds
@@ -224,14 +224,49 @@ const LOOK_FOR_PODS: Duration = Duration::from_millis(200);
 /// there by then, the strictest holds for it.
 const LOOK_AHEAD: Duration = Duration::from_secs(1);
 
-/// Follows pods for routes that treat some otherwise, now or after the next reload, and names who dials observed
-/// destinations, until `cancel`.
+impl Follow {
+    fn name(
+        &self,
+        why: direct::Why,
+        read: impl FnOnce(&Capture) -> Result<Vec<Dials>, CaptureError>,
+        pods: &[PodCgroup],
+    ) {
+        match self.capture.with(|capture| read(capture)).transpose() {
+            Ok(None) => {}
+            Ok(Some(dials)) => self.direct.take(why, dials, pods, &*self.workloads),
+            Err(error) => tracing::warn!(%error, "cannot read who goes direct"),
+        }
+    }
+}
+
+/// Whether it is worth asking who went direct while no agent answered: that takes two calls for each workload, and how
+/// many did takes one for all.
+#[derive(Default)]
+struct Unanswered {
+    count: u64,
+    until: Option<Instant>,
+}
+
+impl Unanswered {
+    fn are_new(&mut self, capture: &Capture) -> bool {
+        // If it cannot be read, so it will be said at the next scrape.
+        let (count, now) = (capture.loose_direct().unwrap_or(self.count), Instant::now());
+        if count != self.count {
+            (self.count, self.until) = (count, Some(now + direct::ASKED));
+        }
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
+/// Follows pods for routes that treat some otherwise, now or after the next reload, and names who goes
+/// direct, until `cancel`.
 pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow, cancel: CancellationToken) {
     let mut tick = interval(LOOK_FOR_PODS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(u64, Vec<PodFacts>)> = None;
     let mut failed = false;
     let mut looked: Option<Instant> = None;
+    let mut unanswered = Unanswered::default();
     while next(&mut tick, &cancel).await.is_some() {
         let generation = generations.borrow().clone();
         let plan = &*generation.plan;
@@ -256,14 +291,12 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
                 None
             }
         };
+        let known = pods.as_deref().unwrap_or_default();
         if observing {
-            match follow.capture.with(|capture| capture.observations()).transpose() {
-                Ok(None) => {}
-                Ok(Some(seen)) => {
-                    follow.observed.take(seen, pods.as_deref().unwrap_or_default(), &*follow.workloads);
-                }
-                Err(error) => tracing::warn!(%error, "cannot read who dialled observed destinations"),
-            }
+            follow.name(direct::Why::Observed, Capture::observed, known);
+        }
+        if follow.capture.with(|capture| unanswered.are_new(capture)).unwrap_or_default() {
+            follow.name(direct::Why::NoAgent, Capture::went_direct, known);
         }
         let Some(pods) = pods else { continue };
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {

@@ -25,8 +25,8 @@ pub const MAX_QOS_CGROUPS: u32 = 16;
 pub const MAX_NETWORKS: u32 = 1024;
 /// How many pairs of pod and destination may have an enforcement of their own.
 pub const MAX_OVERRIDES: u32 = 65_536;
-/// How many pairs of workload and observed destination are counted at a time.
-pub const MAX_OBSERVED: u32 = 8192;
+/// How many pairs of workload and destination are counted at a time, for each reason to go direct.
+pub const MAX_DIALS: u32 = 8192;
 /// How many entries `GUARDED` has room for: one per guarded destination and one per guarded address.
 pub const MAX_GUARDED: u32 = 2 * MAX_DESTINATIONS;
 /// The same for `GUARDED_NETS`.
@@ -137,7 +137,7 @@ pub mod enforcement {
     pub const OBSERVE: u8 = 2;
 }
 
-/// Key of `OVERRIDES` and `OBSERVED`.
+/// Key of `OVERRIDES`, `OBSERVED` and `LOOSE_DIRECT`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PodDestination {
@@ -150,10 +150,10 @@ pub struct PodDestination {
 }
 const _: () = assert!(size_of::<PodDestination>() == 16);
 
-/// Value of `OBSERVED`: how often a workload dialled an observed destination.
+/// Value of `OBSERVED` and `LOOSE_DIRECT`: how often a workload dialled a destination and went direct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Observed {
+pub struct Dials {
     /// connect() calls.
     pub count: u64,
     /// When the last one was, CLOCK_MONOTONIC in nanoseconds.
@@ -163,7 +163,7 @@ pub struct Observed {
     /// Its ancestors one and two levels below the attached cgroup; 0 where there is none.
     pub ancestor_ids: [u64; 2],
 }
-const _: () = assert!(size_of::<Observed>() == 40);
+const _: () = assert!(size_of::<Dials>() == 40);
 
 /// Value of `RESTING_VIPS`: what a VIP stood for.
 #[repr(C)]
@@ -400,8 +400,8 @@ mod user {
     use std::net::{IpAddr, Ipv6Addr};
 
     use super::{
-        Address, Config, Destination, DestinationKey, FlowKey, FlowValue, Heartbeat, Meta, NetworkKey,
-        Observed, PodDestination, Range, RestingVip, Settings, SocketState, TCP,
+        Address, Config, Destination, DestinationKey, Dials, FlowKey, FlowValue, Heartbeat, Meta, NetworkKey,
+        PodDestination, Range, RestingVip, Settings, SocketState, TCP,
     };
 
     impl From<IpAddr> for Address {
@@ -485,12 +485,12 @@ mod user {
         Config,
         Destination,
         DestinationKey,
+        Dials,
         FlowKey,
         FlowValue,
         Heartbeat,
         Meta,
         NetworkKey,
-        Observed,
         PodDestination,
         Range,
         RestingVip,

@@ -37,7 +37,7 @@ verdicts! {
     Exempt = "exempt", None;
     /// connect() to an observed destination; untouched and counted by workload.
     Observed = "observed", None;
-    /// connect() to a loose destination while no agent answers; untouched.
+    /// connect() to a loose destination while no agent answers; untouched and counted by workload.
     LooseDirect = "loose_direct", None;
     /// connect() to a strict destination refused: no agent answers.
     RefusedStale = "agent_stale", Some(Reason::AgentStale);

@@ -89,13 +89,16 @@ fn to_destination(
     if enforcement == enforcement::OBSERVE {
         maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
         if stream_only(ctx).is_ok() {
-            maps::observe(destination, &caller);
+            maps::observed(destination, &caller);
         }
         return Ok(Way { verdict: Verdict::Observed, to: dialled });
     }
     if !maps::is_beating() {
         if enforcement == enforcement::LOOSE {
             maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
+            if stream_only(ctx).is_ok() {
+                maps::loose_direct(destination, &caller);
+            }
             return Ok(Way { verdict: Verdict::LooseDirect, to: dialled });
         }
         return Err(Verdict::RefusedStale);

@@ -14,9 +14,9 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use hnp_common::Verdict;
 use hnp_common::layout::{
-    Address, Config, Destination, DestinationKey, FlowKey, FlowValue, GUARD_FILTER_WORDS, Heartbeat,
-    MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS, MAX_GUARDED, MAX_GUARDED_NETS, MAX_NETWORKS, MAX_OBSERVED,
-    MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, Observed, PodDestination, Settings, SocketState,
+    Address, Config, Destination, DestinationKey, Dials, FlowKey, FlowValue, GUARD_FILTER_WORDS, Heartbeat,
+    MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS, MAX_GUARDED, MAX_GUARDED_NETS, MAX_NETWORKS, MAX_DIALS,
+    MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, PodDestination, Settings, SocketState,
     TCP,
 };
 
@@ -42,7 +42,11 @@ static OVERRIDES: HashMap<PodDestination, u32> = HashMap::with_max_entries(MAX_O
 
 /// Who dials observed destinations. Read by the agent; an LRU, for nobody tells when a pod is gone.
 #[map]
-static OBSERVED: LruHashMap<PodDestination, Observed> = LruHashMap::with_max_entries(MAX_OBSERVED, 0);
+static OBSERVED: LruHashMap<PodDestination, Dials> = LruHashMap::with_max_entries(MAX_DIALS, 0);
+
+/// Who dials loose destinations while no agent answers. As `OBSERVED`.
+#[map]
+static LOOSE_DIRECT: LruHashMap<PodDestination, Dials> = LruHashMap::with_max_entries(MAX_DIALS, 0);
 
 /// Stamped by the agent while every worker answers; nobody needs to be alive to find it stale.
 #[map]
@@ -190,11 +194,26 @@ fn now_ns() -> u64 {
 
 /// Counts a workload's dial to an observed destination.
 #[inline(always)]
-pub(crate) fn observe(destination: &Destination, caller: &Caller) {
+pub(crate) fn observed(destination: &Destination, caller: &Caller) {
+    count_dial(&OBSERVED, destination, caller);
+}
+
+/// Counts a workload's dial to a loose destination that no agent answered for.
+#[inline(always)]
+pub(crate) fn loose_direct(destination: &Destination, caller: &Caller) {
+    count_dial(&LOOSE_DIRECT, destination, caller);
+}
+
+#[inline(always)]
+fn count_dial(
+    dials: &'static LruHashMap<PodDestination, Dials>,
+    destination: &Destination,
+    caller: &Caller,
+) {
     let key = Words::new([caller.pod_id, destination.id.into()]);
     // SAFETY: these are the fields of a key in their order.
     let key = unsafe { key.as_ref::<PodDestination>() };
-    if let Some(seen) = OBSERVED.get_ptr_mut(key) {
+    if let Some(seen) = dials.get_ptr_mut(key) {
         // SAFETY: a map value, valid while the program runs; two writers at a time leave the one's or
         // the other's caller, and both are callers of this pod.
         unsafe {
@@ -209,7 +228,7 @@ pub(crate) fn observe(destination: &Destination, caller: &Caller) {
     let seen = Words::new([1, now_ns(), caller.cgroup_id, first, second]);
     // A count is lost if another CPU was quicker.
     // SAFETY: these are the fields of a value in their order.
-    let _ = OBSERVED.insert(key, unsafe { seen.as_ref::<Observed>() }, BPF_NOEXIST.into());
+    let _ = dials.insert(key, unsafe { seen.as_ref::<Dials>() }, BPF_NOEXIST.into());
 }
 
 /// Whether the dialled address is a VIP, in use or not.

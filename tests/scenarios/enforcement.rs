@@ -19,7 +19,7 @@ const STALE: Duration = Duration::from_secs(20);
 
 /// What a pod's plaintext request met.
 #[derive(Debug, Eq, PartialEq)]
-enum Met {
+pub(super) enum Met {
     /// The agent, which carried it on over mutual TLS.
     Agent,
     /// The manager itself.
@@ -326,7 +326,7 @@ fn raw(place: &Place) -> RawAnswer {
 
 /// Says what a plaintext request met: whoever speaks TLS for the pod is the agent.
 #[track_caller]
-fn dial(place: &Place) -> Met {
+pub(super) fn dial(place: &Place) -> Met {
     let answer = raw(place);
     match &answer.end {
         End::NotConnected(why) if why.contains("refused") => Met::Refused,

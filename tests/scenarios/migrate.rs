@@ -11,9 +11,10 @@ use hnp_tests::process::{Place, Running};
 use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
 use hnp_tests::tools::python;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::enforcement::{logs, name};
+use super::enforcement::{Met as By, dial, logs, name};
 
 const RESTING: &str = include_str!("../clients/resting.py");
 /// Time enough for whatever is to be seen.
@@ -189,6 +190,57 @@ fn who_asks_for_another_name_is_named_and_whom_the_route_lets_through_is_not() {
     eventually(SOON, "it is long ago", || report(&scene, &["--since", "1s"]).0 == 0);
 }
 
+#[test]
+fn who_went_direct_while_no_agent_answered_is_named_once_one_does() {
+    let scene = Scene::for_test();
+    let _manager = scene.loose_manager("manager", 80);
+    let [web, calm, brief, nameless] = std::array::from_fn(|_| scene.pod());
+    name(&scene, &web, "staging", "web");
+    name(&scene, &calm, "staging", "calm");
+    name(&scene, &brief, "staging", "brief");
+    let config = |enforcement| config(&scene, enforcement, "");
+    let agent = Agent::start(&scene, &config("loose"));
+    assert_eq!((dial(&web), dial(&calm)), (By::Agent, By::Agent));
+
+    // It hangs, and goes on.
+    agent.signal(Signal::SIGSTOP);
+    eventually(SOON, "direct while it hangs", || dial(&web) == By::Manager);
+    agent.signal(Signal::SIGCONT);
+    eventually(SOON, "captured when it goes on", || dial(&nameless) == By::Agent);
+    let times = |who: &str| {
+        row(&report(&scene, &[]).1, "loose_direct", who).map_or(0, |row| row["times"].as_u64().unwrap_or(0))
+    };
+    eventually(SOON, "it is named", || times("staging/web") == 1);
+
+    // It dies, and another one comes; of two pods that went direct meanwhile one has gone by then.
+    agent.kill();
+    eventually(SOON, "direct once the heartbeat is stale", || dial(&web) == By::Manager);
+    assert_eq!((dial(&brief), dial(&brief)), (By::Manager, By::Manager));
+    let gone_uid = brief.uid.clone();
+    scene.delete(brief);
+    let agent = Agent::start(&scene, &config("loose"));
+    assert_eq!(dial(&calm), By::Agent);
+    eventually(SOON, "it is named", || times("staging/web") == 2);
+    let (code, seen) = report(&scene, &[]);
+    let gone = row(&seen, "loose_direct", "/").unwrap_or_else(|| panic!("it is counted: {seen}"));
+    assert_eq!((&gone["times"], &gone["destination"]), (&2.into(), &"198.18.0.9:80".into()), "{seen}");
+    assert_eq!((code, &seen["outlook"]), (0, &"clear".into()), "{seen}");
+    // All that the kernel counted are somebody's.
+    let rows = seen["workloads"].as_array().expect("rows");
+    let dials: u64 = rows.iter().filter_map(|row| row["times"].as_u64()).sum();
+    assert_eq!(seen["loose_direct"], dials, "{seen}");
+    let by_uid = |uid: &str| rows.iter().any(|row| row["pod_uid"] == uid);
+    assert!(by_uid(&web.uid) && !by_uid(&gone_uid), "{seen}");
+    let named = row(&seen, "loose_direct", "staging/web").expect("as above");
+    assert_eq!((&named["under_strict"], &named["route"]), (&"carried".into(), &"manager".into()), "{seen}");
+    let page = tool(&scene, &[]).0;
+    assert!(page.contains("carried       loose_direct  2      staging/web"), "{page}");
+    // The controls: who was carried all the time is not listed, and where the door is closed nobody can be.
+    assert!(!is_listed(&seen, "loose_direct", "staging/calm"), "{seen}");
+    agent.reload(&config("strict"));
+    assert_eq!(report(&scene, &[]).1["workloads_matching"], 0);
+}
+
 fn config(scene: &Scene, enforcement: &str, overrides: &str) -> Config {
     let route = match enforcement {
         "observe" => Route::observe,
@@ -252,6 +304,6 @@ fn storm(place: &Place) -> Running {
 }
 
 fn ended(running: Running) -> Report {
-    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.signal(Signal::SIGTERM);
     running.wait(SOON).json()
 }

@@ -4,6 +4,7 @@
 //! this agent has seen: a pod that has not called yet is not in it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use super::query::pairs;
 use super::status::Sources;
 use crate::capture::{Look, Uncaptured};
 use crate::config::plan::{Enforcement, Plan, PodTraits, PossibleEnforcement, Route};
-use crate::observed;
+use crate::direct;
 use crate::telemetry::migration::{Beginning, Counts, STRICT_ALONE, Seen};
 use crate::telemetry::{Telemetry, rfc3339};
 use crate::workload::Workload;
@@ -123,6 +124,8 @@ enum Why {
     Observed,
     /// It has open connections that passed no capture.
     Uncaptured,
+    /// It went direct while no agent answered.
+    LooseDirect,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -133,6 +136,8 @@ enum UnderStrict {
     Unknown,
     /// Its connection is reset where the guard stands; what it dials anew is captured.
     Reset,
+    /// It is carried, and refused while no agent answers.
+    Carried,
 }
 
 /// What the whole comes to.
@@ -172,7 +177,7 @@ pub(super) fn answer(
     wanted: &Wanted,
     sources: &Sources,
     telemetry: &Telemetry,
-    observed: Vec<observed::Row>,
+    direct: &direct::Table,
     kernel: Kernel,
 ) -> Value {
     let generation = sources.in_force.generations.borrow().clone();
@@ -180,7 +185,8 @@ pub(super) fn answer(
     let now = crate::clock::now();
     let seen = telemetry.migration();
     let mut workloads = carried(plan, &seen);
-    workloads.extend(still_observed(plan, observed));
+    workloads.extend(still_observed(plan, direct.rows(direct::Why::Observed)));
+    workloads.extend(unanswered(plan, direct.rows(direct::Why::NoAgent)));
     let Kernel { look, loose_direct } = kernel;
     for one in look.found {
         let workload = sources.workloads.identify_cgroup(one.cgroup_id, one.ancestor_ids);
@@ -267,18 +273,54 @@ fn carried(plan: &Plan, seen: &[Seen]) -> Vec<OfWorkload> {
 }
 
 /// Those who are only observed, on each route on which they still are.
-fn still_observed(plan: &Plan, observed: Vec<observed::Row>) -> Vec<OfWorkload> {
-    let mut rows = Vec::new();
-    for row in observed {
+fn still_observed(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
+    let is_observed = |may: PossibleEnforcement| may.weakest == Enforcement::Observe;
+    went_direct(plan, rows, is_observed, (Why::Observed, UnderStrict::Unknown))
+}
+
+/// Those who went direct while no agent answered, where that may come again. Pods that had gone before anybody could
+/// name them are added up.
+fn unanswered(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
+    let is_let_off = |may: PossibleEnforcement| may.weakest != Enforcement::Strict;
+    let rows = went_direct(plan, rows, is_let_off, (Why::LooseDirect, UnderStrict::Carried));
+    let (mut all, nameless): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.pod_uid.is_some());
+    let mut gone: BTreeMap<_, OfWorkload> = BTreeMap::new();
+    for row in nameless {
+        match gone.entry((row.route.clone(), row.destination.clone(), row.cgroup.clone())) {
+            Entry::Vacant(entry) => {
+                entry.insert(row);
+            }
+            Entry::Occupied(entry) => {
+                let sum = entry.into_mut();
+                sum.times += row.times;
+                if row.seen > sum.seen {
+                    (sum.seen, sum.last) = (row.seen, row.last);
+                }
+            }
+        }
+    }
+    all.extend(gone.into_values());
+    all
+}
+
+/// Rows of a route each, where what holds for the pod is as asked for.
+fn went_direct(
+    plan: &Plan,
+    rows: Vec<direct::Row>,
+    is_wanted: impl Fn(PossibleEnforcement) -> bool,
+    (why, under_strict): (Why, UnderStrict),
+) -> Vec<OfWorkload> {
+    let mut all = Vec::new();
+    for row in rows {
         let last = SystemTime::UNIX_EPOCH + Duration::from_secs(row.last);
         for name in &row.routes {
             let Some(route) = route_of(plan, name) else { continue };
-            if holds(route, row.namespace.as_deref()).weakest != Enforcement::Observe {
+            if !is_wanted(holds(route, row.namespace.as_deref())) {
                 continue;
             }
-            rows.push(OfWorkload {
-                why: Why::Observed,
-                under_strict: UnderStrict::Unknown,
+            all.push(OfWorkload {
+                why,
+                under_strict,
                 reason: None,
                 route: name.clone(),
                 namespace: row.namespace.clone(),
@@ -292,7 +334,7 @@ fn still_observed(plan: &Plan, observed: Vec<observed::Row>) -> Vec<OfWorkload> 
             });
         }
     }
-    rows
+    all
 }
 
 /// Open connections that passed no capture, of pods that are more than observed.
@@ -492,5 +534,36 @@ mod tests {
         let many: Vec<_> = (0..8).map(|_| row(Why::Refused, UnderStrict::Refused)).collect();
         let (_, words) = say(&many, 7);
         assert!(words.starts_with("strict cuts off already: ") && words.ends_with(", 3 more"), "{words}");
+    }
+
+    #[test]
+    fn pods_that_had_gone_nameless_are_added_up_and_strict_routes_let_nobody_off() {
+        let plan = |enforcement: &str| {
+            let text = format!(
+                "identities: {{c: {{certificate: /c, key: /k}}}}\n\
+                 routes: [{{name: m, destinations: ['m.test:80'], upstream: 'https://m.test', identity: c, \
+                 enforcement: {enforcement}}}]"
+            );
+            crate::config::parse(&text, std::path::Path::new("x")).unwrap()
+        };
+        let row = |uid: Option<&str>, connects, last| direct::Row {
+            destination: "192.0.2.1:80".into(),
+            routes: vec!["m".into()],
+            namespace: None,
+            pod: None,
+            pod_uid: uid.map(Into::into),
+            container: None,
+            cgroup: Some("/kubepods/besteffort".into()),
+            connects,
+            last,
+        };
+        let rows = || vec![row(None, 1, 5), row(Some("u"), 4, 6), row(None, 2, 9), row(None, 3, 7)];
+        let seen = unanswered(&plan("loose"), rows());
+        let said: Vec<_> = seen.iter().map(|row| (row.pod_uid.as_deref(), row.times)).collect();
+        assert_eq!(said, [(Some("u"), 4), (None, 6)]);
+        assert_eq!(seen[1].seen, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)));
+        assert_eq!(seen[1].last.as_deref(), Some("1970-01-01T00:00:09.000Z"));
+        // The control.
+        assert!(unanswered(&plan("strict"), rows()).is_empty());
     }
 }

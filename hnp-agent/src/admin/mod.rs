@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::page::File;
 use self::status::Sources;
 use crate::capture::Capture;
-use crate::observed;
+use crate::direct;
 use crate::telemetry::readiness::Readiness;
 use crate::telemetry::{Telemetry, metrics, names};
 
@@ -143,7 +143,7 @@ enum Said {
 pub struct State {
     telemetry: Arc<Telemetry>,
     readiness: Readiness,
-    observed: observed::Table,
+    direct: direct::Table,
     sources: Sources,
     /// One look at a time.
     looking: tokio::sync::Mutex<()>,
@@ -154,12 +154,12 @@ impl State {
     pub fn new(
         telemetry: Arc<Telemetry>,
         readiness: Readiness,
-        observed: observed::Table,
+        direct: direct::Table,
         sources: Sources,
     ) -> Arc<Self> {
         let ready = readiness.clone();
         telemetry.register(move |out| out.single(&names::READY, u64::from(ready.is_ready())));
-        Arc::new(Self { telemetry, readiness, observed, sources, looking: tokio::sync::Mutex::default() })
+        Arc::new(Self { telemetry, readiness, direct, sources, looking: tokio::sync::Mutex::default() })
     }
 }
 
@@ -252,7 +252,7 @@ impl State {
             Answer::Page(file) => page::answer(file),
             Answer::Healthz => respond(StatusCode::OK, TEXT, "ok\n"),
             Answer::Readyz => self.readyz(wants_json(request)),
-            Answer::Observed => respond_json(&json!(self.observed.rows())),
+            Answer::Observed => respond_json(&json!(self.direct.rows(direct::Why::Observed))),
             Answer::Status => respond_json(&status::answer(&self.sources, &self.telemetry, &self.readiness)),
             Answer::Flows => {
                 match flows::answer(&self.telemetry, request.uri().query().unwrap_or_default()) {
@@ -280,8 +280,7 @@ impl State {
             }
         };
         drop(alone);
-        let observed = self.observed.rows();
-        respond_json(&migration::answer(&wanted, &self.sources, &self.telemetry, observed, kernel))
+        respond_json(&migration::answer(&wanted, &self.sources, &self.telemetry, &self.direct, kernel))
     }
 
     /// What is pending: the first line says how much, then one line each.

@@ -47,7 +47,7 @@ impl Server {
             names: Arc::default(),
             workloads: Arc::new(Nobody),
         };
-        let state = State::new(telemetry, readiness.clone(), observed::Table::default(), sources);
+        let state = State::new(telemetry, readiness.clone(), direct::Table::default(), sources);
         let dir = tempfile::tempdir().unwrap();
         let (socket, name) = socket::open(dir.path()).unwrap();
         task.spawn(serve(Listener::Port { listener, page }, Arc::clone(&state), cancel.clone()));

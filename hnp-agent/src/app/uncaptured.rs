@@ -35,7 +35,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::log::Diagnostics;
 use crate::telemetry::readiness::Readiness;
 use crate::workload::{Directory, Workload, WorkloadSource};
-use crate::{admin, memory, observed};
+use crate::{admin, direct, memory};
 
 /// Nothing is captured.
 struct Nothing;
@@ -120,8 +120,7 @@ pub(super) async fn serve(
         names: Arc::default(),
         workloads: Arc::new(Nothing),
     };
-    let observed = observed::Table::default();
-    let shown = admin::State::new(telemetry.clone(), readiness.clone(), observed, sources);
+    let shown = admin::State::new(telemetry.clone(), readiness.clone(), direct::Table::default(), sources);
     if let Some(listener) = admin {
         tasks.spawn(admin::serve(
             Listener::Port { listener, page: plan.admin.page },

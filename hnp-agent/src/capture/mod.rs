@@ -13,6 +13,7 @@ mod cgroups;
 mod cleanup;
 mod counters;
 mod destinations;
+mod dials;
 mod error;
 mod examine;
 mod exempt;
@@ -23,7 +24,6 @@ mod guard;
 mod heartbeat;
 mod kernel_log;
 mod object;
-mod observed;
 mod older;
 mod overrides;
 mod pins;
@@ -45,10 +45,10 @@ use hnp_common::layout::{FlowKey, Range};
 use tracing::level_filters::LevelFilter;
 
 pub use cleanup::{Cleaned, clean_up};
+pub use dials::Dials;
 pub use error::{CaptureError, Missing};
 pub use examine::examine;
 pub use foreign::Foreign;
-pub use observed::Observation;
 pub use overrides::PodFacts;
 pub use preflight::Node;
 pub use status::{CaptureStatus, DestinationStatus, GuardStatus, HookStatus};
@@ -134,7 +134,8 @@ pub struct Capture {
     hung: Hung,
     plan: plan::Capture,
     destinations: destinations::Destinations,
-    observed: observed::Observed,
+    observed: dials::DialsMap,
+    loose_direct: dials::DialsMap,
     exempt: exempt::Exempt,
     /// `None`: switched off.
     guard: Option<guard::Guard>,
@@ -233,7 +234,8 @@ impl Capture {
             resting: loaded.map(resting::MAP)?,
         };
         let destinations = destinations::Destinations::new(maps, plan, vips)?;
-        let observed = observed::Observed::new(loaded.map("OBSERVED")?)?;
+        let dials = |name| dials::DialsMap::new(name, loaded.map(name)?);
+        let (observed, loose_direct) = (dials("OBSERVED")?, dials("LOOSE_DIRECT")?);
         let exempt = loaded.exempt()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
@@ -255,6 +257,7 @@ impl Capture {
             plan: plan.clone(),
             destinations,
             observed,
+            loose_direct,
             exempt,
             guard,
             older: plan.destroy_older_flows.then(older::OlderFlows::default),
@@ -380,16 +383,24 @@ impl Capture {
         Ok(())
     }
 
-    /// Who dialled observed destinations since the last start, or as far back as the map reaches.
+    /// Who dialled destinations that are only observed for him, as far back as the map reaches: it outlives agents.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn observations(&self) -> Result<Vec<Observation>, CaptureError> {
+    pub fn observed(&self) -> Result<Vec<Dials>, CaptureError> {
         self.observed.all(&self.destinations)
     }
 
-    /// How many dials went direct because no agent answered, since the programs are loaded: the kernel counts them for
-    /// all pods together.
+    /// Who dialled loose destinations while no agent answered, likewise.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn went_direct(&self) -> Result<Vec<Dials>, CaptureError> {
+        self.loose_direct.all(&self.destinations)
+    }
+
+    /// How many dials went direct because no agent answered, of all pods together, since the programs are loaded. Cheaper
+    /// than to ask who.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.

@@ -105,7 +105,7 @@ fn page(found: &Value) -> String {
     }
     if let Some(count @ 1..) = found["loose_direct"].as_u64() {
         note(format!(
-            "{count} dials of this node went direct while no agent answered; the kernel does not say whose"
+            "{count} dials of this node went direct while no agent answered: loose_direct says whose, as far as it is known"
         ));
     }
     if let Some(why) = found["not_looked_into"].as_str() {
@@ -134,7 +134,7 @@ fn workload(row: &Value) -> Vec<String> {
         (namespace, pod, _) if !pod.is_empty() => format!("{namespace}/{pod}"),
         (_, _, uid) if !uid.is_empty() => uid,
         (namespace, ..) if !namespace.is_empty() => format!("{namespace}/*"),
-        _ => text(row, "cgroup"),
+        _ => or(text(row, "cgroup"), "(gone)"),
     };
     vec![
         text(row, "under_strict") + &strict,

@@ -1,4 +1,4 @@
-//! Who dials observed destinations: counted by the kernel, named by the agent.
+//! Who goes direct although the destination is one: counted by the kernel, named by the agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use super::error::CaptureError;
 use crate::clock::monotonic_ns;
 use crate::config::plan::AddrRange;
 
-/// One workload's dials to one observed destination.
+/// One workload's dials to one destination that went direct.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Observation {
+pub struct Dials {
     /// What was dialled.
     pub destination: AddrRange,
     /// The names of the routes it belongs to.
@@ -30,24 +30,26 @@ pub struct Observation {
     pub age: Duration,
 }
 
-/// The kernel's `OBSERVED`.
-pub(super) struct Observed {
-    map: HashMap<MapData, PodDestination, layout::Observed>,
+/// One of the kernel's maps of them.
+pub(super) struct DialsMap {
+    name: &'static str,
+    map: HashMap<MapData, PodDestination, layout::Dials>,
 }
 
-impl Observed {
-    pub(super) fn new(map: Map) -> Result<Self, CaptureError> {
-        Ok(Self { map: HashMap::try_from(map).map_err(|source| error("open", source))? })
+impl DialsMap {
+    pub(super) fn new(name: &'static str, map: Map) -> Result<Self, CaptureError> {
+        let map = HashMap::try_from(map);
+        Ok(Self { name, map: map.map_err(|source| CaptureError::Map { doing: "open", map: name, source })? })
     }
 
     /// All that is known of destinations that still are ones.
-    pub(super) fn all(&self, destinations: &Destinations) -> Result<Vec<Observation>, CaptureError> {
+    pub(super) fn all(&self, destinations: &Destinations) -> Result<Vec<Dials>, CaptureError> {
         let now = monotonic_ns();
         let mut all = Vec::new();
         for entry in self.map.iter() {
-            let (key, seen) = entry.map_err(|source| error("read", source))?;
+            let (key, seen) = entry.map_err(|source| self.unreadable(source))?;
             let Some((destination, routes)) = destinations.by_id(key.destination) else { continue };
-            all.push(Observation {
+            all.push(Dials {
                 destination,
                 routes,
                 pod_id: key.pod_id,
@@ -59,8 +61,8 @@ impl Observed {
         }
         Ok(all)
     }
-}
 
-fn error(doing: &'static str, source: MapError) -> CaptureError {
-    CaptureError::Map { doing, map: "OBSERVED", source }
+    fn unreadable(&self, source: MapError) -> CaptureError {
+        CaptureError::Map { doing: "read", map: self.name, source }
+    }
 }

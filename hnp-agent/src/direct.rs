@@ -1,4 +1,4 @@
-//! Who would be affected: the workloads that dial observed destinations, by name.
+//! Who goes direct although what he dials is a destination, by name: under observe, and while no agent answered.
 //!
 //! The kernel counts by cgroup. Names are looked up every second, while the pod is still there; a row
 //! stays after it has gone, because a migration is about pods that live for a minute.
@@ -9,11 +9,23 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::capture::Observation;
+use crate::capture::Dials;
 use crate::workload::{PodCgroup, WorkloadSource};
 
 /// How many rows are kept; beyond it the one that was not seen for longest goes.
 const ROWS: usize = 4096;
+
+/// For how long it is asked again who somebody is: what is known of pods comes late, and of those that have gone never.
+pub const ASKED: Duration = Duration::from_secs(60);
+
+/// Why somebody went direct.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Why {
+    /// The destination is only observed for him.
+    Observed,
+    /// It is loose, and no agent answered.
+    NoAgent,
+}
 
 /// One workload and one destination.
 #[derive(Clone, Debug, Serialize)]
@@ -40,19 +52,22 @@ pub struct Row {
 
 /// All rows of this agent's life.
 #[derive(Clone, Debug, Default)]
-pub struct Table(Arc<Mutex<HashMap<(u64, String), Row>>>);
+pub struct Table(Arc<Mutex<HashMap<Key, Row>>>);
+
+/// Why, the pod's cgroup, and what was dialled.
+type Key = (Why, u64, String);
 
 impl Table {
     /// Takes in what the kernel counted.
-    pub fn take(&self, observations: Vec<Observation>, pods: &[PodCgroup], workloads: &dyn WorkloadSource) {
+    pub fn take(&self, why: Why, dials: Vec<Dials>, pods: &[PodCgroup], workloads: &dyn WorkloadSource) {
         let mut rows = self.lock();
-        for seen in observations {
+        for seen in dials {
             let destination = seen.destination.to_string();
-            let key = (seen.pod_id, destination.clone());
+            let key = (why, seen.pod_id, destination.clone());
             let last = unix_seconds(seen.age);
             if let Some(row) = rows.get_mut(&key) {
                 (row.connects, row.last) = (seen.count, last);
-                if row.pod.is_some() {
+                if row.pod.is_some() || seen.age > ASKED {
                     continue;
                 }
             }
@@ -78,15 +93,7 @@ impl Table {
                 connects: seen.count,
                 last,
             };
-            // Once for each pod: some pods of a route are let off, and whoever wonders why looks here first.
-            tracing::info!(
-                pod = row.pod,
-                namespace = row.namespace,
-                pod_uid = row.pod_uid,
-                destination = row.destination,
-                routes = row.routes.join(", "),
-                "a pod dials a destination that is only observed for it: it goes direct and presents no certificate"
-            );
+            row.log(why);
             rows.insert(key, row);
         }
         while rows.len() > ROWS {
@@ -97,15 +104,41 @@ impl Table {
         }
     }
 
-    /// The rows, the busiest first.
-    pub fn rows(&self) -> Vec<Row> {
-        let mut rows: Vec<Row> = self.lock().values().cloned().collect();
+    /// Those who went direct for that reason, the busiest first.
+    pub fn rows(&self, why: Why) -> Vec<Row> {
+        let all = self.lock();
+        let mut rows: Vec<Row> =
+            all.iter().filter(|((of, ..), _)| *of == why).map(|(_, row)| row.clone()).collect();
+        drop(all);
         rows.sort_by(|a, b| b.connects.cmp(&a.connects).then_with(|| a.destination.cmp(&b.destination)));
         rows
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, String), Row>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Row>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    /// Once for each pod: whoever wonders why it presents no certificate looks here first.
+    fn log(&self, why: Why) {
+        let routes = self.routes.join(", ");
+        let words = match why {
+            Why::Observed => {
+                "a pod dials a destination that is only observed for it: it goes direct and presents no certificate"
+            }
+            // Of those that have gone the report has a number.
+            Why::NoAgent if self.pod_uid.is_none() => return,
+            Why::NoAgent => "a pod went direct while no agent answered, and presented no certificate",
+        };
+        tracing::info!(
+            pod = self.pod,
+            namespace = self.namespace,
+            pod_uid = self.pod_uid,
+            destination = self.destination,
+            routes,
+            "{words}"
+        );
     }
 }
 
