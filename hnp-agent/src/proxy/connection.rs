@@ -114,15 +114,15 @@ impl Client {
     /// On whose behalf it is served. A client of the gateway is known by his address, which may be that of a pod that
     /// has gone; only a captured one is known to be a certain pod.
     pub fn caller(&self) -> Caller<'_> {
+        let likely = self.base.workload.pod_uid.as_deref();
         if self.asked.is_some() || self.flow.cgroup_id == 0 {
-            return Caller::Unknown(
-                "who asks the gateway is known by his address alone, and each workload has an identity of its own on \
-                 this route; dial the destination itself",
-            );
+            let why = "who asks the gateway is known by his address alone, and each workload has an identity of its own on \
+                       this route; dial the destination itself";
+            return Caller::Unknown { why, likely };
         }
-        match &self.base.workload.pod_uid {
+        match likely {
             Some(uid) => Caller::Pod(uid),
-            None => Caller::Unknown("the caller's cgroup is not that of a pod"),
+            None => Caller::Unknown { why: "the caller's cgroup is not that of a pod", likely },
         }
     }
 

@@ -209,7 +209,7 @@ impl RouteKeys {
     ) -> Result<Option<(&mut OfPod, Arc<IdentitySnapshot>)>, DialError> {
         let uid = match caller {
             Caller::Pod(uid) => uid,
-            Caller::Unknown(why) => return Err(DialError::new(Reason::WorkloadUnknown, why, None)),
+            Caller::Unknown { why, .. } => return Err(DialError::new(Reason::WorkloadUnknown, why, None)),
             Caller::Agent => {
                 let why = "each workload has an identity of its own on this route, and the agent has none";
                 return Err(DialError::new(Reason::WorkloadUnknown, why, None));

@@ -104,7 +104,7 @@ impl Upstreams {
         warm: impl Fn() -> Option<T>,
         dial: impl AsyncFn(Instant) -> Result<T, DialError>,
     ) -> Result<(T, Duration), DialError> {
-        let dial = async |end| self.rota().run(caller.pod(), dial(end)).await;
+        let dial = async |end| self.rota().run(caller.likely_pod(), dial(end)).await;
         let plan = &self.plan().routes[route];
         let (started, whole) = (Instant::now(), deadline(plan));
         let mut patience = Patience {

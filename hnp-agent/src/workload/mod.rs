@@ -42,16 +42,23 @@ pub enum Caller<'a> {
     Agent,
     /// The pod of this UID, by its cgroup.
     Pod(&'a str),
-    /// Somebody who is not known to be a pod; why, in words.
-    Unknown(&'static str),
+    /// Somebody who is not known to be a certain pod.
+    Unknown {
+        /// Why, in words.
+        why: &'static str,
+        /// The UID of the pod that it most likely is.
+        likely: Option<&'a str>,
+    },
 }
 
 impl<'a> Caller<'a> {
-    /// The UID, where it is a pod.
-    pub fn pod(self) -> Option<&'a str> {
+    /// The UID of the pod that it is, or most likely is: good enough for taking turns, and for nothing that a pod is
+    /// trusted with.
+    pub fn likely_pod(self) -> Option<&'a str> {
         match self {
             Self::Pod(uid) => Some(uid),
-            Self::Agent | Self::Unknown(_) => None,
+            Self::Unknown { likely, .. } => likely,
+            Self::Agent => None,
         }
     }
 }
