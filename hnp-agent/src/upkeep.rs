@@ -227,32 +227,35 @@ const LOOK_AHEAD: Duration = Duration::from_secs(1);
 impl Follow {
     fn name(
         &self,
-        why: direct::Why,
+        cause: direct::Cause,
         read: impl FnOnce(&Capture) -> Result<Vec<Dials>, CaptureError>,
         pods: &[PodCgroup],
     ) {
         match self.capture.with(|capture| read(capture)).transpose() {
             Ok(None) => {}
-            Ok(Some(dials)) => self.direct.take(why, dials, pods, &*self.workloads),
+            Ok(Some(dials)) => self.direct.take(cause, dials, pods, &*self.workloads),
             Err(error) => tracing::warn!(%error, "cannot read who goes direct"),
         }
     }
 }
 
-/// Whether it is worth asking who went direct while no agent answered: that takes two calls for each workload, and how
-/// many did takes one for all.
+/// Whether it is worth asking who went direct while no agent answered: when more did, when it may be another route's now,
+/// and at the start, for a while each.
 #[derive(Default)]
 struct Unanswered {
-    count: u64,
+    /// How many did, and what the routes were then.
+    known: Option<(u64, u64)>,
     until: Option<Instant>,
 }
 
 impl Unanswered {
-    fn are_new(&mut self, capture: &Capture) -> bool {
+    fn are_new(&mut self, capture: &Capture, generation: u64) -> bool {
+        let before = self.known.map_or(0, |(count, _)| count);
         // If it cannot be read, so it will be said at the next scrape.
-        let (count, now) = (capture.loose_direct().unwrap_or(self.count), Instant::now());
-        if count != self.count {
-            (self.count, self.until) = (count, Some(now + direct::ASKED));
+        let found = Some((capture.loose_direct_count().unwrap_or(before), generation));
+        let now = Instant::now();
+        if found != self.known || !capture.knows_all_destinations() {
+            (self.known, self.until) = (found, Some(now + direct::ASKED));
         }
         self.until.is_some_and(|until| now < until)
     }
@@ -293,10 +296,11 @@ pub async fn follow_pods(generations: Receiver<Arc<Generation>>, follow: Follow,
         };
         let known = pods.as_deref().unwrap_or_default();
         if observing {
-            follow.name(direct::Why::Observed, Capture::observed, known);
+            follow.name(direct::Cause::Observed, Capture::observed, known);
         }
-        if follow.capture.with(|capture| unanswered.are_new(capture)).unwrap_or_default() {
-            follow.name(direct::Why::NoAgent, Capture::went_direct, known);
+        let are_new = |capture: &mut Capture| unanswered.are_new(capture, generation.number);
+        if follow.capture.with(are_new).unwrap_or_default() {
+            follow.name(direct::Cause::NoAgent, Capture::loose_direct, known);
         }
         let Some(pods) = pods else { continue };
         let facts = pods.into_iter().map(|pod: PodCgroup| PodFacts {

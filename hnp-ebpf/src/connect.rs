@@ -89,7 +89,7 @@ fn to_destination(
     if enforcement == enforcement::OBSERVE {
         maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
         if stream_only(ctx).is_ok() {
-            maps::observed(destination, &caller);
+            maps::count_observed(destination, &caller);
         }
         return Ok(Way { verdict: Verdict::Observed, to: dialled });
     }
@@ -97,7 +97,7 @@ fn to_destination(
         if enforcement == enforcement::LOOSE {
             maps::forget(ctx::socket(ctx), || ctx::cookie(ctx));
             if stream_only(ctx).is_ok() {
-                maps::loose_direct(destination, &caller);
+                maps::count_loose_direct(destination, &caller);
             }
             return Ok(Way { verdict: Verdict::LooseDirect, to: dialled });
         }

@@ -15,9 +15,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use hnp_common::Verdict;
 use hnp_common::layout::{
     Address, Config, Destination, DestinationKey, Dials, FlowKey, FlowValue, GUARD_FILTER_WORDS, Heartbeat,
-    MAX_DESTINATIONS, MAX_EXEMPT, MAX_FLOWS, MAX_GUARDED, MAX_GUARDED_NETS, MAX_NETWORKS, MAX_DIALS,
-    MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, PodDestination, Settings, SocketState,
-    TCP,
+    MAX_DESTINATIONS, MAX_DIALS, MAX_EXEMPT, MAX_FLOWS, MAX_GUARDED, MAX_GUARDED_NETS, MAX_NETWORKS,
+    MAX_OVERRIDES, MAX_PODS, MAX_QOS_CGROUPS, NetworkKey, PodDestination, Settings, SocketState, TCP,
 };
 
 use crate::caller::Caller;
@@ -194,28 +193,24 @@ fn now_ns() -> u64 {
 
 /// Counts a workload's dial to an observed destination.
 #[inline(always)]
-pub(crate) fn observed(destination: &Destination, caller: &Caller) {
+pub(crate) fn count_observed(destination: &Destination, caller: &Caller) {
     count_dial(&OBSERVED, destination, caller);
 }
 
 /// Counts a workload's dial to a loose destination that no agent answered for.
 #[inline(always)]
-pub(crate) fn loose_direct(destination: &Destination, caller: &Caller) {
+pub(crate) fn count_loose_direct(destination: &Destination, caller: &Caller) {
     count_dial(&LOOSE_DIRECT, destination, caller);
 }
 
 #[inline(always)]
-fn count_dial(
-    dials: &'static LruHashMap<PodDestination, Dials>,
-    destination: &Destination,
-    caller: &Caller,
-) {
+fn count_dial(dials: &'static LruHashMap<PodDestination, Dials>, destination: &Destination, caller: &Caller) {
     let key = Words::new([caller.pod_id, destination.id.into()]);
     // SAFETY: these are the fields of a key in their order.
     let key = unsafe { key.as_ref::<PodDestination>() };
     if let Some(seen) = dials.get_ptr_mut(key) {
-        // SAFETY: a map value, valid while the program runs; two writers at a time leave the one's or
-        // the other's caller, and both are callers of this pod.
+        // SAFETY: a map value, valid while the program runs. Two writers at a time leave the one's or the other's
+        // caller; the worst an entry can do that is given to another pod meanwhile is to count one too many there.
         unsafe {
             add(&raw mut (*seen).count, 1);
             (*seen).last_ns = now_ns();

@@ -1,7 +1,7 @@
 //! `/migration`: who still goes direct, why, and whom strict would cut off.
 //!
 //! Asked for with a query: `route`, `namespace`, `since` (seconds). Documented in docs/operations.md. What it says is what
-//! this agent has seen: a pod that has not called yet is not in it.
+//! this agent has seen, and who went direct that the kernel has kept: a pod that has not called yet is not in it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -136,7 +136,7 @@ enum UnderStrict {
     Unknown,
     /// Its connection is reset where the guard stands; what it dials anew is captured.
     Reset,
-    /// It is carried, and refused while no agent answers.
+    /// It has been carried, and is refused while no agent answers.
     Carried,
 }
 
@@ -185,8 +185,8 @@ pub(super) fn answer(
     let now = crate::clock::now();
     let seen = telemetry.migration();
     let mut workloads = carried(plan, &seen);
-    workloads.extend(still_observed(plan, direct.rows(direct::Why::Observed)));
-    workloads.extend(unanswered(plan, direct.rows(direct::Why::NoAgent)));
+    workloads.extend(still_observed(plan, direct.rows(direct::Cause::Observed)));
+    workloads.extend(unanswered(plan, &seen, direct.rows(direct::Cause::NoAgent)));
     let Kernel { look, loose_direct } = kernel;
     for one in look.found {
         let workload = sources.workloads.identify_cgroup(one.cgroup_id, one.ancestor_ids);
@@ -275,17 +275,26 @@ fn carried(plan: &Plan, seen: &[Seen]) -> Vec<OfWorkload> {
 /// Those who are only observed, on each route on which they still are.
 fn still_observed(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
     let is_observed = |may: PossibleEnforcement| may.weakest == Enforcement::Observe;
-    went_direct(plan, rows, is_observed, (Why::Observed, UnderStrict::Unknown))
+    by_route(plan, rows, Why::Observed, is_observed).collect()
 }
 
-/// Those who went direct while no agent answered, where that may come again. Pods that had gone before anybody could
-/// name them are added up.
-fn unanswered(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
+/// Those who went direct while no agent answered, where that may come again. Those whose names have gone with them are
+/// added up.
+fn unanswered(plan: &Plan, seen: &[Seen], rows: Vec<direct::Row>) -> Vec<OfWorkload> {
     let is_let_off = |may: PossibleEnforcement| may.weakest != Enforcement::Strict;
-    let rows = went_direct(plan, rows, is_let_off, (Why::LooseDirect, UnderStrict::Carried));
-    let (mut all, nameless): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.pod_uid.is_some());
+    let (nameless, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(direct::Row::is_nameless);
+    let was_carried = |row: &OfWorkload| {
+        seen.iter().any(|seen| {
+            let uid = seen.workload.as_ref().and_then(|workload| workload.pod_uid.as_ref());
+            *seen.route == *row.route && uid.is_some() && uid == row.pod_uid.as_ref()
+        })
+    };
+    let mut all: Vec<_> = by_route(plan, rows, Why::LooseDirect, is_let_off).collect();
+    for row in all.iter_mut().filter(|row| was_carried(row)) {
+        row.under_strict = UnderStrict::Carried;
+    }
     let mut gone: BTreeMap<_, OfWorkload> = BTreeMap::new();
-    for row in nameless {
+    for row in by_route(plan, nameless, Why::LooseDirect, is_let_off) {
         match gone.entry((row.route.clone(), row.destination.clone(), row.cgroup.clone())) {
             Entry::Vacant(entry) => {
                 entry.insert(row);
@@ -303,38 +312,33 @@ fn unanswered(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
     all
 }
 
-/// Rows of a route each, where what holds for the pod is as asked for.
-fn went_direct(
+/// Who went direct, for each route where what holds for the pod is as asked for. Nobody has seen what they send.
+fn by_route(
     plan: &Plan,
     rows: Vec<direct::Row>,
+    why: Why,
     is_wanted: impl Fn(PossibleEnforcement) -> bool,
-    (why, under_strict): (Why, UnderStrict),
-) -> Vec<OfWorkload> {
-    let mut all = Vec::new();
-    for row in rows {
+) -> impl Iterator<Item = OfWorkload> {
+    rows.into_iter().flat_map(move |row| {
         let last = SystemTime::UNIX_EPOCH + Duration::from_secs(row.last);
-        for name in &row.routes {
-            let Some(route) = route_of(plan, name) else { continue };
-            if !is_wanted(holds(route, row.namespace.as_deref())) {
-                continue;
-            }
-            all.push(OfWorkload {
-                why,
-                under_strict,
-                reason: None,
-                route: name.clone(),
-                namespace: row.namespace.clone(),
-                pod: row.pod.clone(),
-                pod_uid: row.pod_uid.clone(),
-                cgroup: row.cgroup.clone(),
-                destination: Some(row.destination.clone()),
-                times: row.connects,
-                last: Some(rfc3339(last)),
-                seen: Some(last),
-            });
-        }
-    }
-    all
+        let routes = row.routes.iter().filter_map(|name| route_of(plan, name));
+        let wanted = routes.filter(|route| is_wanted(holds(route, row.namespace.as_deref())));
+        let of_route = |route: &Route| OfWorkload {
+            why,
+            under_strict: UnderStrict::Unknown,
+            reason: None,
+            route: route.name.to_string(),
+            namespace: row.namespace.clone(),
+            pod: row.pod.clone(),
+            pod_uid: row.pod_uid.clone(),
+            cgroup: row.cgroup.clone(),
+            destination: Some(row.destination.clone()),
+            times: row.connects,
+            last: Some(rfc3339(last)),
+            seen: Some(last),
+        };
+        wanted.map(of_route).collect::<Vec<_>>()
+    })
 }
 
 /// Open connections that passed no capture, of pods that are more than observed.
@@ -417,7 +421,8 @@ fn captured(counts: &Counts) -> Captured {
 fn outlook(workloads: &[OfWorkload], captured: u64, since: &str) -> (Outlook, String) {
     let of = |wanted: UnderStrict| workloads.iter().filter(move |row| row.under_strict == wanted);
     let (now, would): (Vec<_>, Vec<_>) = of(UnderStrict::Refused).partition(|row| row.why == Why::Refused);
-    let observed: Vec<_> = of(UnderStrict::Unknown).collect();
+    let (observed, unseen): (Vec<_>, Vec<_>) =
+        of(UnderStrict::Unknown).partition(|row| row.why == Why::Observed);
     let mut parts = Vec::new();
     if !now.is_empty() {
         parts.push(format!("strict cuts off already: {}", list(&now)));
@@ -428,7 +433,10 @@ fn outlook(workloads: &[OfWorkload], captured: u64, since: &str) -> (Outlook, St
     if !observed.is_empty() {
         parts.push(format!("not known, because only observed (let loose carry them): {}", list(&observed)));
     }
-    let outlook = match (now.len() + would.len(), observed.len()) {
+    if !unseen.is_empty() {
+        parts.push(format!("not known, because they went direct while no agent answered: {}", list(&unseen)));
+    }
+    let outlook = match (now.len() + would.len(), observed.len() + unseen.len()) {
         (0, 0) if captured == 0 => {
             parts.push(format!("not known: nothing was captured since {since}"));
             Outlook::Unknown
@@ -558,12 +566,27 @@ mod tests {
             last,
         };
         let rows = || vec![row(None, 1, 5), row(Some("u"), 4, 6), row(None, 2, 9), row(None, 3, 7)];
-        let seen = unanswered(&plan("loose"), rows());
+        let seen = unanswered(&plan("loose"), &[], rows());
         let said: Vec<_> = seen.iter().map(|row| (row.pod_uid.as_deref(), row.times)).collect();
         assert_eq!(said, [(Some("u"), 4), (None, 6)]);
+        assert!(seen.iter().all(|row| row.under_strict == UnderStrict::Unknown));
+        assert_eq!(outlook(&seen, 7, "T").0, Outlook::Unknown);
         assert_eq!(seen[1].seen, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)));
         assert_eq!(seen[1].last.as_deref(), Some("1970-01-01T00:00:09.000Z"));
+        // Who has been carried as well is known.
+        let workload = Workload { pod_uid: Some("u".into()), ..Workload::default() };
+        let counts = Counts::default();
+        let carried = Seen {
+            route: "m".into(),
+            namespace: None,
+            pod: None,
+            workload: Some(Arc::new(workload)),
+            counts,
+        };
+        let elsewhere = Seen { route: "n".into(), ..carried.clone() };
+        let of = |seen: &[Seen]| unanswered(&plan("loose"), seen, rows())[0].under_strict;
+        assert_eq!((of(&[carried]), of(&[elsewhere])), (UnderStrict::Carried, UnderStrict::Unknown));
         // The control.
-        assert!(unanswered(&plan("strict"), rows()).is_empty());
+        assert!(unanswered(&plan("strict"), &[], rows()).is_empty());
     }
 }

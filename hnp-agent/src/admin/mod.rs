@@ -252,7 +252,7 @@ impl State {
             Answer::Page(file) => page::answer(file),
             Answer::Healthz => respond(StatusCode::OK, TEXT, "ok\n"),
             Answer::Readyz => self.readyz(wants_json(request)),
-            Answer::Observed => respond_json(&json!(self.direct.rows(direct::Why::Observed))),
+            Answer::Observed => respond_json(&json!(self.direct.rows(direct::Cause::Observed))),
             Answer::Status => respond_json(&status::answer(&self.sources, &self.telemetry, &self.readiness)),
             Answer::Flows => {
                 match flows::answer(&self.telemetry, request.uri().query().unwrap_or_default()) {
@@ -270,7 +270,7 @@ impl State {
     /// What strict means for whom. The look at pods' sockets is taken on a thread of its own.
     async fn migration(&self, wanted: migration::Wanted) -> Response<Full<Bytes>> {
         let alone = self.looking.lock().await;
-        let of_capture = |capture: &mut Capture| (capture.looking(), capture.loose_direct().ok());
+        let of_capture = |capture: &mut Capture| (capture.looking(), capture.loose_direct_count().ok());
         let found = self.sources.captured.as_ref().and_then(|captured| captured.with(of_capture));
         let kernel = match found {
             None => migration::Kernel::default(),

@@ -21,11 +21,13 @@ impl Counters {
 
     /// Each verdict with its sum over all CPUs.
     pub(super) fn verdicts(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
-        let sum = |verdict: &Verdict| {
-            let per_cpu = self.verdicts.get(&verdict.index(), 0).map_err(error("read", "COUNTERS"))?;
-            Ok((verdict.code(), per_cpu.iter().sum()))
-        };
-        Verdict::ALL.iter().map(sum).collect()
+        Verdict::ALL.iter().map(|verdict| Ok((verdict.code(), self.verdict(*verdict)?))).collect()
+    }
+
+    /// The sum of one over all CPUs.
+    pub(super) fn verdict(&self, verdict: Verdict) -> Result<u64, CaptureError> {
+        let per_cpu = self.verdicts.get(&verdict.index(), 0).map_err(error("read", "COUNTERS"))?;
+        Ok(per_cpu.iter().sum())
     }
 
     /// Captured connections that are open, over all pods.

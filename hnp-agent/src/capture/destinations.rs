@@ -80,10 +80,13 @@ impl Destinations {
     /// Goes on with what the maps hold already: a former agent's destinations keep their VIPs where those
     /// are still in the ranges. So nothing is open between its end and the first
     /// [`Destinations::sync`], and no connection under way reaches another destination.
+    ///
+    /// `counted`: the highest number that dials are counted for.
     pub(super) fn new(
         maps: KernelMaps,
         plan: &plan::Capture,
         published: SharedVipTable,
+        counted: u32,
     ) -> Result<Self, CaptureError> {
         let mut destinations = Self {
             kernel: Kernel::new(maps.hosts, maps.networks, maps.settings)?,
@@ -97,8 +100,8 @@ impl Destinations {
             last_id: 0,
             published,
         };
-        // A number that pods are still listed for must not come to mean another destination.
-        destinations.last_id = destinations.overrides.last_id();
+        // A number that pods are still listed or counted for must not come to mean another destination.
+        destinations.last_id = destinations.overrides.last_id().max(counted);
         destinations.inherit()?;
         Ok(destinations)
     }
@@ -142,10 +145,10 @@ impl Destinations {
         strict.map(|(range, _)| *range)
     }
 
-    /// The destination with this number, and the names of the routes it belongs to.
-    pub(super) fn by_id(&self, id: u32) -> Option<(AddrRange, Vec<Arc<str>>)> {
-        let (range, captured) = self.captured.iter().find(|(_, captured)| captured.id == id)?;
-        Some((*range, captured.route_names()))
+    /// Those that are known to belong to routes, by their numbers, with the names of these.
+    pub(super) fn by_id(&self) -> HashMap<u32, (AddrRange, Vec<Arc<str>>)> {
+        let known = self.captured.iter().filter(|(_, captured)| !captured.routes.is_empty());
+        known.map(|(range, captured)| (captured.id, (*range, captured.route_names()))).collect()
     }
 
     /// All of them, with the names of their routes.

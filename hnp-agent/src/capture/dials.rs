@@ -42,16 +42,22 @@ impl DialsMap {
         Ok(Self { name, map: map.map_err(|source| CaptureError::Map { doing: "open", map: name, source })? })
     }
 
-    /// All that is known of destinations that still are ones.
+    /// The highest number of a destination that is counted for; 0 without one.
+    pub(super) fn last_id(&self) -> Result<u32, CaptureError> {
+        let mut ids = self.map.keys().map(|key| key.map(|key| key.destination));
+        ids.try_fold(0, |last, id| id.map(|id| id.max(last))).map_err(|source| self.unreadable(source))
+    }
+
+    /// All that is known of destinations that still are ones of routes.
     pub(super) fn all(&self, destinations: &Destinations) -> Result<Vec<Dials>, CaptureError> {
-        let now = monotonic_ns();
+        let (now, by_id) = (monotonic_ns(), destinations.by_id());
         let mut all = Vec::new();
         for entry in self.map.iter() {
             let (key, seen) = entry.map_err(|source| self.unreadable(source))?;
-            let Some((destination, routes)) = destinations.by_id(key.destination) else { continue };
+            let Some((destination, routes)) = by_id.get(&key.destination) else { continue };
             all.push(Dials {
-                destination,
-                routes,
+                destination: *destination,
+                routes: routes.clone(),
                 pod_id: key.pod_id,
                 cgroup_id: seen.cgroup_id,
                 ancestor_ids: seen.ancestor_ids,

@@ -233,9 +233,10 @@ impl Capture {
             overrides: loaded.map("OVERRIDES")?,
             resting: loaded.map(resting::MAP)?,
         };
-        let destinations = destinations::Destinations::new(maps, plan, vips)?;
         let dials = |name| dials::DialsMap::new(name, loaded.map(name)?);
         let (observed, loose_direct) = (dials("OBSERVED")?, dials("LOOSE_DIRECT")?);
+        let counted = observed.last_id()?.max(loose_direct.last_id()?);
+        let destinations = destinations::Destinations::new(maps, plan, vips, counted)?;
         let exempt = loaded.exempt()?;
         let counters = counters::Counters::new(loaded.map("COUNTERS")?, loaded.map("PODS")?)?;
         let flows = Arc::new(flows::KernelFlows::new(loaded.map("FLOWS")?, Ranges::of(plan))?);
@@ -395,19 +396,17 @@ impl Capture {
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn went_direct(&self) -> Result<Vec<Dials>, CaptureError> {
+    pub fn loose_direct(&self) -> Result<Vec<Dials>, CaptureError> {
         self.loose_direct.all(&self.destinations)
     }
 
-    /// How many dials went direct because no agent answered, of all pods together, since the programs are loaded. Cheaper
-    /// than to ask who.
+    /// How many such dials there were of all pods together, since the programs are loaded. One call, where to ask who takes
+    /// two for each.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn loose_direct(&self) -> Result<u64, CaptureError> {
-        let verdicts = self.counters.verdicts()?;
-        let is_loose = |(code, _): &&(&str, u64)| *code == Verdict::LooseDirect.code();
-        Ok(verdicts.iter().find(is_loose).map_or(0, |(_, count)| *count))
+    pub fn loose_direct_count(&self) -> Result<u64, CaptureError> {
+        self.counters.verdict(Verdict::LooseDirect)
     }
 
     /// Where to look for connections that passed no capture. To be looked for elsewhere: it may take a while.

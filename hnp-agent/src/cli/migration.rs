@@ -20,7 +20,7 @@ const NOT_CLEAR: u8 = 2;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Asks the agent over admin.sock in its run directory, which root and the agent's group may open. Each agent knows \
-    its own node, and what it has seen since its start: ask all of them, and give rare jobs time to run.\n\n\
+    its own node, and what it has seen since its start or the kernel has kept from before: ask all of them, and give rare jobs time to run.\n\n\
     Exit code 0: strict would cut off nobody whom this agent has seen. 1: the agent does not answer, or cannot be asked. 2: \
     strict cuts somebody off or would, or too little was seen, and the last line says which (or the command line is wrong).\n\n\
     Examples:\n  \
@@ -104,9 +104,9 @@ fn page(found: &Value) -> String {
         note(format!("{shown} of {} workloads are listed", found["workloads_matching"]));
     }
     if let Some(count @ 1..) = found["loose_direct"].as_u64() {
-        note(format!(
-            "{count} dials of this node went direct while no agent answered: loose_direct says whose, as far as it is known"
-        ));
+        let is_listed = rows(found, "workloads").any(|row| row["why"] == "loose_direct");
+        let whose = if is_listed { ": loose_direct says whose" } else { "" };
+        note(format!("{count} dials of this node went direct while no agent answered{whose}"));
     }
     if let Some(why) = found["not_looked_into"].as_str() {
         note(format!("not everywhere looked for connections that passed no capture: {why}"));
@@ -134,7 +134,8 @@ fn workload(row: &Value) -> Vec<String> {
         (namespace, pod, _) if !pod.is_empty() => format!("{namespace}/{pod}"),
         (_, _, uid) if !uid.is_empty() => uid,
         (namespace, ..) if !namespace.is_empty() => format!("{namespace}/*"),
-        _ => or(text(row, "cgroup"), "(gone)"),
+        _ if row["why"] == "loose_direct" => or(text(row, "cgroup"), "(gone)"),
+        _ => or(text(row, "cgroup"), "(not known)"),
     };
     vec![
         text(row, "under_strict") + &strict,
@@ -180,12 +181,28 @@ mod tests {
             "b          loose        4         25.0 %  http1 3, tls 1\n",
             "refused: tls_from_client  own_tls  1      b/web\\u001b  m\n",
             "1 of 2 workloads are listed\n",
-            "3 dials of this node went direct",
+            "3 dials of this node went direct while no agent answered\n",
             "passed no capture: no\n",
         ] {
             assert!(page.contains(part), "{part} is not in\n{page}");
         }
         assert!(page.ends_with("\n\nthe last line\n"), "{page}");
+        let gone = json!({
+            "routes": [], "loose_direct": 3, "words": "w",
+            "workloads": [
+                {"why": "loose_direct", "under_strict": "unknown", "route": "m", "times": 3},
+                {"why": "own_tls", "under_strict": "refused", "route": "m", "times": 1},
+            ],
+        });
+        let page = super::page(&gone);
+        let parts = [
+            "unknown       loose_direct  3      (gone)",
+            "(not known)  m",
+            "no agent answered: loose_direct says whose\n",
+        ];
+        for part in parts {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
         // The control: nothing is said of what there is none of.
         let page = super::page(&json!({"routes": [], "workloads": [], "loose_direct": 0, "words": "w"}));
         assert_eq!(page, "w\n");

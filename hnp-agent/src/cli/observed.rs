@@ -43,7 +43,7 @@ fn show(args: &Args, rows: &Value) -> ExitCode {
 fn table(rows: &[Value]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if rows.is_empty() {
-        return writeln!(out, "nobody has dialled an observed destination since the agent started");
+        return writeln!(out, "nobody has dialled an observed destination, as far as is remembered");
     }
     writeln!(out, "{:>8}  {:<24}  {:<44}  ROUTES", "CONNECTS", "DESTINATION", "WORKLOAD")?;
     for row in rows {
