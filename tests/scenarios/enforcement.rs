@@ -68,6 +68,32 @@ fn observe_counts_and_lists_and_redirects_nothing() {
 }
 
 #[test]
+fn what_was_counted_of_a_destination_that_is_gone_is_none_of_another_ones() {
+    let scene = Scene::for_test();
+    let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
+    let with = |destinations: &[&str]| config(&scene, Route::observe("manager", destinations, UPSTREAM));
+    let observed = |agent: &Agent| {
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_str(&agent.get("/observed").expect("it answers").1).expect("JSON");
+        rows.iter().map(|row| row["destination"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let agent = Agent::start(&scene, &with(&["198.18.0.9:81"]));
+    agent.reload(&with(&["198.18.0.9:81", "198.18.0.9:80"]));
+    eventually(STALE, "the newest destination is dialled", || {
+        dial(&pod);
+        observed(&agent) == ["198.18.0.9:80"]
+    });
+    agent.reload(&with(&["198.18.0.9:81"]));
+    agent.kill();
+    // The next agent numbers on from those that are there.
+    let agent = Agent::start(&scene, &with(&["198.18.0.9:81", "198.18.0.9:82"]));
+    client::raw(&pod, (MANAGER4, 81), vec![RawCase::new("nobody listens")]);
+    // The control: what is dialled is listed; what was not dialled has not been.
+    eventually(STALE, "one is dialled", || observed(&agent).contains(&"198.18.0.9:81".to_owned()));
+    assert_eq!(observed(&agent), ["198.18.0.9:81"]);
+}
+
+#[test]
 fn loose_goes_direct_only_while_no_agent_answers() {
     let scene = Scene::for_test();
     let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
