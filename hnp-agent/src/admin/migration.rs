@@ -3,8 +3,8 @@
 //! Asked for with a query: `route`, `namespace`, `since` (seconds). Documented in docs/operations.md. What it says is what
 //! this agent has seen, and who went direct that the kernel has kept: a pod that has not called yet is not in it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -283,15 +283,15 @@ fn still_observed(plan: &Plan, rows: Vec<direct::Row>) -> Vec<OfWorkload> {
 fn unanswered(plan: &Plan, seen: &[Seen], rows: Vec<direct::Row>) -> Vec<OfWorkload> {
     let is_let_off = |may: PossibleEnforcement| may.weakest != Enforcement::Strict;
     let (nameless, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(direct::Row::is_nameless);
-    let was_carried = |row: &OfWorkload| {
-        seen.iter().any(|seen| {
-            let uid = seen.workload.as_ref().and_then(|workload| workload.pod_uid.as_ref());
-            *seen.route == *row.route && uid.is_some() && uid == row.pod_uid.as_ref()
-        })
-    };
+    let carried: HashSet<(&str, &str)> = seen
+        .iter()
+        .filter_map(|seen| Some((&*seen.route, seen.workload.as_ref()?.pod_uid.as_deref()?)))
+        .collect();
     let mut all: Vec<_> = by_route(plan, rows, Why::LooseDirect, is_let_off).collect();
-    for row in all.iter_mut().filter(|row| was_carried(row)) {
-        row.under_strict = UnderStrict::Carried;
+    for row in &mut all {
+        if row.pod_uid.as_deref().is_some_and(|uid| carried.contains(&(&*row.route, uid))) {
+            row.under_strict = UnderStrict::Carried;
+        }
     }
     let mut gone: BTreeMap<_, OfWorkload> = BTreeMap::new();
     for row in by_route(plan, nameless, Why::LooseDirect, is_let_off) {
