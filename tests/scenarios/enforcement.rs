@@ -40,16 +40,12 @@ fn observe_counts_and_lists_and_redirects_nothing() {
     assert!(manager.last_request().expect("it came").tls.is_none(), "in plaintext, as before hnp");
     dial(&pod);
     eventually(Duration::from_secs(10), "the pod is listed", || {
-        let rows: serde_json::Value =
-            serde_json::from_str(&agent.get("/observed").expect("it answers").1).expect("JSON");
-        rows.as_array().is_some_and(|rows| {
-            rows.iter().any(|row| {
-                row["pod_uid"] == pod.uid.as_str()
-                    && row["namespace"] == "payments"
-                    && row["pod"] == "worker-0"
-                    && row["connects"] == 2
-                    && row["destination"] == "198.18.0.9:80"
-            })
+        observed(&agent).iter().any(|row| {
+            row["pod_uid"] == pod.uid.as_str()
+                && row["namespace"] == "payments"
+                && row["pod"] == "worker-0"
+                && row["connects"] == 2
+                && row["destination"] == "198.18.0.9:80"
         })
     });
     let dir = scene.run_dir();
@@ -73,8 +69,7 @@ fn what_was_counted_of_a_destination_that_is_gone_is_none_of_another_ones() {
     let (_manager, pod) = (scene.loose_manager("manager", 80), scene.pod());
     let with = |destinations: &[&str]| config(&scene, Route::observe("manager", destinations, UPSTREAM));
     let observed = |agent: &Agent| {
-        let rows: Vec<serde_json::Value> =
-            serde_json::from_str(&agent.get("/observed").expect("it answers").1).expect("JSON");
+        let rows = observed(agent);
         rows.iter().map(|row| row["destination"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
     };
     let agent = Agent::start(&scene, &with(&["198.18.0.9:81"]));
@@ -328,7 +323,8 @@ fn before_the_first_agent_strict_addresses_are_refused_by_the_early_unit() {
     drop(agent);
 }
 
-fn config(scene: &Scene, route: Route) -> Config {
+/// One route, and pods' names.
+pub(super) fn config(scene: &Scene, route: Route) -> Config {
     let mut config = scene.config().route(route.with(IDENTITY, TRUST));
     config.capture = format!("pod_logs: {}", logs(scene).display());
     config
@@ -343,6 +339,11 @@ pub(super) fn logs(scene: &Scene) -> std::path::PathBuf {
 /// What kubelet does before it starts a pod's first container.
 pub(super) fn name(scene: &Scene, pod: &Pod, namespace: &str, name: &str) {
     std::fs::create_dir_all(logs(scene).join(format!("{namespace}_{name}_{}", pod.uid))).expect("made");
+}
+
+/// The rows of `/observed`.
+fn observed(agent: &Agent) -> Vec<serde_json::Value> {
+    serde_json::from_str(&agent.get("/observed").expect("it answers").1).expect("a list")
 }
 
 fn raw(place: &Place) -> RawAnswer {

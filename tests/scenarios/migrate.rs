@@ -8,13 +8,13 @@ use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::client::{self, Job, Met, Report, Target};
 use hnp_tests::poll::eventually;
 use hnp_tests::process::{Place, Running};
-use hnp_tests::scene::{DESTINATIONS, IDENTITY, Scene, TRUST, UPSTREAM};
+use hnp_tests::scene::{DESTINATIONS, Scene, UPSTREAM};
 use hnp_tests::tools::python;
 use hnp_tests::topology::{MANAGER_NAME, MANAGER4};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::enforcement::{Met as By, dial, logs, name};
+use super::enforcement::{self, Met as By, dial, name};
 
 const RESTING: &str = include_str!("../clients/resting.py");
 /// Time enough for whatever is to be seen.
@@ -167,9 +167,7 @@ fn who_asks_for_another_name_is_named_and_whom_the_route_lets_through_is_not() {
     name(&scene, &pod, "staging", "web");
     let route =
         Route::loose("manager", &["manager.hnp.test:80"], UPSTREAM).set("passthrough", "[listed.hnp.test]");
-    let mut config = scene.config().route(route.with(IDENTITY, TRUST));
-    config.capture = format!("pod_logs: {}", logs(&scene).display());
-    let _agent = Agent::start(&scene, &config);
+    let _agent = Agent::start(&scene, &enforcement::config(&scene, route));
     let ask = |host: &str| {
         let target = Target::new((MANAGER4, 80), host, "manager");
         client::run(&pod, &Job::Short { targets: vec![target], total: 3, concurrency: 1 }).assert_all_ok(3);
@@ -199,11 +197,8 @@ fn who_went_direct_while_no_agent_answered_is_named_once_one_does() {
     name(&scene, &calm, "staging", "calm");
     name(&scene, &brief, "staging", "brief");
     // By its name alone, which the next agent has yet to resolve when it reads what the kernel kept.
-    let config = |enforcement: fn(&str, &[&str], &str) -> Route| {
-        let route = enforcement("manager", &["manager.hnp.test:80"], UPSTREAM).with(IDENTITY, TRUST);
-        let mut config = scene.config().route(route);
-        config.capture = format!("pod_logs: {}", logs(&scene).display());
-        config
+    let config = |route: fn(&str, &[&str], &str) -> Route| {
+        enforcement::config(&scene, route("manager", &["manager.hnp.test:80"], UPSTREAM))
     };
     let agent = Agent::start(&scene, &config(Route::loose));
     assert_eq!((dial(&web), dial(&calm)), (By::Agent, By::Agent));
@@ -258,13 +253,11 @@ fn config(scene: &Scene, enforcement: &str, overrides: &str) -> Config {
         "loose" => Route::loose,
         _ => Route::strict,
     };
-    let mut route = route("manager", DESTINATIONS, UPSTREAM).with(IDENTITY, TRUST);
+    let mut route = route("manager", DESTINATIONS, UPSTREAM);
     if !overrides.is_empty() {
         route = route.set("overrides", &format!("[{overrides}]"));
     }
-    let mut config = scene.config().route(route);
-    config.capture = format!("pod_logs: {}", logs(scene).display());
-    config
+    enforcement::config(scene, route)
 }
 
 /// What the command prints, and its exit code.
