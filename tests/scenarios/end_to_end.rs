@@ -48,6 +48,32 @@ fn a_pod_is_verified_and_the_agent_speaks_for_it() {
 }
 
 #[test]
+fn a_pods_own_handshakes_are_at_its_workloads_pace() {
+    let case = Case::with_roots(Scene::for_test(), Mode::Strict, "client_auth: none", |mut config| {
+        config.limits = "per_workload: {handshakes_per_second: 1}".to_owned();
+        config
+    });
+    let waits = || case.agent.metrics().sum("hnp_workload_handshake_waits_total", &[]);
+    let asks = || (0..4).for_each(|_| assert!(case.curl(&case.pod, None, &[]).status.success()));
+    // The control: it is alone.
+    asks();
+    assert_eq!(waits(), 0.0);
+    let open = |count: f64| {
+        let what = format!("{count} connections are open");
+        let soon = Duration::from_secs(10);
+        eventually(soon, &what, || case.agent.metrics().sum("hnp_connections_open", &[]) == count);
+    };
+    open(0.0);
+    let other = case.scene.pod();
+    let at = format!("{MANAGER4}:443");
+    let holder = other.command("openssl").args(["s_client", "-quiet", "-servername", MANAGER_NAME]);
+    let _holder = holder.args(["-connect", &at]).spawn();
+    open(1.0);
+    asks();
+    assert!(waits() >= 2.0, "{}", waits());
+}
+
+#[test]
 fn a_loose_manager_sees_the_same_request() {
     let case = Case::new(Mode::Loose, "client_trust: pods");
     assert!(case.curl(&case.pod, Some(&case.client), &[]).status.success());

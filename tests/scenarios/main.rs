@@ -27,6 +27,7 @@ mod guard;
 mod h2_clients;
 mod h2_upstream;
 mod handover;
+mod handshakes;
 mod hostile_pod;
 mod http_semantics;
 mod idle;

@@ -1,6 +1,7 @@
 //! What holds when the configuration says nothing, each with its reason.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::plan::Cidr;
@@ -73,6 +74,9 @@ pub const CONNECTIONS: usize = 20_000;
 pub fn per_workload(connections: usize, captured: u32) -> usize {
     (connections / 2).clamp(1, captured.max(1) as usize)
 }
+/// So many handshakes a second of one pod move its neighbours' 99th percentile by less than a tenth on two cores
+/// (`cargo xtask bench neighbours`), and a pod whose connections are kept needs a few in its life.
+pub const HANDSHAKES: NonZeroU64 = NonZeroU64::new(20).unwrap();
 /// What common servers take at most as a request's head (nginx 32 KiB, Node 16 KiB), doubled.
 pub const HEAD_BYTES: usize = 64 * 1024;
 /// Four TLS records; larger buffers did not make streams faster, smaller ones cost system calls.

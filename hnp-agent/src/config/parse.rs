@@ -67,7 +67,8 @@ const ISSUER: [&[&str]; 2] = [FILES, &["trust_domain", "lifetime", "pod_uid", "m
 const TRUST: &[&str] = &["roots", "spiffe", "ids", "names", "tls_min", "crls", "crl_unknown", "crl_expired"];
 const SPIFFE_TRUST: &[&str] = &["socket"];
 const LIMITS: &[&str] = &["connections", "head_bytes", "buffer_bytes", "per_workload"];
-const PER_WORKLOAD: &[&str] = &["connections", "new_connections_per_second", "bytes_per_second"];
+const PER_WORKLOAD: &[&str] =
+    &["connections", "new_connections_per_second", "handshakes_per_second", "bytes_per_second"];
 const RESOLVER: &[&str] = &["resolv_conf", "hosts", "grace", "min_ttl", "max_ttl"];
 const WORKLOADS: &[&str] = &["runtime", "deadline"];
 const ADMIN: &[&str] = &["listen", "page"];
@@ -539,10 +540,12 @@ fn per_workload(r: &mut Reader, limits: &Section<'_>, all: usize, captured: u32)
     }
     let per_second = |n: usize| NonZeroU64::new(n as u64);
     let new = r.optional(&s, "new_connections_per_second", values::count(1, 1_000_000));
+    let handshakes = r.optional(&s, "handshakes_per_second", values::count(1, 1_000_000));
     let bytes = r.optional(&s, "bytes_per_second", values::size(64 * 1024, 1 << 40));
     PerWorkload {
         connections,
         new_connections_per_second: new.and_then(per_second),
+        handshakes_per_second: handshakes.and_then(per_second).unwrap_or(defaults::HANDSHAKES),
         bytes_per_second: bytes.and_then(per_second),
     }
 }

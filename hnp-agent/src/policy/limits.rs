@@ -1,4 +1,4 @@
-//! How much of this agent one workload may have: connections at a time, new ones a second, bytes a second.
+//! How much of this agent one workload may have: connections at a time, new ones, handshakes and bytes a second.
 //!
 //! Connections of one pod come to every worker, so what is counted is shared by all of them: a few atomic words per
 //! workload, found once per connection under one of sixteen locks, and kept by the connection for as long as it lives.
@@ -21,6 +21,9 @@ use crate::workload::Workload;
 const SHARDS: usize = 16;
 /// A workload that is refused is spoken of as often as this; the metrics have every one.
 const SPOKEN_OF: Duration = Duration::from_secs(10);
+
+/// No handshake waits for longer: a client's patience is about that, and a longer line would help nobody in it.
+const QUEUE: Duration = Duration::from_secs(30);
 
 /// Whose connections are counted together.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -59,11 +62,15 @@ pub struct Usages(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     shards: [Mutex<HashMap<Key, Arc<Usage>>>; SHARDS],
-    /// Bytes a second of each workload; 0: as many as it likes. Of the generation whose number stands beside it.
+    /// Workloads that have connections.
+    seated: AtomicUsize,
+    /// Bytes and handshakes a second of each workload; 0: as many as it likes. Of the generation whose number stands beside them.
     bytes_per_second: AtomicU64,
+    handshakes_per_second: AtomicU64,
     generation: AtomicU64,
-    /// How often a connection has waited for its bytes.
+    /// How often a connection has waited for its bytes, and for its handshake.
     waits: AtomicU64,
+    handshake_waits: AtomicU64,
 }
 
 /// What one workload uses.
@@ -71,6 +78,7 @@ struct State {
 struct Usage {
     open: AtomicUsize,
     begun: Pace,
+    handshakes: Pace,
     bytes: Pace,
     /// When it was last said that it is refused, CLOCK_MONOTONIC in nanoseconds; 0: never.
     spoken_of: AtomicU64,
@@ -82,6 +90,16 @@ struct Usage {
 pub struct Seat {
     usage: Arc<Usage>,
     usages: Usages,
+}
+
+/// A handshake that has to wait for its time.
+#[derive(Debug)]
+pub struct Queued<'a> {
+    seat: &'a Seat,
+    /// What made it wait.
+    rate: NonZeroU64,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    due: u64,
 }
 
 /// Why a connection has none.
@@ -105,7 +123,11 @@ impl Usages {
         let seat = Seat { usage, usages: self.clone() };
         let most = limits.connections;
         let refuse = |reason, detail| Err(seat.usage.refuse(reason, detail, now));
-        if seat.usage.open.fetch_add(1, Relaxed) >= most {
+        let open = seat.usage.open.fetch_add(1, Relaxed);
+        if open == 0 {
+            self.0.seated.fetch_add(1, Relaxed);
+        }
+        if open >= most {
             let detail = format!("the workload has {most} connections (`limits.per_workload.connections`)");
             return refuse(Reason::WorkloadConnections, detail);
         }
@@ -121,20 +143,28 @@ impl Usages {
         Ok(seat)
     }
 
-    /// From now on workloads move so many bytes a second, also on the connections that they have: what the former rate
-    /// made them owe is forgotten. Does nothing where that of this generation, or a later one, holds already.
-    pub fn bytes_per_second(&self, rate: Option<NonZeroU64>, generation: u64) {
+    /// From now on workloads go at these rates, also on the connections that they have: what a former rate made them owe is
+    /// forgotten. Does nothing where those of this generation, or a later one, hold already.
+    pub fn go_by(&self, limits: &PerWorkload, generation: u64) {
         let state = &*self.0;
         if state.generation.load(Relaxed) >= generation
             || state.generation.fetch_max(generation, Relaxed) >= generation
         {
             return;
         }
-        let rate = rate.map_or(0, NonZeroU64::get);
-        if state.bytes_per_second.swap(rate, Relaxed) != rate {
-            for shard in 0..SHARDS {
-                self.shard(shard).values().for_each(|usage| usage.bytes.fill());
-            }
+        let bytes = limits.bytes_per_second.map_or(0, NonZeroU64::get);
+        if state.bytes_per_second.swap(bytes, Relaxed) != bytes {
+            self.forgive(|usage| &usage.bytes);
+        }
+        let handshakes = limits.handshakes_per_second.get();
+        if state.handshakes_per_second.swap(handshakes, Relaxed) != handshakes {
+            self.forgive(|usage| &usage.handshakes);
+        }
+    }
+
+    fn forgive(&self, of: impl Fn(&Usage) -> &Pace) {
+        for shard in 0..SHARDS {
+            self.shard(shard).values().for_each(|usage| of(usage).fill());
         }
     }
 
@@ -143,7 +173,9 @@ impl Usages {
         for shard in 0..SHARDS {
             // Whoever else holds one is about to count a connection in: under the lock nobody begins to.
             self.shard(shard).retain(|_, usage| {
-                Arc::strong_count(usage) > 1 || !usage.begun.is_full(now) || !usage.bytes.is_full(now)
+                let owes =
+                    [&usage.begun, &usage.handshakes, &usage.bytes].iter().any(|pace| !pace.is_full(now));
+                Arc::strong_count(usage) > 1 || owes
             });
         }
     }
@@ -154,6 +186,7 @@ impl Usages {
         telemetry.register(move |out| {
             out.single(&names::WORKLOADS, usages.len() as u64);
             out.single(&names::WORKLOAD_WAITS, usages.waits());
+            out.single(&names::WORKLOAD_HANDSHAKE_WAITS, usages.handshake_waits());
         });
     }
 
@@ -170,6 +203,11 @@ impl Usages {
     /// How often a connection has waited for its bytes so far.
     pub fn waits(&self) -> u64 {
         self.0.waits.load(Relaxed)
+    }
+
+    /// How often a handshake has waited for its time so far.
+    pub fn handshake_waits(&self) -> u64 {
+        self.0.handshake_waits.load(Relaxed)
     }
 
     fn shard(&self, shard: usize) -> MutexGuard<'_, HashMap<Key, Arc<Usage>>> {
@@ -210,11 +248,59 @@ impl Seat {
     pub fn owed(&self, now: u64) -> Duration {
         self.usage.bytes.owed(now)
     }
+
+    /// Takes a handshake out of the workload's share. `None`: it may begin at once, as all may of a workload that has the
+    /// agent to itself.
+    ///
+    /// # Errors
+    /// So many wait already that it would have to for more than thirty seconds.
+    pub fn queue(&self, now: u64) -> Result<Option<Queued<'_>>, Refused> {
+        let Some(rate) = self.handshake_rate() else { return Ok(None) };
+        let pace = &self.usage.handshakes;
+        if pace.owed(now) > QUEUE {
+            let detail = format!(
+                "the workload waits for as many handshakes as it may begin in {} s: {rate} in each \
+                 (`limits.per_workload.handshakes_per_second`)",
+                QUEUE.as_secs()
+            );
+            return Err(self.usage.refuse(Reason::WorkloadRate, detail, now));
+        }
+        let wait = pace.take(1, rate, now);
+        if wait == Duration::ZERO {
+            return Ok(None);
+        }
+        self.usages.0.handshake_waits.fetch_add(1, Relaxed);
+        Ok(Some(Queued { seat: self, rate, due: now + wait.as_nanos() as u64 }))
+    }
+
+    /// `None`: no other workload has connections, and who is alone is in nobody's way.
+    fn handshake_rate(&self) -> Option<NonZeroU64> {
+        let state = &*self.usages.0;
+        let rate = NonZeroU64::new(state.handshakes_per_second.load(Relaxed))?;
+        (state.seated.load(Relaxed) > 1).then_some(rate)
+    }
+}
+
+impl Queued<'_> {
+    /// How long until it may begin; zero where what made it wait has ended. `now` is CLOCK_MONOTONIC in nanoseconds.
+    pub fn left(&self, now: u64) -> Duration {
+        if self.seat.handshake_rate() != Some(self.rate) {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(self.due.saturating_sub(now))
+    }
+
+    /// It is not wanted any more: another one may have its time.
+    pub fn give_back(self) {
+        self.seat.usage.handshakes.give_back(1, self.rate);
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.usage.open.fetch_sub(1, Relaxed);
+        if self.usage.open.fetch_sub(1, Relaxed) == 1 {
+            self.usages.0.seated.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -226,7 +312,17 @@ mod tests {
 
     fn limits(connections: usize, rate: Option<u64>) -> PerWorkload {
         let new_connections_per_second = rate.and_then(NonZeroU64::new);
-        PerWorkload { connections, new_connections_per_second, bytes_per_second: None }
+        PerWorkload { connections, new_connections_per_second, ..free() }
+    }
+
+    fn free() -> PerWorkload {
+        let handshakes_per_second = NonZeroU64::MAX;
+        PerWorkload {
+            connections: 100,
+            new_connections_per_second: None,
+            handshakes_per_second,
+            bytes_per_second: None,
+        }
     }
 
     fn pod(uid: &str) -> Key {
@@ -272,21 +368,24 @@ mod tests {
     fn a_rate_is_the_latest_generations_and_forgives_what_another_made_owed() {
         let usages = Usages::default();
         let seat = usages.enter(pod("a"), &limits(5, None), SECOND).unwrap();
+        let go_by = |bytes_per_second, generation| {
+            usages.go_by(&PerWorkload { bytes_per_second, ..free() }, generation);
+        };
         assert_eq!(seat.rate(), None);
         let rate = NonZeroU64::new(10).unwrap();
-        usages.bytes_per_second(Some(rate), 2);
+        go_by(Some(rate), 2);
         assert_eq!(seat.rate(), Some(rate), "that of a connection from before, too");
         assert!(seat.pay(30, rate, SECOND) > Duration::ZERO);
-        usages.bytes_per_second(None, 1);
-        usages.bytes_per_second(Some(rate), 3);
+        go_by(None, 1);
+        go_by(Some(rate), 3);
         assert_eq!(
             (seat.rate(), seat.owed(SECOND)),
             (Some(rate), Duration::from_secs(2)),
             "nothing has changed"
         );
-        usages.bytes_per_second(NonZeroU64::new(20), 4);
+        go_by(NonZeroU64::new(20), 4);
         assert_eq!((seat.rate(), seat.owed(SECOND)), (NonZeroU64::new(20), Duration::ZERO));
-        usages.bytes_per_second(None, 5);
+        go_by(None, 5);
         assert_eq!(seat.rate(), None);
     }
 
@@ -308,5 +407,55 @@ mod tests {
         drop(held);
         usages.sweep(5 * SECOND);
         assert!(usages.is_empty());
+    }
+
+    #[test]
+    fn handshakes_beyond_the_rate_wait_while_others_have_connections() {
+        let usages = Usages::default();
+        usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
+        let a = usages.enter(pod("a"), &free(), SECOND).unwrap();
+        let waits = |now| a.queue(now).unwrap().map_or(Duration::ZERO, |queued| queued.left(now));
+        for _ in 0..100 {
+            assert_eq!(waits(SECOND), Duration::ZERO, "alone it has all");
+        }
+        let another_of_its_own = usages.enter(pod("a"), &free(), SECOND).unwrap();
+        assert_eq!(waits(SECOND), Duration::ZERO, "and is no other");
+        drop(another_of_its_own);
+        let b = usages.enter(pod("b"), &free(), SECOND).unwrap();
+        for _ in 0..10 {
+            assert_eq!(waits(SECOND), Duration::ZERO, "a second's worth at once");
+        }
+        assert_eq!(waits(SECOND), Duration::from_millis(100), "what it did alone is not held against it");
+        assert_eq!(waits(SECOND), Duration::from_millis(200));
+        assert_eq!(b.queue(SECOND).unwrap().map(|queued| queued.left(SECOND)), None);
+        let queued = a.queue(SECOND).unwrap().unwrap();
+        assert_eq!(queued.left(SECOND), Duration::from_millis(300));
+        queued.give_back();
+        let queued = a.queue(SECOND).unwrap().unwrap();
+        assert_eq!(queued.left(SECOND), Duration::from_millis(300), "given back and taken again");
+        assert_eq!(usages.handshake_waits(), 4);
+        drop(b);
+        assert_eq!(queued.left(SECOND), Duration::ZERO, "the last other one has left");
+        let _b = usages.enter(pod("b"), &free(), SECOND).unwrap();
+        assert_eq!(queued.left(SECOND), Duration::from_millis(300));
+        usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(11).unwrap(), ..free() }, 2);
+        assert_eq!(queued.left(SECOND), Duration::ZERO, "another rate holds");
+        assert_eq!(waits(SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_line_for_handshakes_is_bounded() {
+        let usages = Usages::default();
+        usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
+        let [a, _b] = ["a", "b"].map(|uid| usages.enter(pod(uid), &free(), SECOND).unwrap());
+        let queued = (0..1000).take_while(|_| a.queue(SECOND).is_ok()).count();
+        assert_eq!(
+            queued, 311,
+            "a second's worth at once, thirty seconds' worth in line, and one that finds the end"
+        );
+        let refused = a.queue(SECOND).unwrap_err();
+        assert_eq!(refused.reason, Reason::WorkloadRate);
+        assert!(refused.detail.contains("handshakes_per_second"), "{}", refused.detail);
+        assert!(a.queue(3 * SECOND).is_ok(), "who is refused holds no place");
     }
 }

@@ -8,5 +8,5 @@ mod limits;
 mod pace;
 
 pub use decide::{Decision, Subject, Why, decide};
-pub use limits::{Key, Refused, Seat, Usages};
+pub use limits::{Key, Queued, Refused, Seat, Usages};
 pub use pace::Pace;

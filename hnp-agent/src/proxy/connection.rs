@@ -23,12 +23,12 @@ use super::record::Recording;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque, turned_away};
 use crate::config::plan::{Enforcement, Plan, RouteIndex};
-use crate::policy::Key;
+use crate::policy::{Key, Seat};
 use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::migration::Beginning;
 use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
-use crate::upstream::UpstreamConnection;
+use crate::upstream::{HasLeft, UpstreamConnection, Wanting};
 use crate::workload::{Caller, Workload};
 
 /// A captured client connection.
@@ -49,6 +49,8 @@ pub struct Client {
     pub standing: Rc<Standing>,
     /// The upstream connection that this client has authenticated.
     pub bound: Option<Box<Bound>>,
+    /// Its place among those of its workload; `None`: it has none yet.
+    pub seat: Option<Rc<Seat>>,
     /// What it begins with is counted.
     pub counted: bool,
     /// The destination has left the configuration: the connection ends with the next answer.
@@ -90,6 +92,7 @@ impl Client {
             standing: police.standing(),
             // A client of HTTP/2 shares its connection with itself alone and cannot say which request proved what.
             bound: None,
+            seat: self.seat.clone(),
             counted: self.counted,
             last: self.last,
             asked: self.asked.as_ref().map(|asked| Box::new(asked.of_stream())),
@@ -124,6 +127,11 @@ impl Client {
             Some(uid) => Caller::Pod(uid),
             None => Caller::Unknown { why: "the caller's cgroup is not that of a pod", likely },
         }
+    }
+
+    /// As who wants an upstream connection.
+    pub fn wanting<'a>(&'a self, has_left: HasLeft<'a>) -> Wanting<'a> {
+        Wanting { caller: self.caller(), has_left, seat: self.seat.as_deref() }
     }
 
     /// Whether it may use a route, by the route's policy.
@@ -213,6 +221,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: O
                 admitted,
                 standing: lanes.police.standing(),
                 bound,
+                seat: None,
                 counted: false,
                 last: false,
                 asked,
@@ -220,7 +229,7 @@ pub async fn serve(lanes: &Lanes, stream: TcpStream, peer: SocketAddr, permit: O
             let key = Key::captured(&client.base.workload, flow.cgroup_id);
             // Boxed: its answers are rare.
             let admitted = Box::pin(turned_away::admit(lanes, &worker, client, key, permit)).await;
-            let Some((mut client, _seat, _permit)) = admitted else { return };
+            let Some((mut client, _permit)) = admitted else { return };
             if opaque {
                 client.begins_with(&worker, first, Beginning::Opaque);
                 // Boxed: HTTP connections would hold its state too.

@@ -22,7 +22,7 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
     }
     recording.show();
     let has_left = || client.stream.has_left();
-    let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
+    let mut upstream = match worker.upstreams.connect_fresh(route, client.wanting(&has_left)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             recording.failed_upstream(plan, &error);

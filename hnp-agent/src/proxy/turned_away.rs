@@ -13,7 +13,7 @@ use super::record::Recording;
 use super::tls;
 use super::worker::{Lanes, Worker};
 use crate::clock::monotonic_ns;
-use crate::policy::{Key, Refused, Seat};
+use crate::policy::{Key, Refused};
 
 /// So many of a worker's connections are told at a time; the others are reset at once. Few beside all that a worker may
 /// have, as nothing else bounds them.
@@ -29,15 +29,16 @@ pub(super) async fn admit(
     mut client: Box<Client>,
     key: Key,
     permit: OwnedSemaphorePermit,
-) -> Option<(Box<Client>, Rc<Seat>, OwnedSemaphorePermit)> {
+) -> Option<(Box<Client>, OwnedSemaphorePermit)> {
     let limits = &worker.plan.limits.per_workload;
     // Housekeeping does this too, for connections that there are; a new one goes by its own configuration at once.
-    lanes.around.usages.bytes_per_second(limits.bytes_per_second, worker.generation.number);
+    lanes.around.usages.go_by(limits, worker.generation.number);
     match lanes.around.usages.enter(key, limits, monotonic_ns()) {
         Ok(seat) => {
             let seat = Rc::new(seat);
             client.stream = client.stream.paced(&seat);
-            Some((client, seat, permit))
+            client.seat = Some(seat);
+            Some((client, permit))
         }
         Err(refused) => {
             drop(permit);

@@ -191,8 +191,7 @@ impl Lanes {
     /// configuration's pace. Call it a few times a second.
     pub fn look_at_policies(&self) {
         let newest = self.newest();
-        let rate = newest.plan.limits.per_workload.bytes_per_second;
-        self.around.usages.bytes_per_second(rate, newest.generation.number);
+        self.around.usages.go_by(&newest.plan.limits.per_workload, newest.generation.number);
         self.police.look(&newest);
     }
 

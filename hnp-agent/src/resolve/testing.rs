@@ -11,6 +11,7 @@ use hickory_proto::rr::{RData, Record, RecordType};
 use tokio::time::Instant;
 
 use super::Resolver;
+use crate::config::defaults;
 use crate::config::plan::{
     self, Admin, Capture, Cidr, Destination, Enforcement, Host, Limits, Log, LogFormat, Mode, PerWorkload,
     Plan, Protocol, Route, RuntimeSocket, Target, Timeouts, Upstream, UpstreamWay, Workloads,
@@ -293,6 +294,7 @@ pub(super) fn plan(routes: &[(&[&str], Enforcement)]) -> Plan {
             per_workload: PerWorkload {
                 connections: 50,
                 new_connections_per_second: None,
+                handshakes_per_second: defaults::HANDSHAKES,
                 bytes_per_second: None,
             },
         },

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::record::{AccessRecord, Dialled};
+use super::record::{AccessRecord, Delay, Dialled};
 use super::time::write_rfc3339;
 use crate::config::plan::LogFormat;
 
@@ -15,7 +15,7 @@ use crate::config::plan::LogFormat;
 const VALUE_BYTES: usize = 4096;
 
 /// Every field of an access line, in the order they are written. Fields without a value are left out.
-pub const FIELDS: [&str; 42] = [
+pub const FIELDS: [&str; 43] = [
     "ts",
     "kind",
     "flow",
@@ -52,6 +52,7 @@ pub const FIELDS: [&str; 42] = [
     "duration_ms",
     "connect_ms",
     "outage_ms",
+    "handshake_wait_ms",
     "first_byte_ms",
     "tls",
     "kx",
@@ -180,8 +181,11 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     sink.millis("duration_ms", record.duration);
     if let Some(upstream) = &record.upstream {
         sink.millis("connect_ms", upstream.connect);
-        if upstream.outage > Duration::ZERO {
-            sink.millis("outage_ms", upstream.outage);
+        let Delay { outage, handshake } = upstream.delay;
+        for (name, waited) in [("outage_ms", outage), ("handshake_wait_ms", handshake)] {
+            if waited > Duration::ZERO {
+                sink.millis(name, waited);
+            }
         }
         if let Some(first_byte) = upstream.first_byte {
             sink.millis("first_byte_ms", first_byte);
@@ -397,7 +401,7 @@ pub(super) mod tests {
                 protocol: Some(HttpVersion::H2),
                 reused: false,
                 connect: Duration::from_millis(3),
-                outage: Duration::from_millis(4),
+                delay: Delay { outage: Duration::from_millis(4), handshake: Duration::from_millis(5) },
                 first_byte: Some(Duration::from_micros(1500)),
                 tls_version: Some("TLSv1.3"),
                 key_exchange: Some("X25519MLKEM768"),

@@ -323,7 +323,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::record::{AccessRecord, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
+    use crate::telemetry::record::{AccessRecord, Delay, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
 
     const CONFIG: &str = "
 identities: {c: {certificate: /c, key: /k}}
@@ -365,7 +365,7 @@ workers: 2
                 protocol: None,
                 reused: false,
                 connect: Duration::from_millis(3),
-                outage: Duration::ZERO,
+                delay: Delay::default(),
                 first_byte: None,
                 tls_version: None,
                 key_exchange: None,

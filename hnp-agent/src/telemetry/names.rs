@@ -38,6 +38,7 @@ metrics! {
     CONNECTIONS_BEGUN = "hnp_connections_begun", Counter, "Captured connections, by route and what they begin with";
     CONNECTIONS = "hnp_connections", Counter, "Client connections that ended, by route and reason";
     WORKLOADS = "hnp_workloads", Gauge, "Workloads with connections open, or with some so lately that they count for a rate";
+    WORKLOAD_HANDSHAKE_WAITS = "hnp_workload_handshake_waits", Counter, "TLS handshakes that waited because their workload had begun as many as it may in a second";
     WORKLOAD_WAITS = "hnp_workload_waits", Counter, "Pauses of connections whose workload had moved as many bytes as it may in a second";
     POLICY_DECISIONS = "hnp_policy_decisions", Counter, "Decisions of routes' policies: allow, deny, and revoke for what was allowed before; with dry_run, what would have been";
     CONNECTIONS_OPEN = "hnp_connections_open", Gauge, "Client connections open now";

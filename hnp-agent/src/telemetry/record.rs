@@ -98,6 +98,15 @@ pub struct AskedRecord {
     pub address: Option<SocketAddr>,
 }
 
+/// What a connection was waited for before it was dialled, or found; zero where it was not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Delay {
+    /// The upstream could not be dialled.
+    pub outage: Duration,
+    /// The workload had begun as many handshakes as it may.
+    pub handshake: Duration,
+}
+
 /// The upstream side of a record.
 #[derive(Clone, Debug)]
 pub struct UpstreamRecord {
@@ -111,8 +120,8 @@ pub struct UpstreamRecord {
     pub reused: bool,
     /// Resolve, TCP connect and TLS handshake together; zero when reused.
     pub connect: Duration,
-    /// How long it waited because the upstream could not be dialled; zero where it could at once.
-    pub outage: Duration,
+    /// What it waited for before.
+    pub delay: Delay,
     /// From the last byte of the request's head sent to the first byte of the answer.
     pub first_byte: Option<Duration>,
     /// Such as `TLSv1.3`; `None` in cleartext (passthrough).

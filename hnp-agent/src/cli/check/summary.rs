@@ -426,6 +426,7 @@ fn per_workload(limits: &PerWorkload) -> String {
     if let Some(rate) = limits.new_connections_per_second {
         text.push_str(&format!(", {rate} new ones a second"));
     }
+    text.push_str(&format!(", {} handshakes a second beside others", limits.handshakes_per_second));
     if let Some(rate) = limits.bytes_per_second {
         text.push_str(&format!(", {rate} bytes a second"));
     }

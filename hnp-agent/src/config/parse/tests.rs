@@ -37,7 +37,7 @@ routes:
     upstream_proxy: corp
     timeouts: {head: 1s, idle: 2s, connect: 3s, tls: 4s, response: 5s, ping: 6s}
     pool_idle: 0
-limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, bytes_per_second: 64KiB}}
+limits: {connections: 10, head_bytes: 8KiB, buffer_bytes: 1MiB, per_workload: {connections: 3, new_connections_per_second: 2, handshakes_per_second: 7, bytes_per_second: 64KiB}}
 workloads: {runtime: /run/cri.sock, deadline: 700ms}
 resolver: {resolv_conf: /a, hosts: /b, grace: 1m, min_ttl: 1s, max_ttl: 2s}
 kubernetes: {api: "https://[fd00::1]:6443/", service_account: /sa, node_name: n1, startup_taint: example.org/wait, daemonset: hnp/agent}
@@ -121,6 +121,7 @@ fn every_key_is_read() {
     let per_workload = PerWorkload {
         connections: 3,
         new_connections_per_second: NonZeroU64::new(2),
+        handshakes_per_second: NonZeroU64::new(7).unwrap(),
         bytes_per_second: NonZeroU64::new(65_536),
     };
     assert_eq!(

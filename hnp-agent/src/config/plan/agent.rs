@@ -25,6 +25,8 @@ pub struct PerWorkload {
     pub connections: usize,
     /// Connections begun in a second, and as many at once; `None`: any number.
     pub new_connections_per_second: Option<NonZeroU64>,
+    /// TLS handshakes begun in a second, and as many at once, while other workloads have connections; what is beyond waits.
+    pub handshakes_per_second: NonZeroU64,
     /// Bytes moved in a second, to and from the workload together, and as many at once; `None`: any number.
     pub bytes_per_second: Option<NonZeroU64>,
 }

@@ -96,6 +96,7 @@ pub(in crate::proxy) async fn serve(
         admitted,
         standing,
         bound,
+        seat: None,
         counted: false,
         last: false,
         asked,
@@ -168,7 +169,7 @@ async fn count_in(
 ) {
     let key = Key::at_gateway(&client.base.workload, client.flow.client.ip().to_canonical());
     let admitted = turned_away::admit(lanes, worker, client, key, permit).await;
-    let Some((client, _seat, _permit)) = admitted else { return };
+    let Some((client, _permit)) = admitted else { return };
     requests(lanes, client, begun).await;
 }
 
