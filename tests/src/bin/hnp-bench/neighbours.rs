@@ -34,7 +34,7 @@ const START: Duration = Duration::from_secs(2);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What a hostile pod may do, one thing at a time and all together.
-const ATTACKS: [(&str, Attack); 8] = [
+const ATTACKS: [(&str, Attack); 10] = [
     ("10,000 silent connections", Attack { silent: 10_000, ..NOTHING }),
     ("500 slow readers", Attack { slow: 500, ..NOTHING }),
     ("300 new connections a second", Attack { new: 300, ..NOTHING }),
@@ -42,14 +42,20 @@ const ATTACKS: [(&str, Attack); 8] = [
     ("50 handshakes a second", Attack { handshakes: 50, ..NOTHING }),
     ("50 at once, each second", Attack { at_once: 50, ..NOTHING }),
     ("all of it", ALL),
-    ("all of it, over its limits", Attack { limits: LIMITS, at_once: 50, ..ALL }),
+    ("bursts, by default", Attack { limits: DEFAULT, at_once: 50, ..NOTHING }),
+    // With more it would have taken the places of its own attacks.
+    ("all of it and bursts, by default", Attack { limits: DEFAULT, silent: 2500, at_once: 50, ..ALL }),
+    ("all of it and bursts, over its limits", Attack { limits: LIMITS, at_once: 50, ..ALL }),
 ];
 const NOTHING: Attack =
     Attack { silent: 0, slow: 0, new: 0, garbage: 0, handshakes: 0, at_once: 0, limits: NO_LIMITS };
 const ALL: Attack = Attack { silent: 9500, slow: 500, new: 300, garbage: 300, handshakes: 50, ..NOTHING };
 
 /// Nothing is turned away: what the agent's carrying does to the neighbours.
-const NO_LIMITS: &str = "connections: 20000, per_workload: {connections: 15000}";
+const NO_LIMITS: &str =
+    "connections: 20000, per_workload: {connections: 15000, handshakes_per_second: 1000000}";
+/// What holds where nobody has said anything.
+const DEFAULT: &str = "";
 /// What a pod might be given that lives for a minute.
 const LIMITS: &str = "per_workload: {connections: 1000, new_connections_per_second: 20}";
 
@@ -203,8 +209,10 @@ fn config(scene: &Scene, limits: &str) -> Config {
     let opaque = Route::opaque("opaque", &[&opaque], &upstream).with(IDENTITY, TRUST);
     let mut config =
         scene.config().route(scene.route().set("timeouts", "{head: 120s, idle: 120s}")).route(opaque);
-    config.capture = "connections_per_pod: 100000".to_owned();
-    config.limits = limits.to_owned();
+    if limits != DEFAULT {
+        config.capture = "connections_per_pod: 100000".to_owned();
+        config.limits = limits.to_owned();
+    }
     config
 }
 
