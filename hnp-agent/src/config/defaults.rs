@@ -74,7 +74,7 @@ pub const CONNECTIONS: usize = 20_000;
 pub fn per_workload(connections: usize, captured: u32) -> usize {
     (connections / 2).clamp(1, captured.max(1) as usize)
 }
-/// So many handshakes a second of one pod move its neighbours' 99th percentile by less than a tenth on two cores
+/// So many handshakes a second of one pod move its neighbours' 99th percentile by a tenth or so on two cores
 /// (`cargo xtask bench neighbours`), and a pod whose connections are kept needs a few in its life.
 pub const HANDSHAKES: NonZeroU64 = NonZeroU64::new(20).unwrap();
 /// What common servers take at most as a request's head (nginx 32 KiB, Node 16 KiB), doubled.
