@@ -92,7 +92,7 @@ pub struct Seat {
     usages: Usages,
 }
 
-/// A handshake that has to wait for its time.
+/// A handshake that has to wait for its time. Dropped before it has begun, another one may have that.
 #[derive(Debug)]
 pub struct Queued<'a> {
     seat: &'a Seat,
@@ -100,6 +100,7 @@ pub struct Queued<'a> {
     rate: NonZeroU64,
     /// CLOCK_MONOTONIC in nanoseconds.
     due: u64,
+    begun: bool,
 }
 
 /// Why a connection has none.
@@ -258,19 +259,21 @@ impl Seat {
         let Some(rate) = self.handshake_rate() else { return Ok(None) };
         let pace = &self.usage.handshakes;
         if pace.owed(now) > QUEUE {
+            let reason = Reason::WorkloadRate;
             let detail = format!(
                 "the workload waits for as many handshakes as it may begin in {} s: {rate} in each \
                  (`limits.per_workload.handshakes_per_second`)",
                 QUEUE.as_secs()
             );
-            return Err(self.usage.refuse(Reason::WorkloadRate, detail, now));
+            // Its access line says so; nobody is turned away at the door.
+            return Err(Refused { reason, detail, speak: None });
         }
         let wait = pace.take(1, rate, now);
         if wait == Duration::ZERO {
             return Ok(None);
         }
         self.usages.0.handshake_waits.fetch_add(1, Relaxed);
-        Ok(Some(Queued { seat: self, rate, due: now + wait.as_nanos() as u64 }))
+        Ok(Some(Queued { seat: self, rate, due: now + wait.as_nanos() as u64, begun: false }))
     }
 
     /// `None`: no other workload has connections, and who is alone is in nobody's way.
@@ -290,9 +293,18 @@ impl Queued<'_> {
         Duration::from_nanos(self.due.saturating_sub(now))
     }
 
-    /// It is not wanted any more: another one may have its time.
-    pub fn give_back(self) {
-        self.seat.usage.handshakes.give_back(1, self.rate);
+    /// It begins.
+    pub fn begin(mut self) {
+        self.begun = true;
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        // What was owed at another rate is forgiven already.
+        if !self.begun && self.seat.handshake_rate() == Some(self.rate) {
+            self.seat.usage.handshakes.give_back(1, self.rate);
+        }
     }
 }
 
@@ -414,7 +426,12 @@ mod tests {
         let usages = Usages::default();
         usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
         let a = usages.enter(pod("a"), &free(), SECOND).unwrap();
-        let waits = |now| a.queue(now).unwrap().map_or(Duration::ZERO, |queued| queued.left(now));
+        let waits = |now| {
+            let Some(queued) = a.queue(now).unwrap() else { return Duration::ZERO };
+            let left = queued.left(now);
+            queued.begin();
+            left
+        };
         for _ in 0..100 {
             assert_eq!(waits(SECOND), Duration::ZERO, "alone it has all");
         }
@@ -430,7 +447,7 @@ mod tests {
         assert_eq!(b.queue(SECOND).unwrap().map(|queued| queued.left(SECOND)), None);
         let queued = a.queue(SECOND).unwrap().unwrap();
         assert_eq!(queued.left(SECOND), Duration::from_millis(300));
-        queued.give_back();
+        drop(queued);
         let queued = a.queue(SECOND).unwrap().unwrap();
         assert_eq!(queued.left(SECOND), Duration::from_millis(300), "given back and taken again");
         assert_eq!(usages.handshake_waits(), 4);
@@ -448,9 +465,10 @@ mod tests {
         let usages = Usages::default();
         usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
         let [a, _b] = ["a", "b"].map(|uid| usages.enter(pod(uid), &free(), SECOND).unwrap());
-        let queued = (0..1000).take_while(|_| a.queue(SECOND).is_ok()).count();
+        let begins = || a.queue(SECOND).map(|queued| queued.into_iter().for_each(Queued::begin)).is_ok();
+        let begun = (0..1000).take_while(|_| begins()).count();
         assert_eq!(
-            queued, 311,
+            begun, 311,
             "a second's worth at once, thirty seconds' worth in line, and one that finds the end"
         );
         let refused = a.queue(SECOND).unwrap_err();

@@ -171,6 +171,7 @@ async fn turn(client: &Client) -> Result<(), Refused> {
     let queued = client.seat.as_deref().map(|seat| seat.queue(monotonic_ns())).transpose()?;
     if let Some(queued) = queued.flatten() {
         rota::due(&queued).await;
+        queued.begin();
     }
     Ok(())
 }

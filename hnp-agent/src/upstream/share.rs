@@ -91,8 +91,8 @@ impl Upstreams {
                 }
             }
         };
-        if found.is_some() {
-            queued.give_back();
+        if found.is_none() {
+            queued.begin();
         }
         Ok((found, since.elapsed()))
     }

@@ -560,6 +560,7 @@ fn relations_between_keys_are_checked() {
             "limits: {per_workload: {new_connections_per_second: 0}}",
             "limits.per_workload.new_connections_per_second",
         ),
+        ("limits: {per_workload: {handshakes_per_second: 0}}", "limits.per_workload.handshakes_per_second"),
         ("workloads: {deadline: 9ms}", "workloads.deadline"),
         ("workloads: {deadline: 61s}", "workloads.deadline"),
         ("log: {level: inof}", "log.level"),
