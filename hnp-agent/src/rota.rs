@@ -4,8 +4,7 @@
 //! once it has run what it knows of, so hundreds of steps that become ready at once, which one workload alone can bring
 //! about, would keep everybody's requests waiting for all of them. Here a step has the thread's turn, which ends after the
 //! kernel was asked again; and workloads are given turns one after the other, so who has many handshakes under way delays a
-//! neighbour's by one step each time. When a workload's next one begins at all is its share's business (`policy`), and waited
-//! for here.
+//! neighbour's by one step each time.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,15 +14,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::sleep;
-
-use crate::clock::monotonic_ns;
-use crate::policy::Queued;
 
 /// Who has one thread's turn. Clones are the same.
 #[derive(Clone, Default)]
@@ -50,20 +44,6 @@ struct Turn(Option<Rota>);
 struct Bell {
     rung: AtomicBool,
     listener: AtomicWaker,
-}
-
-/// A pause is looked at this often: what made it may have ended.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Waits until a handshake may begin.
-pub async fn due(queued: &Queued<'_>) {
-    loop {
-        let left = queued.left(monotonic_ns());
-        if left.is_zero() {
-            return;
-        }
-        sleep(left.min(LOOK)).await;
-    }
 }
 
 impl Rota {

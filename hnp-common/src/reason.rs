@@ -225,7 +225,7 @@ reasons! {
 
     /// The workload has as many connections as one may have, over all its containers.
     WorkloadConnections = 120, "workload_connections", Client, 429, "Look for a connection leak in the workload, or raise `limits.per_workload.connections`.";
-    /// The workload begins connections faster than one may.
+    /// The workload begins connections, or handshakes, faster than one may.
     WorkloadRate = 121, "workload_rate", Client, 429, "Have the workload keep its connections, or raise the limit of `limits.per_workload` that the detail names.";
     /// The route's policy does not let this workload use it.
     PolicyDenied = 122, "policy_denied", Client, 403, "The message says which rule decided; change `policy` of the route, or the workload's labels, service account or namespace.";

@@ -17,7 +17,8 @@ use crate::proxy::http1::exchange::{PAGE, is_about_certificate, unanswered};
 use crate::proxy::http1::head::find_end;
 use crate::proxy::http1::response::{Asked, Response};
 use crate::skew;
-use crate::upstream::{Need, Wanting};
+use crate::upstream::Need;
+use crate::workload::Caller;
 
 /// How long an opaque upstream is listened to: it may have nothing to say before it is spoken to, and a refusal comes at once.
 pub(super) const LISTEN: Duration = Duration::from_secs(2);
@@ -68,13 +69,13 @@ impl Look<'_> {
     }
 
     async fn request(&self, path: &str) -> Result<Answer, Failure> {
-        let connected = self.upstreams.connect(self.index, Wanting::AGENT, Need::Any).await;
+        let connected = self.upstreams.connect(self.index, Caller::Agent, Need::Any, &|| false).await;
         let mut connection = connected.map_err(|error| (error.reason, error.detail))?;
         self.ask(&mut connection.io, path).await
     }
 
     async fn connection(&self) -> Result<Option<Answer>, Failure> {
-        let connected = self.upstreams.connect_fresh(self.index, Wanting::AGENT).await;
+        let connected = self.upstreams.connect_fresh(self.index, Caller::Agent, &|| false).await;
         let mut connection = connected.map_err(|error| (error.reason, error.detail))?;
         match listen(&mut connection.io).await {
             Ok(()) => Ok(None),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hnp_common::Reason;
 
 use super::pace::Pace;
+use crate::clock::monotonic_ns;
 use crate::config::plan::PerWorkload;
 use crate::telemetry::{Telemetry, names};
 use crate::workload::Workload;
@@ -22,6 +23,8 @@ const SHARDS: usize = 16;
 /// A workload that is refused is spoken of as often as this; the metrics have every one.
 const SPOKEN_OF: Duration = Duration::from_secs(10);
 
+/// Neighbours that connect now and then are neighbours in between: in nanoseconds.
+const COMES_BACK: u64 = 10_000_000_000;
 /// No handshake waits for longer: a client's patience is about that, and a longer line would help nobody in it.
 const QUEUE: Duration = Duration::from_secs(30);
 
@@ -64,6 +67,8 @@ struct State {
     shards: [Mutex<HashMap<Key, Arc<Usage>>>; SHARDS],
     /// Workloads that have connections.
     seated: AtomicUsize,
+    /// Where there is but one: when it counts as alone, CLOCK_MONOTONIC in nanoseconds.
+    alone_from: AtomicU64,
     /// Bytes and handshakes a second of each workload; 0: as many as it likes. Of the generation whose number stands beside them.
     bytes_per_second: AtomicU64,
     handshakes_per_second: AtomicU64,
@@ -92,7 +97,7 @@ pub struct Seat {
     usages: Usages,
 }
 
-/// A handshake that has to wait for its time. Dropped before it has begun, another one may have that.
+/// A handshake that has to wait for its time.
 #[derive(Debug)]
 pub struct Queued<'a> {
     seat: &'a Seat,
@@ -100,7 +105,6 @@ pub struct Queued<'a> {
     rate: NonZeroU64,
     /// CLOCK_MONOTONIC in nanoseconds.
     due: u64,
-    begun: bool,
 }
 
 /// Why a connection has none.
@@ -251,13 +255,17 @@ impl Seat {
     }
 
     /// Takes a handshake out of the workload's share. `None`: it may begin at once, as all may of a workload that has the
-    /// agent to itself.
+    /// agent to itself. `now` is CLOCK_MONOTONIC in nanoseconds, here and below.
     ///
     /// # Errors
     /// So many wait already that it would have to for more than thirty seconds.
-    pub fn queue(&self, now: u64) -> Result<Option<Queued<'_>>, Refused> {
-        let Some(rate) = self.handshake_rate() else { return Ok(None) };
+    pub fn begin_handshake(&self, now: u64) -> Result<Option<Queued<'_>>, Refused> {
         let pace = &self.usage.handshakes;
+        let Some(rate) = self.handshake_rate(now) else {
+            // What it owes, it owes to nobody.
+            pace.fill();
+            return Ok(None);
+        };
         if pace.owed(now) > QUEUE {
             let reason = Reason::WorkloadRate;
             let detail = format!(
@@ -273,45 +281,32 @@ impl Seat {
             return Ok(None);
         }
         self.usages.0.handshake_waits.fetch_add(1, Relaxed);
-        Ok(Some(Queued { seat: self, rate, due: now + wait.as_nanos() as u64, begun: false }))
+        Ok(Some(Queued { seat: self, rate, due: now + wait.as_nanos() as u64 }))
     }
 
-    /// `None`: no other workload has connections, and who is alone is in nobody's way.
-    fn handshake_rate(&self) -> Option<NonZeroU64> {
+    /// `None`: no other workload has connections, or had any of late, and who is alone is in nobody's way.
+    fn handshake_rate(&self, now: u64) -> Option<NonZeroU64> {
         let state = &*self.usages.0;
         let rate = NonZeroU64::new(state.handshakes_per_second.load(Relaxed))?;
-        (state.seated.load(Relaxed) > 1).then_some(rate)
+        (state.seated.load(Relaxed) > 1 || now < state.alone_from.load(Relaxed)).then_some(rate)
     }
 }
 
 impl Queued<'_> {
-    /// How long until it may begin; zero where what made it wait has ended. `now` is CLOCK_MONOTONIC in nanoseconds.
+    /// How long until it may begin; zero where what made it wait has ended.
     pub fn left(&self, now: u64) -> Duration {
-        if self.seat.handshake_rate() != Some(self.rate) {
+        if self.seat.handshake_rate(now) != Some(self.rate) {
             return Duration::ZERO;
         }
         Duration::from_nanos(self.due.saturating_sub(now))
-    }
-
-    /// It begins.
-    pub fn begin(mut self) {
-        self.begun = true;
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        // What was owed at another rate is forgiven already.
-        if !self.begun && self.seat.handshake_rate() == Some(self.rate) {
-            self.seat.usage.handshakes.give_back(1, self.rate);
-        }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.usage.open.fetch_sub(1, Relaxed) == 1 {
-            self.usages.0.seated.fetch_sub(1, Relaxed);
+        let state = &*self.usages.0;
+        if self.usage.open.fetch_sub(1, Relaxed) == 1 && state.seated.fetch_sub(1, Relaxed) == 2 {
+            state.alone_from.fetch_max(monotonic_ns().saturating_add(COMES_BACK), Relaxed);
         }
     }
 }
@@ -422,42 +417,43 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_beyond_the_rate_wait_while_others_have_connections() {
+    fn handshakes_beyond_the_rate_wait_while_others_have_connections_or_had_of_late() {
         let usages = Usages::default();
         usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
-        let a = usages.enter(pod("a"), &free(), SECOND).unwrap();
-        let waits = |now| {
-            let Some(queued) = a.queue(now).unwrap() else { return Duration::ZERO };
-            let left = queued.left(now);
-            queued.begin();
-            left
-        };
+        // When a neighbour leaves is asked of the clock.
+        let now = monotonic_ns();
+        let a = usages.enter(pod("a"), &free(), now).unwrap();
+        let waits = |now| a.begin_handshake(now).unwrap().map_or(Duration::ZERO, |queued| queued.left(now));
         for _ in 0..100 {
-            assert_eq!(waits(SECOND), Duration::ZERO, "alone it has all");
+            assert_eq!(waits(now), Duration::ZERO, "alone it has all");
         }
-        let another_of_its_own = usages.enter(pod("a"), &free(), SECOND).unwrap();
-        assert_eq!(waits(SECOND), Duration::ZERO, "and is no other");
+        let another_of_its_own = usages.enter(pod("a"), &free(), now).unwrap();
+        assert_eq!(waits(now), Duration::ZERO, "and is no other");
         drop(another_of_its_own);
-        let b = usages.enter(pod("b"), &free(), SECOND).unwrap();
+        assert_eq!(waits(now), Duration::ZERO);
+        let b = usages.enter(pod("b"), &free(), now).unwrap();
         for _ in 0..10 {
-            assert_eq!(waits(SECOND), Duration::ZERO, "a second's worth at once");
+            assert_eq!(waits(now), Duration::ZERO, "a second's worth at once");
         }
-        assert_eq!(waits(SECOND), Duration::from_millis(100), "what it did alone is not held against it");
-        assert_eq!(waits(SECOND), Duration::from_millis(200));
-        assert_eq!(b.queue(SECOND).unwrap().map(|queued| queued.left(SECOND)), None);
-        let queued = a.queue(SECOND).unwrap().unwrap();
-        assert_eq!(queued.left(SECOND), Duration::from_millis(300));
-        drop(queued);
-        let queued = a.queue(SECOND).unwrap().unwrap();
-        assert_eq!(queued.left(SECOND), Duration::from_millis(300), "given back and taken again");
-        assert_eq!(usages.handshake_waits(), 4);
+        assert_eq!(waits(now), Duration::from_millis(100), "what it did alone is not held against it");
+        assert_eq!(waits(now), Duration::from_millis(200));
+        assert_eq!(b.begin_handshake(now).unwrap().map(|queued| queued.left(now)), None);
+        let queued = a.begin_handshake(now).unwrap().unwrap();
+        assert_eq!(queued.left(now), Duration::from_millis(300));
+        assert_eq!(usages.handshake_waits(), 3);
         drop(b);
-        assert_eq!(queued.left(SECOND), Duration::ZERO, "the last other one has left");
-        let _b = usages.enter(pod("b"), &free(), SECOND).unwrap();
-        assert_eq!(queued.left(SECOND), Duration::from_millis(300));
+        assert_eq!(queued.left(now), Duration::from_millis(300), "the other one may come back");
+        let later = monotonic_ns() + COMES_BACK;
+        assert_eq!(queued.left(later), Duration::ZERO, "it has not");
+        assert_eq!(waits(later), Duration::ZERO, "and nothing is owed any more");
+        let _b = usages.enter(pod("b"), &free(), now).unwrap();
+        for _ in 0..10 {
+            assert_eq!(waits(now), Duration::ZERO);
+        }
+        assert_eq!(waits(now), Duration::from_millis(100));
         usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(11).unwrap(), ..free() }, 2);
-        assert_eq!(queued.left(SECOND), Duration::ZERO, "another rate holds");
-        assert_eq!(waits(SECOND), Duration::ZERO);
+        assert_eq!(queued.left(now), Duration::ZERO, "another rate holds");
+        assert_eq!(waits(now), Duration::ZERO);
     }
 
     #[test]
@@ -465,15 +461,14 @@ mod tests {
         let usages = Usages::default();
         usages.go_by(&PerWorkload { handshakes_per_second: NonZeroU64::new(10).unwrap(), ..free() }, 1);
         let [a, _b] = ["a", "b"].map(|uid| usages.enter(pod(uid), &free(), SECOND).unwrap());
-        let begins = || a.queue(SECOND).map(|queued| queued.into_iter().for_each(Queued::begin)).is_ok();
-        let begun = (0..1000).take_while(|_| begins()).count();
+        let begun = (0..1000).take_while(|_| a.begin_handshake(SECOND).is_ok()).count();
         assert_eq!(
             begun, 311,
             "a second's worth at once, thirty seconds' worth in line, and one that finds the end"
         );
-        let refused = a.queue(SECOND).unwrap_err();
+        let refused = a.begin_handshake(SECOND).unwrap_err();
         assert_eq!(refused.reason, Reason::WorkloadRate);
         assert!(refused.detail.contains("handshakes_per_second"), "{}", refused.detail);
-        assert!(a.queue(3 * SECOND).is_ok(), "who is refused holds no place");
+        assert!(a.begin_handshake(3 * SECOND).is_ok(), "who is refused holds no place");
     }
 }

@@ -41,11 +41,6 @@ impl Pace {
         Duration::from_nanos(next(full).saturating_sub(now.saturating_add(DEPTH)))
     }
 
-    /// Undoes that so many were taken.
-    pub fn give_back(&self, n: u64, rate: NonZeroU64) {
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |full| Some(full.saturating_sub(cost(n, rate))));
-    }
-
     /// How long it is until the bucket is no longer empty.
     pub fn owed(&self, now: u64) -> Duration {
         Duration::from_nanos(self.0.load(Relaxed).saturating_sub(now.saturating_add(DEPTH)))

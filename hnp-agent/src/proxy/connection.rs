@@ -28,7 +28,7 @@ use crate::serving::Terms;
 use crate::serving::certificate::{ClientCertificate, ClientTls};
 use crate::telemetry::migration::Beginning;
 use crate::telemetry::record::{AccessRecord, Dialled, HttpVersion};
-use crate::upstream::{HasLeft, UpstreamConnection, Wanting};
+use crate::upstream::UpstreamConnection;
 use crate::workload::{Caller, Workload};
 
 /// A captured client connection.
@@ -127,11 +127,6 @@ impl Client {
             Some(uid) => Caller::Pod(uid),
             None => Caller::Unknown { why: "the caller's cgroup is not that of a pod", likely },
         }
-    }
-
-    /// As who wants an upstream connection.
-    pub fn wanting<'a>(&'a self, has_left: HasLeft<'a>) -> Wanting<'a> {
-        Wanting { caller: self.caller(), has_left, seat: self.seat.as_deref() }
     }
 
     /// Whether it may use a route, by the route's policy.
@@ -280,6 +275,7 @@ pub(super) fn base_record(flow_id: u64, client: SocketAddr) -> AccessRecord {
         client,
         destination: None,
         direct: false,
+        handshake_wait_ms: 0,
         client_tls: None,
         upstream: None,
         client_protocol: HttpVersion::Http1,

@@ -12,6 +12,7 @@ pub mod connection;
 pub mod flow;
 pub mod gate;
 pub mod gateway;
+mod handshakes;
 pub(crate) mod hello;
 pub mod http1;
 mod http2;

@@ -1,6 +1,7 @@
 //! Opaque routes: the pod's bytes, whatever they are, as they came or decrypted, over one mutual-TLS connection of their own.
 
 use super::connection::Client;
+use super::handshakes;
 use super::record::Recording;
 use super::relay;
 use super::worker::Worker;
@@ -16,13 +17,18 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         Mode::EndToEnd(_) => plan.mode.as_str(),
         Mode::ReverseProxy(_) | Mode::Tunnel(_) => "opaque",
     };
-    if let Err((reason, detail)) = client.permit(worker, route).await {
+    let mut permitted = client.permit(worker, route).await;
+    if permitted.is_ok() {
+        recording.show();
+        permitted = handshakes::wait(worker, &mut client).await;
+        recording.record.handshake_wait_ms = client.base.handshake_wait_ms;
+    }
+    if let Err((reason, detail)) = permitted {
         client.stream.reset_on_close();
         return recording.finish(reason, Some(detail));
     }
-    recording.show();
     let has_left = || client.stream.has_left();
-    let mut upstream = match worker.upstreams.connect_fresh(route, client.wanting(&has_left)).await {
+    let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
         Ok(upstream) => upstream,
         Err(error) => {
             recording.failed_upstream(plan, &error);

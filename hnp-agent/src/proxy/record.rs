@@ -38,7 +38,7 @@ impl<'w> Recording<'w> {
 
     /// Notes the upstream connection in use.
     pub fn upstream(&mut self, connection: &UpstreamConnection) {
-        let UpstreamConnection { info, reused, delay, .. } = connection;
+        let UpstreamConnection { info, reused, outage, .. } = connection;
         let reused = *reused;
         self.record.upstream = Some(UpstreamRecord {
             way: Arc::clone(&info.way),
@@ -46,7 +46,7 @@ impl<'w> Recording<'w> {
             protocol: info.protocol,
             reused,
             connect: if reused { Duration::ZERO } else { info.connect },
-            delay: *delay,
+            outage: *outage,
             first_byte: None,
             tls_version: info.tls_version,
             key_exchange: info.key_exchange,
@@ -73,7 +73,7 @@ impl<'w> Recording<'w> {
             protocol: None,
             reused: false,
             connect: Duration::ZERO,
-            delay: error.delay,
+            outage: error.outage,
             first_byte: None,
             tls_version: None,
             key_exchange: None,

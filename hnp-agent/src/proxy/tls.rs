@@ -21,15 +21,13 @@ use super::buffer::Buffer;
 use super::client_io::{ClientIo, end_tls};
 use super::connection::{Admitted, Client};
 use super::gateway;
+use super::handshakes;
 use super::hello::{Hello, HelloReader};
 use super::record::Recording;
 use super::relay::relay;
 use super::worker::{Lanes, Worker};
 use super::{http1, opaque};
-use crate::clock::monotonic_ns;
 use crate::config::plan::{Enforcement, Mode, Plan, Protocol, RouteIndex, Unreadable};
-use crate::policy::Refused;
-use crate::rota;
 use crate::serving::{Terms, reason};
 use crate::telemetry::migration::Beginning;
 
@@ -77,6 +75,15 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
         },
         Verdict::Pass | Verdict::Refuse(..) => verdict,
     };
+    // Before the route's terms are asked for: they may change meanwhile.
+    let verdict = match verdict {
+        Verdict::End => match handshakes::wait(&worker, &mut client).await {
+            Ok(()) => verdict,
+            Err((reason, detail)) => Verdict::Refuse(reason, detail),
+        },
+        Verdict::Tunnel | Verdict::Pass | Verdict::Refuse(..) => verdict,
+    };
+    recording.record.handshake_wait_ms = client.base.handshake_wait_ms;
     match verdict {
         Verdict::Refuse(reason, detail) => refuse(client, recording, reason, detail).await,
         Verdict::Tunnel | Verdict::Pass => carry(&worker, client, bytes, recording, route, verdict).await,
@@ -128,10 +135,6 @@ pub(super) async fn handshake(
     ending: Ending,
 ) -> Option<Box<Client>> {
     let Ending { terms, name, deadline } = ending;
-    if let Err(refused) = turn(&client).await {
-        refuse(client, recording, refused.reason, refused.detail).await;
-        return None;
-    }
     let below = std::mem::replace(&mut client.stream, ClientIo::Lent);
     let steps = end_tls(below, &terms.config, hello.filled());
     let turns = worker.upstreams.rota().run(client.base.workload.pod_uid.as_deref(), steps);
@@ -164,16 +167,6 @@ pub(super) async fn handshake(
     };
     recording.finish(reason, Some(detail));
     None
-}
-
-/// Waits until the client's workload may begin one more handshake.
-async fn turn(client: &Client) -> Result<(), Refused> {
-    let queued = client.seat.as_deref().map(|seat| seat.queue(monotonic_ns())).transpose()?;
-    if let Some(queued) = queued.flatten() {
-        rota::due(&queued).await;
-        queued.begin();
-    }
-    Ok(())
 }
 
 /// Which route a hello belongs to, and what that route does with it.
@@ -279,7 +272,7 @@ async fn carry(
     recording.record.mode = if let Verdict::Tunnel = way { "tunnel" } else { "passthrough" };
     recording.show();
     let dialled = if let Verdict::Tunnel = way {
-        worker.upstreams.connect_tunnel(route, client.wanting(&|| client.stream.has_left())).await
+        worker.upstreams.connect_tunnel(route, client.caller(), &|| client.stream.has_left()).await
     } else {
         gateway::connect_out(worker, &client, plan.timeouts.connect).await
     };

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::record::{AccessRecord, Delay, Dialled};
+use super::record::{AccessRecord, Dialled};
 use super::time::write_rfc3339;
 use crate::config::plan::LogFormat;
 
@@ -50,9 +50,9 @@ pub const FIELDS: [&str; 43] = [
     "bytes_up",
     "bytes_down",
     "duration_ms",
+    "handshake_wait_ms",
     "connect_ms",
     "outage_ms",
-    "handshake_wait_ms",
     "first_byte_ms",
     "tls",
     "kx",
@@ -179,13 +179,13 @@ fn fields(record: &AccessRecord, sink: &mut impl Sink) {
     sink.raw("bytes_up", record.bytes_up);
     sink.raw("bytes_down", record.bytes_down);
     sink.millis("duration_ms", record.duration);
+    if record.handshake_wait_ms > 0 {
+        sink.raw("handshake_wait_ms", record.handshake_wait_ms);
+    }
     if let Some(upstream) = &record.upstream {
         sink.millis("connect_ms", upstream.connect);
-        let Delay { outage, handshake } = upstream.delay;
-        for (name, waited) in [("outage_ms", outage), ("handshake_wait_ms", handshake)] {
-            if waited > Duration::ZERO {
-                sink.millis(name, waited);
-            }
+        if upstream.outage > Duration::ZERO {
+            sink.millis("outage_ms", upstream.outage);
         }
         if let Some(first_byte) = upstream.first_byte {
             sink.millis("first_byte_ms", first_byte);
@@ -379,6 +379,7 @@ pub(super) mod tests {
                 address: Some("198.18.0.9:80".parse().unwrap()),
             }))),
             direct: true,
+            handshake_wait_ms: 5,
             client_tls: Some(Arc::new(ClientTls {
                 version: "TLSv1.3",
                 resumed: true,
@@ -401,7 +402,7 @@ pub(super) mod tests {
                 protocol: Some(HttpVersion::H2),
                 reused: false,
                 connect: Duration::from_millis(3),
-                delay: Delay { outage: Duration::from_millis(4), handshake: Duration::from_millis(5) },
+                outage: Duration::from_millis(4),
                 first_byte: Some(Duration::from_micros(1500)),
                 tls_version: Some("TLSv1.3"),
                 key_exchange: Some("X25519MLKEM768"),
@@ -458,6 +459,7 @@ pub(super) mod tests {
     #[test]
     fn a_text_line_reads_like_this() {
         let short = AccessRecord {
+            handshake_wait_ms: 0,
             upstream: None,
             http: None,
             route: None,

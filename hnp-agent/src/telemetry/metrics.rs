@@ -323,7 +323,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::record::{AccessRecord, Delay, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
+    use crate::telemetry::record::{AccessRecord, HttpRecord, HttpVersion, UpstreamRecord, WayRecord};
 
     const CONFIG: &str = "
 identities: {c: {certificate: /c, key: /k}}
@@ -358,6 +358,7 @@ workers: 2
             client: "10.0.0.1:1".parse().unwrap(),
             destination: None,
             direct: false,
+            handshake_wait_ms: 0,
             client_tls: None,
             upstream: Some(UpstreamRecord {
                 way: Arc::new(WayRecord { authority: "m.test".into(), proxy: None }),
@@ -365,7 +366,7 @@ workers: 2
                 protocol: None,
                 reused: false,
                 connect: Duration::from_millis(3),
-                delay: Delay::default(),
+                outage: Duration::ZERO,
                 first_byte: None,
                 tls_version: None,
                 key_exchange: None,

@@ -33,6 +33,8 @@ pub struct AccessRecord {
     pub destination: Option<Dialled>,
     /// The client dialled the VIP itself, not the destination.
     pub direct: bool,
+    /// How long its connection has waited to begin a TLS handshake, in milliseconds, because the workload had begun as many as it may.
+    pub handshake_wait_ms: u32,
     /// The client's TLS, where it ended here.
     pub client_tls: Option<Arc<ClientTls>>,
     /// The upstream's authority and the address that was used, when one was dialled.
@@ -98,15 +100,6 @@ pub struct AskedRecord {
     pub address: Option<SocketAddr>,
 }
 
-/// What a connection was waited for before it was dialled, or found; zero where it was not.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Delay {
-    /// The upstream could not be dialled.
-    pub outage: Duration,
-    /// The workload had begun as many handshakes as it may.
-    pub handshake: Duration,
-}
-
 /// The upstream side of a record.
 #[derive(Clone, Debug)]
 pub struct UpstreamRecord {
@@ -120,8 +113,8 @@ pub struct UpstreamRecord {
     pub reused: bool,
     /// Resolve, TCP connect and TLS handshake together; zero when reused.
     pub connect: Duration,
-    /// What it waited for before.
-    pub delay: Delay,
+    /// How long it waited because the upstream could not be dialled; zero where it could at once.
+    pub outage: Duration,
     /// From the last byte of the request's head sent to the first byte of the answer.
     pub first_byte: Option<Duration>,
     /// Such as `TLSv1.3`; `None` in cleartext (passthrough).

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::h2;
 use super::pool::PoolKey;
-use crate::telemetry::record::{Delay, HttpVersion, WayRecord};
+use crate::telemetry::record::{HttpVersion, WayRecord};
 
 /// The bytes' way: TLS of the agent; or what the client sends, to where it was going or in a tunnel.
 pub enum Io {
@@ -69,8 +69,8 @@ pub struct UpstreamConnection {
     pub info: Rc<ConnectionInfo>,
     /// It came from the pool.
     pub reused: bool,
-    /// What was waited for before it was made or found.
-    pub delay: Delay,
+    /// How long was waited because the upstream could not be dialled, before it was made or found.
+    pub outage: Duration,
     pub(super) key: Option<Rc<PoolKey>>,
 }
 
@@ -91,18 +91,18 @@ impl UpstreamConnection {
             io: Io::Plain(transport),
             info: Rc::new(info),
             reused: false,
-            delay: Delay::default(),
+            outage: Duration::ZERO,
             key: None,
         }
     }
 
     /// A new one that carries one request at a time.
     pub(super) fn own(tls: Box<TlsStream<Transport>>, info: Rc<ConnectionInfo>, key: Rc<PoolKey>) -> Self {
-        Self { io: Io::Tls(tls), info, reused: false, delay: Delay::default(), key: Some(key) }
+        Self { io: Io::Tls(tls), info, reused: false, outage: Duration::ZERO, key: Some(key) }
     }
 
-    pub(super) fn after(self, delay: Delay) -> Self {
-        Self { delay, ..self }
+    pub(super) fn after(self, outage: Duration) -> Self {
+        Self { outage, ..self }
     }
 
     /// Whether the upstream has said that it did nothing with the request, and what may be done then.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::config::plan::{Host, Route, RouteIndex};
 use crate::resolve::{ResolveError, Resolved};
-use crate::telemetry::record::{Delay, HttpVersion, WayRecord};
+use crate::telemetry::record::{HttpVersion, WayRecord};
 use crate::trust;
 
 /// Why no connection came about.
@@ -33,23 +33,19 @@ pub struct DialError {
     pub addr: Option<SocketAddr>,
     /// A moment later the same may succeed: what is dialled was not there, broke off or could not be found.
     pub(super) passes: bool,
-    /// What was waited for before.
-    pub delay: Delay,
+    /// How long was waited for that.
+    pub outage: Duration,
 }
 
 impl DialError {
     /// One that nobody need wait for.
     pub fn new(reason: Reason, detail: impl Into<String>, addr: Option<SocketAddr>) -> Self {
-        Self { reason, detail: detail.into(), addr, passes: false, delay: Delay::default() }
+        Self { reason, detail: detail.into(), addr, passes: false, outage: Duration::ZERO }
     }
 
     /// The same; whether it may pass.
     pub(super) fn may_pass(self, passes: bool) -> Self {
         Self { passes, ..self }
-    }
-
-    pub(super) fn after(self, delay: Delay) -> Self {
-        Self { delay, ..self }
     }
 }
 

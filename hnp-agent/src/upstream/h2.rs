@@ -30,7 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::{MAX_IDLE, Shared, too_many};
 use super::{ConnectionInfo, DialError, Io, PoolKey, UpstreamConnection};
-use crate::telemetry::record::Delay;
 pub(super) use link::Terms;
 use link::{Link, STREAMS, Settings};
 
@@ -106,15 +105,12 @@ pub(super) struct Making {
 impl Links {
     /// A stream on a connection that has room. `after`: only on those made later than the one of this number.
     pub(super) fn take(&self, key: &Rc<PoolKey>, after: Option<u64>) -> Option<UpstreamConnection> {
-        Some(stream(self.with_room(key, after)?, false))
-    }
-
-    fn with_room(&self, key: &Rc<PoolKey>, after: Option<u64>) -> Option<Rc<Link>> {
         let groups = self.groups.borrow();
         let now = Instant::now();
         // The oldest first, so that the others can become idle and go.
         let fits = |link: &&Rc<Link>| after.is_none_or(|after| link.number > after) && link.has_room(now);
-        groups.get(key)?.links.iter().find(fits).cloned()
+        let link = groups.get(key)?.links.iter().find(fits)?;
+        Some(stream(link.clone(), false))
     }
 
     /// A stream on a connection that has room, and whose upstream has offered to make a WebSocket of one.
@@ -131,12 +127,6 @@ impl Links {
         self.groups.borrow().get(key).is_some_and(|group| group.links.iter().any(|link| link.is_fresh(now)))
     }
 
-    /// Whether there is one with room, or one that others make and that has.
-    pub(super) fn is_coming(&self, key: &Rc<PoolKey>, after: Option<u64>) -> bool {
-        let joins = || self.groups.borrow().get(key).is_some_and(|group| group.joins().is_some());
-        self.with_room(key, after).is_some() || joins()
-    }
-
     /// What to do next where [`Self::take`] had nothing.
     pub(super) fn turn(self: &Rc<Self>, key: &Rc<PoolKey>, after: Option<u64>) -> Turn {
         if let Some(connection) = self.take(key, after) {
@@ -148,9 +138,12 @@ impl Links {
         if let Some(newest) = group.links.last() {
             group.streams = newest.capacity().max(1);
         }
-        if let Some(dial) = group.joins() {
+        let known = group.speaks;
+        if known != Speaks::Http1
+            && let Some(dial) = group.dials.iter().find(|dial| dial.claims.get() < group.streams)
+        {
             dial.claims.set(dial.claims.get() + 1);
-            return Turn::Wait(Waiting { dial: dial.clone(), unknown: group.speaks == Speaks::Unknown });
+            return Turn::Wait(Waiting { dial: dial.clone(), unknown: known == Speaks::Unknown });
         }
         let dial = Dial::new();
         group.dials.push(dial.clone());
@@ -223,12 +216,6 @@ impl Links {
 impl Group {
     fn new() -> Self {
         Self { links: Vec::new(), dials: Vec::new(), speaks: Speaks::Unknown, streams: STREAMS }
-    }
-
-    /// What is being made and may be shared by one more.
-    fn joins(&self) -> Option<&Rc<Dial>> {
-        let may = self.speaks != Speaks::Http1;
-        self.dials.iter().find(|dial| may && dial.claims.get() < self.streams)
     }
 }
 
@@ -306,5 +293,5 @@ fn stream(link: Rc<Link>, first: bool) -> UpstreamConnection {
     let info = link.info.clone();
     let io = Io::H2(Box::new(Exchange::new(link)));
     // Without a key: it is not lent, and so not given back.
-    UpstreamConnection { io, info, reused: !first, delay: Delay::default(), key: None }
+    UpstreamConnection { io, info, reused: !first, outage: Duration::ZERO, key: None }
 }

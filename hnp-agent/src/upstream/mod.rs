@@ -17,7 +17,6 @@ mod keys;
 mod pool;
 mod proxy;
 mod retry;
-mod share;
 mod tls;
 mod warm;
 
@@ -30,7 +29,6 @@ pub use pool::{Offer, PoolKey, ProxyKey};
 pub use proxy::{CredentialsFileError, credentials};
 pub use retry::HasLeft;
 pub(crate) use retry::deadline;
-pub use share::Wanting;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -46,7 +44,7 @@ use crate::generation::Generation;
 use crate::identity::snapshot::IdentitySnapshot;
 use crate::resolve::Resolver;
 use crate::rota::Rota;
-use crate::telemetry::record::{Delay, WayRecord};
+use crate::telemetry::record::WayRecord;
 use crate::telemetry::rfc3339;
 use crate::telemetry::stats::WorkerStats;
 use crate::workload::Caller;
@@ -55,7 +53,6 @@ use h2::Links;
 use keys::RouteKeys;
 use pool::Pool;
 use retry::Outages;
-use share::Hopes;
 use tls::TlsConfigs;
 use warm::Warmth;
 
@@ -66,7 +63,6 @@ pub struct Pools {
     pool: RefCell<Pool>,
     links: Rc<Links>,
     outages: Outages,
-    hopes: Hopes,
     warmth: Warmth,
     rota: Rota,
 }
@@ -156,10 +152,10 @@ impl Upstreams {
     pub async fn connect(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
+        caller: Caller<'_>,
         need: Need,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let caller = wanting.caller;
         if self.is_unconfirmed(route, caller) {
             // Boxed: rare, like dialling.
             Box::pin(self.confirm(route, caller)).await;
@@ -169,18 +165,18 @@ impl Upstreams {
             return Ok(warm);
         }
         // Boxed: dialling is rare and its future large, and every connection's future would hold it.
-        Box::pin(self.connect_new(route, wanting, need, None)).await
+        Box::pin(self.connect_new(route, caller, need, None, has_left)).await
     }
 
     /// `after`: on no shared connection that is older than that.
     async fn connect_new(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
+        caller: Caller<'_>,
         need: Need,
         after: Option<u64>,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let caller = wanting.caller;
         // Each time anew: an identity may be rotated in an outage.
         let warm = || match after {
             None => self.warm(route, caller, need, &self.key(route, caller, need).ok()?),
@@ -193,14 +189,8 @@ impl Upstreams {
                 Offer::Http1 | Offer::Nothing => self.dial_tls(route, key, end).await,
             }
         };
-        let key = self.key_to_dial(route, caller, need)?;
-        let shared = key.offer == Offer::Http2 && self.shared.links.is_coming(&key, after);
-        let (found, handshake) =
-            if shared { (None, Duration::ZERO) } else { self.share(&key, wanting, warm).await? };
-        if let Some(found) = found {
-            return Ok(found.after(Delay { handshake, ..Delay::default() }));
-        }
-        self.patiently(route, wanting, handshake, warm, dial).await
+        let (made, outage) = self.patiently(route, caller, has_left, warm, dial).await?;
+        Ok(made.after(outage))
     }
 
     /// For a retry: a connection that is newer than the one that failed, which is known by `failed` if others
@@ -211,12 +201,13 @@ impl Upstreams {
     pub async fn connect_again(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
+        caller: Caller<'_>,
         need: Need,
         failed: Option<u64>,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
         let after = failed.unwrap_or(self.shared.links.newest());
-        Box::pin(self.connect_new(route, wanting, need, Some(after))).await
+        Box::pin(self.connect_new(route, caller, need, Some(after), has_left)).await
     }
 
     /// A new connection, never a pooled one: for opaque routes.
@@ -226,19 +217,15 @@ impl Upstreams {
     pub async fn connect_fresh(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
+        caller: Caller<'_>,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
-        let caller = wanting.caller;
         if self.is_unconfirmed(route, caller) {
             Box::pin(self.confirm(route, caller)).await;
         }
-        let key = self.key_to_dial(route, caller, Need::Any)?;
-        // Boxed, as all of it: relays would hold its state.
-        let (_, handshake) = Box::pin(self.share(&key, wanting, || None)).await?;
-        drop(key);
-        // Each time anew: an identity may be rotated meanwhile.
         let dial = async |end| self.dial_tls(route, self.key_to_dial(route, caller, Need::Any)?, end).await;
-        Box::pin(self.patiently(route, wanting, handshake, || None, dial)).await
+        let (made, outage) = Box::pin(self.patiently(route, caller, has_left, || None, dial)).await?;
+        Ok(made.after(outage))
     }
 
     /// A connection to the route's upstream that carries the client's own TLS. Never pooled.
@@ -248,10 +235,12 @@ impl Upstreams {
     pub async fn connect_tunnel(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
+        caller: Caller<'_>,
+        has_left: HasLeft<'_>,
     ) -> Result<UpstreamConnection, DialError> {
         let dial = async |end| self.dial_plain(route, end).await;
-        Box::pin(self.patiently(route, wanting, Duration::ZERO, || None, dial)).await
+        let (made, outage) = Box::pin(self.patiently(route, caller, has_left, || None, dial)).await?;
+        Ok(made.after(outage))
     }
 
     /// A connection to where a client was going: passthrough. Never pooled, and tried once: who is let through
@@ -307,9 +296,7 @@ impl Upstreams {
     pub fn give_back(&self, route: RouteIndex, connection: UpstreamConnection) {
         if self.is_current(route, &connection) {
             let limit = self.plan().routes[route].upstream.pool_idle;
-            let key = connection.key.clone();
             self.shared.pool.borrow_mut().give_back(connection, limit, Instant::now());
-            key.iter().for_each(|key| self.shared.hopes.given_back(key));
         }
     }
 

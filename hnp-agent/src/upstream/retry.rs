@@ -15,11 +15,11 @@ use hnp_common::Reason;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{DialError, UpstreamConnection, Upstreams, Wanting};
+use super::{DialError, Upstreams};
 use crate::backoff;
 use crate::config::humane;
 use crate::config::plan::{Host, Route, RouteIndex};
-use crate::telemetry::record::Delay;
+use crate::workload::Caller;
 
 /// The first pause: a process that its supervisor starts again is back after some tens of milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -93,42 +93,40 @@ struct Patience<'a> {
 }
 
 impl Upstreams {
-    /// What `dial` makes, repeated while it fails for reasons that may pass and there is time. `handshake`: how long its
-    /// turn was waited for before. `warm`: what may be there instead, after a wait. `dial` is told by when it must have
+    /// What `dial` makes, repeated while it fails for reasons that may pass and there is time; and how long an
+    /// outage was waited out. `warm`: what may be there instead, after a wait. `dial` is told by when it must have
     /// connected.
-    pub(super) async fn patiently(
+    pub(super) async fn patiently<T>(
         &self,
         route: RouteIndex,
-        wanting: Wanting<'_>,
-        handshake: Duration,
-        warm: impl Fn() -> Option<UpstreamConnection>,
-        dial: impl AsyncFn(Instant) -> Result<UpstreamConnection, DialError>,
-    ) -> Result<UpstreamConnection, DialError> {
-        let dial = async |end| self.rota().run(wanting.caller.likely_pod(), dial(end)).await;
+        caller: Caller<'_>,
+        has_left: HasLeft<'_>,
+        warm: impl Fn() -> Option<T>,
+        dial: impl AsyncFn(Instant) -> Result<T, DialError>,
+    ) -> Result<(T, Duration), DialError> {
+        let dial = async |end| self.rota().run(caller.likely_pod(), dial(end)).await;
         let plan = &self.plan().routes[route];
         let (started, whole) = (Instant::now(), deadline(plan));
         let mut patience = Patience {
             outages: &self.shared.outages,
             target: Target::of(plan),
             end: started + whole,
-            has_left: wanting.has_left,
+            has_left,
             waited: false,
             attempts: 0,
             tried: None,
             failed: None,
         };
         let made = patience.make(whole, warm, dial).await;
-        let after = |outage| Delay { outage, handshake };
         if !patience.waited {
-            let at_once = after(Duration::ZERO);
-            return made.map(|(made, _)| made.after(at_once)).map_err(|error| error.after(at_once));
+            return made.map(|(made, _)| (made, Duration::ZERO));
         }
         self.stats.outage_waited(route);
-        made.map(|(made, since)| made.after(after(since.duration_since(started)))).map_err(|error| {
+        made.map(|(made, since)| (made, since.duration_since(started))).map_err(|error| {
             let outage = started.elapsed();
             let (times, all) = (patience.attempts, humane(Duration::from_millis(outage.as_millis() as u64)));
             let detail = format!("{}; {times} attempts in {all}", error.detail);
-            DialError { detail, ..error }.after(after(outage))
+            DialError { detail, outage, ..error }
         })
     }
 }

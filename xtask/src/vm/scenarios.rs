@@ -9,7 +9,7 @@ use crate::shell::{self, note};
 
 /// What stays on the host tier: rates, counts and volumes, which an emulated processor says nothing
 /// about and takes forever for.
-const HOST_ONLY: [(&str, &str); 27] = [
+const HOST_ONLY: [(&str, &str); 29] = [
     (
         "a_day::of_short_certificates_shows_none_that_is_over_and_fails_no_request",
         "rate: a day in a minute and a half",
@@ -50,6 +50,11 @@ const HOST_ONLY: [(&str, &str); 27] = [
     ),
     ("page::an_agent_that_is_gone_is_said_to_be", "a browser, which knows no kernel"),
     ("page::it_shows_what_is_and_runs_nothing_that_a_pod_wrote", "the same"),
+    (
+        "handshakes::beside_others_they_go_at_the_workloads_pace_and_nothing_is_lost",
+        "rate: several in a second",
+    ),
+    ("end_to_end::a_pods_own_handshakes_are_at_its_workloads_pace", "the same"),
     ("hostile_pod::a_hostile_pod_takes_what_one_may_have_and_nobody_elses", "count"),
     ("upgrade::the_control_a_stop_and_a_start_under_the_same_load_refuse_connections", "rate"),
     (

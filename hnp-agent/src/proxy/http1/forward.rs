@@ -374,12 +374,13 @@ async fn upstream(
     need: Need,
     failed: Option<Option<u64>>,
 ) -> Result<UpstreamConnection, DialError> {
-    let has_left = || client.stream.has_left();
-    let wanting = client.wanting(&has_left);
+    let (caller, has_left) = (client.caller(), || client.stream.has_left());
     let connected = match failed {
         // Boxed: rare.
-        Some(failed) => Box::pin(worker.upstreams.connect_again(route, wanting, need, failed)).await,
-        None => worker.upstreams.connect(route, wanting, need).await,
+        Some(failed) => {
+            Box::pin(worker.upstreams.connect_again(route, caller, need, failed, &has_left)).await
+        }
+        None => worker.upstreams.connect(route, caller, need, &has_left).await,
     };
     if connected.as_ref().is_ok_and(|connection| connection.reused) {
         worker.stats.pool_hit(route);

@@ -1,0 +1,48 @@
+//! A TLS handshake that a client brings about for itself alone waits until its workload may begin one more.
+//!
+//! That is one for each opaque connection, and one where the client's own TLS ends here. What a pool can serve is nobody's alone: who
+//! has to dial for a request may do so because a neighbour has used up what there was.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use hnp_common::Reason;
+use tokio::time::{Instant, sleep};
+
+use super::connection::Client;
+use super::worker::Worker;
+use crate::clock::monotonic_ns;
+use crate::policy::Queued;
+
+/// A pause is looked at this often: what made it may have ended.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Waits, unless its permission or its time is over; its records say for how long.
+///
+/// # Errors
+/// What ended it, or that so many wait already that it does not.
+pub(super) async fn wait(worker: &Worker, client: &mut Client) -> Result<(), (Reason, String)> {
+    let Some(seat) = client.seat.clone() else { return Ok(()) };
+    let queued = seat.begin_handshake(monotonic_ns()).map_err(|refused| (refused.reason, refused.detail))?;
+    let Some(queued) = queued else { return Ok(()) };
+    let (since, cut) = (Instant::now(), client.cut(worker));
+    let ended = poll_fn(|cx| cut.poll(cx).map_or(Poll::Pending, Poll::Ready));
+    let waited = tokio::select! {
+        (reason, why) = ended => Err((reason, why)),
+        () = due(&queued) => Ok(()),
+    };
+    let millis = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
+    client.base.handshake_wait_ms = client.base.handshake_wait_ms.saturating_add(millis);
+    waited
+}
+
+async fn due(queued: &Queued<'_>) {
+    loop {
+        let left = queued.left(monotonic_ns());
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(LOOK)).await;
+    }
+}
