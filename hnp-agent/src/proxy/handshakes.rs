@@ -14,15 +14,20 @@ use super::connection::Client;
 use super::worker::Worker;
 use crate::clock::monotonic_ns;
 use crate::policy::Queued;
+use crate::telemetry::record::AccessRecord;
 
 /// A pause is looked at this often: what made it may have ended.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Waits, unless its permission or its time is over; its records say for how long.
+/// Waits, unless its permission or its time is over; `record` and those to come say for how long.
 ///
 /// # Errors
 /// What ended it, or that so many wait already that it does not.
-pub(super) async fn wait(worker: &Worker, client: &mut Client) -> Result<(), (Reason, String)> {
+pub(super) async fn wait(
+    worker: &Worker,
+    client: &mut Client,
+    record: &mut AccessRecord,
+) -> Result<(), (Reason, String)> {
     let Some(seat) = client.seat.clone() else { return Ok(()) };
     let queued = seat.begin_handshake(monotonic_ns()).map_err(|refused| (refused.reason, refused.detail))?;
     let Some(queued) = queued else { return Ok(()) };
@@ -34,6 +39,7 @@ pub(super) async fn wait(worker: &Worker, client: &mut Client) -> Result<(), (Re
     };
     let millis = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
     client.base.handshake_wait_ms = client.base.handshake_wait_ms.saturating_add(millis);
+    record.handshake_wait_ms = client.base.handshake_wait_ms;
     waited
 }
 

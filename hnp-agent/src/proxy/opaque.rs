@@ -20,8 +20,7 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
     let mut permitted = client.permit(worker, route).await;
     if permitted.is_ok() {
         recording.show();
-        permitted = handshakes::wait(worker, &mut client).await;
-        recording.record.handshake_wait_ms = client.base.handshake_wait_ms;
+        permitted = handshakes::wait(worker, &mut client, &mut recording.record).await;
     }
     if let Err((reason, detail)) = permitted {
         client.stream.reset_on_close();

@@ -68,22 +68,19 @@ pub(super) async fn serve(lanes: &Lanes, worker: Rc<Worker>, mut client: Box<Cli
         client.sends_what_strict_refuses(&worker, route, reason, matches!(verdict, Verdict::Refuse(..)));
     }
     recording.record.route = Some(worker.plan.routes[route].name.clone());
-    let verdict = match verdict {
-        Verdict::Tunnel | Verdict::End => match client.permit(&worker, route).await {
-            Ok(()) => verdict,
-            Err((reason, detail)) => Verdict::Refuse(reason, detail),
+    let allowed = match verdict {
+        Verdict::Tunnel => client.permit(&worker, route).await,
+        Verdict::End => match client.permit(&worker, route).await {
+            // Before the route's terms are asked for: they may change meanwhile.
+            Ok(()) => handshakes::wait(&worker, &mut client, &mut recording.record).await,
+            refused => refused,
         },
-        Verdict::Pass | Verdict::Refuse(..) => verdict,
+        Verdict::Pass | Verdict::Refuse(..) => Ok(()),
     };
-    // Before the route's terms are asked for: they may change meanwhile.
-    let verdict = match verdict {
-        Verdict::End => match handshakes::wait(&worker, &mut client).await {
-            Ok(()) => verdict,
-            Err((reason, detail)) => Verdict::Refuse(reason, detail),
-        },
-        Verdict::Tunnel | Verdict::Pass | Verdict::Refuse(..) => verdict,
+    let verdict = match allowed {
+        Ok(()) => verdict,
+        Err((reason, detail)) => Verdict::Refuse(reason, detail),
     };
-    recording.record.handshake_wait_ms = client.base.handshake_wait_ms;
     match verdict {
         Verdict::Refuse(reason, detail) => refuse(client, recording, reason, detail).await,
         Verdict::Tunnel | Verdict::Pass => carry(&worker, client, bytes, recording, route, verdict).await,
