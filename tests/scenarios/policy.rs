@@ -270,6 +270,35 @@ fn what_is_under_way_ends_when_its_permission_does() {
     println!("a policy changed: ended after {:?}, the reload included", since.elapsed());
 }
 
+#[test]
+fn what_waits_for_a_manager_ends_when_its_permission_does() {
+    let scene = Scene::for_test();
+    let pod = scene.pod();
+    let agent = Agent::start(&scene, &config(&scene, "default: deny"));
+    // Nobody is there, and then somebody who accepts and says nothing.
+    for (nth, listens) in [1.0, 2.0].into_iter().zip([false, true]) {
+        let silent = |port| Manager::start(&scene, Setup::new("silent", port).service(Service::Silent));
+        let silent = listens.then(|| [443, 9000].map(silent));
+        agent.reload(&config(&scene, "default: allow"));
+        let mut waiting = [drip(&pod), talk(&pod)];
+        eventually(SOON, "both are allowed", || decisions(&agent, "allow", "false") == 2.0 * nth);
+        // The control: what only says what it would do ends nobody.
+        agent.reload(&config(&scene, "default: deny, dry_run: true"));
+        eventually(SOON, "it would", || decisions(&agent, "revoke", "true") == 2.0 * nth);
+        assert!(waiting.iter_mut().all(Running::is_alive));
+        let since = Instant::now();
+        agent.reload(&config(&scene, "default: deny"));
+        ended(&mut waiting);
+        println!("ended after {:?}, the reload included", since.elapsed());
+        let revoked =
+            || agent.access_lines().iter().filter(|line| line["reason"] == "policy_revoked").count() as f64;
+        eventually(SOON, "their lines say why", || revoked() == 2.0 * nth);
+        let said = waiting[0].stdout();
+        assert!(said.contains("policy_revoked"), "{said}");
+        drop(silent);
+    }
+}
+
 /// Routes to the manager and to one that speaks in lines, both with this policy.
 fn config(scene: &Scene, policy: &str) -> Config {
     let opaque =
@@ -278,6 +307,8 @@ fn config(scene: &Scene, policy: &str) -> Config {
         "" => route,
         policy => route.set("policy", &format!("{{{policy}}}")),
     };
+    // Longer than anything is waited for here.
+    let with = |route: Route| with(route).set("timeouts", "{connect: 60s, tls: 60s}");
     let mut config = scene.config().route(with(scene.route())).route(with(opaque));
     config.capture = format!("pod_logs: {}", logs(scene).display());
     config

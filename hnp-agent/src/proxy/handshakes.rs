@@ -3,8 +3,6 @@
 //! That is one for each opaque connection, and one where the client's own TLS ends here. What a pool can serve is nobody's alone: who
 //! has to dial for a request may do so because a neighbour has used up what there was.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::time::Duration;
 
 use hnp_common::Reason;
@@ -31,12 +29,8 @@ pub(super) async fn wait(
     let Some(seat) = client.seat.clone() else { return Ok(()) };
     let queued = seat.begin_handshake(monotonic_ns()).map_err(|refused| (refused.reason, refused.detail))?;
     let Some(queued) = queued else { return Ok(()) };
-    let (since, cut) = (Instant::now(), client.cut(worker));
-    let ended = poll_fn(|cx| cut.poll(cx).map_or(Poll::Pending, Poll::Ready));
-    let waited = tokio::select! {
-        (reason, why) = ended => Err((reason, why)),
-        () = due(&queued) => Ok(()),
-    };
+    let since = Instant::now();
+    let waited = client.cut(worker).unless(due(&queued)).await;
     let millis = u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX);
     client.base.handshake_wait_ms = client.base.handshake_wait_ms.saturating_add(millis);
     record.handshake_wait_ms = client.base.handshake_wait_ms;

@@ -26,17 +26,21 @@ pub async fn serve(worker: &Worker, mut client: Box<Client>, route: RouteIndex) 
         client.stream.reset_on_close();
         return recording.finish(reason, Some(detail));
     }
-    let has_left = || client.stream.has_left();
-    let mut upstream = match worker.upstreams.connect_fresh(route, client.caller(), &has_left).await {
-        Ok(upstream) => upstream,
-        Err(error) => {
+    let (cut, has_left) = (client.cut(worker), || client.stream.has_left());
+    let dial = worker.upstreams.connect_fresh(route, client.caller(), &has_left);
+    let mut upstream = match cut.unless(dial).await {
+        Ok(Ok(upstream)) => upstream,
+        Ok(Err(error)) => {
             recording.failed_upstream(plan, &error);
             client.stream.reset_on_close();
             return recording.finish(error.reason, Some(error.detail));
         }
+        Err((reason, why)) => {
+            client.stream.reset_on_close();
+            return recording.finish(reason, Some(why));
+        }
     };
     recording.upstream(&upstream);
-    let cut = client.cut(worker);
     let (mut up, mut down) = (begun.unwrap_or_else(|| worker.stock.buffer()), worker.stock.buffer());
     let relayed =
         relay::relay(&mut client.stream, &mut upstream.io, &mut up, &mut down, plan.timeouts.idle, &cut)

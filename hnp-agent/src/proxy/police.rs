@@ -6,9 +6,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use hnp_common::Reason;
 use tokio::time::Instant;
@@ -260,6 +262,19 @@ impl Cut {
     /// `kill`.
     pub fn new(kill: CancellationToken, standing: Rc<Standing>) -> Self {
         Self { kill, standing }
+    }
+
+    /// What comes of `work`, unless what it is for ends before.
+    ///
+    /// # Errors
+    /// It ended, and why.
+    pub async fn unless<T>(&self, work: impl Future<Output = T>) -> Result<T, (Reason, String)> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match self.poll(cx) {
+            Some(ended) => Poll::Ready(Err(ended)),
+            None => work.as_mut().poll(cx).map(Ok),
+        })
+        .await
     }
 
     /// Whether to end now, and why.

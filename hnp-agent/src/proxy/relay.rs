@@ -63,6 +63,10 @@ pub async fn relay(
     let mut last = Instant::now();
     let mut timer = pin!(sleep_until(last + idle));
     let (reason, detail) = poll_fn(|cx| {
+        // First, so that what was permitted when it began, and no longer is, moves nothing.
+        if let Some((reason, why)) = cut.poll(cx) {
+            return Poll::Ready((reason, Some(why)));
+        }
         let before = (up.bytes, down.bytes, up.read_ended, down.read_ended);
         // Down first: when both fail at once, the upstream's alert says more than the broken pipe.
         let down_end = down.poll(upstream, client, cx);
@@ -81,9 +85,6 @@ pub async fn relay(
         }
         if up_end.is_ready() && down_end.is_ready() {
             return Poll::Ready((Reason::Ok, None));
-        }
-        if let Some((reason, why)) = cut.poll(cx) {
-            return Poll::Ready((reason, Some(why)));
         }
         if before != (up.bytes, down.bytes, up.read_ended, down.read_ended) {
             last = Instant::now();

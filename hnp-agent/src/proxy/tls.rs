@@ -268,14 +268,20 @@ async fn carry(
     let plan = &worker.plan.routes[route];
     recording.record.mode = if let Verdict::Tunnel = way { "tunnel" } else { "passthrough" };
     recording.show();
+    let cut = client.cut(worker);
     let dialled = if let Verdict::Tunnel = way {
-        worker.upstreams.connect_tunnel(route, client.caller(), &|| client.stream.has_left()).await
+        let has_left = || client.stream.has_left();
+        cut.unless(worker.upstreams.connect_tunnel(route, client.caller(), &has_left)).await
     } else {
-        gateway::connect_out(worker, &client, plan.timeouts.connect).await
+        Ok(gateway::connect_out(worker, &client, plan.timeouts.connect).await)
     };
     let mut upstream = match dialled {
-        Ok(upstream) => upstream,
-        Err(error) => {
+        Ok(Ok(upstream)) => upstream,
+        Err((reason, why)) => {
+            client.stream.reset_on_close();
+            return recording.finish(reason, Some(why));
+        }
+        Ok(Err(error)) => {
             match way {
                 Verdict::Tunnel => recording.failed_upstream(plan, &error),
                 Verdict::Pass | Verdict::End | Verdict::Refuse(..) => {
@@ -288,7 +294,7 @@ async fn carry(
     };
     recording.upstream(&upstream);
     let mut down = worker.stock.buffer();
-    let (idle, cut) = (plan.timeouts.idle, client.cut(worker));
+    let idle = plan.timeouts.idle;
     let relayed = relay(&mut client.stream, &mut upstream.io, &mut bytes, &mut down, idle, &cut).await;
     recording.record.bytes_up = relayed.up;
     recording.record.bytes_down = relayed.down;

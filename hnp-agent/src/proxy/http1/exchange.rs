@@ -124,11 +124,12 @@ pub async fn run(
     };
     let mut timer = pin!(sleep_until(exchange.expires()));
     let end = poll_fn(|cx| {
-        if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
-            return Poll::Ready(end);
-        }
+        // First, so that what was permitted when it began, and no longer is, moves nothing.
         if let Some((reason, detail)) = terms.cut.poll(cx) {
             return Poll::Ready(End::Failed(exchange.failure(reason, detail)));
+        }
+        if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
+            return Poll::Ready(end);
         }
         // Progress only moves the moment later, and the timer is set again when it fires. Sooner it
         // gets once: when the request is out and the answer's own deadline begins.

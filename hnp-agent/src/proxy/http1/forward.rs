@@ -131,14 +131,17 @@ pub async fn forward(
     loop {
         let connected = match way {
             Way::Upstream => match bound.take() {
-                Some(connection) => Ok(connection),
-                None => upstream(worker, client, route, need, failed_before).await,
+                Some(connection) => Ok(Ok(connection)),
+                None => terms.cut.unless(upstream(worker, client, route, need, failed_before)).await,
             },
-            Way::Direct => direct(worker, client, plan, kept).await,
+            Way::Direct => Ok(direct(worker, client, plan, kept).await),
         };
         let mut connection = match connected {
-            Ok(connection) => connection,
-            Err(error) => {
+            Ok(Ok(connection)) => connection,
+            Err((reason, detail)) => {
+                return Box::pin(answer_and_end(client, recording, &incoming, reason, detail)).await;
+            }
+            Ok(Err(error)) => {
                 match way {
                     Way::Upstream => recording.failed_upstream(plan, &error),
                     Way::Direct => recording.failed_direct(client.dialled(), &error),
