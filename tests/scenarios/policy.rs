@@ -278,14 +278,17 @@ fn what_waits_for_a_manager_ends_when_its_permission_does() {
     // Nobody is there, and then somebody who accepts and says nothing.
     for (nth, listens) in [1.0, 2.0].into_iter().zip([false, true]) {
         let silent = |port| Manager::start(&scene, Setup::new("silent", port).service(Service::Silent));
-        let silent = listens.then(|| [443, 9000].map(silent));
+        let silent = listens.then(|| [80, 9000].map(silent));
         agent.reload(&config(&scene, "default: allow"));
         let mut waiting = [drip(&pod), talk(&pod)];
         eventually(SOON, "both are allowed", || decisions(&agent, "allow", "false") == 2.0 * nth);
+        let dialled = || silent.iter().flatten().all(|manager| !manager.connections().is_empty());
+        eventually(SOON, "both are dialled for", dialled);
         // The control: what only says what it would do ends nobody.
         agent.reload(&config(&scene, "default: deny, dry_run: true"));
         eventually(SOON, "it would", || decisions(&agent, "revoke", "true") == 2.0 * nth);
         assert!(waiting.iter_mut().all(Running::is_alive));
+        assert_eq!(decisions(&agent, "revoke", "false"), 2.0 * (nth - 1.0));
         let since = Instant::now();
         agent.reload(&config(&scene, "default: deny"));
         ended(&mut waiting);
@@ -297,6 +300,52 @@ fn what_waits_for_a_manager_ends_when_its_permission_does() {
         assert!(said.contains("policy_revoked"), "{said}");
         drop(silent);
     }
+    assert!(agent.metrics().sum("hnp_outage_waits_total", &[]) >= 2.0, "who is let go has waited, too");
+}
+
+#[test]
+fn what_was_taken_back_between_two_requests_and_given_again_ends_none() {
+    const ASK: &str = "import http.client, os, sys, time\n\
+        c = http.client.HTTPConnection('198.18.0.9', 80)\n\
+        c.connect()\n\
+        c.auto_open = 0\n\
+        for told in [None] + sys.argv[1:]:\n\
+        \x20 while told and not os.path.exists(told): time.sleep(0.01)\n\
+        \x20 c.request('GET', '/hello', headers={'Host': 'manager.hnp.test', 'X-Token': 'same'})\n\
+        \x20 answer = c.getresponse()\n\
+        \x20 answer.read()\n\
+        \x20 print(answer.status, flush=True)";
+    let scene = Scene::for_test();
+    let _manager = scene.strict_manager();
+    let (pod, other) = (scene.pod(), scene.pod());
+    // All connections are looked at together.
+    let with = |policy: &str| {
+        let mut config = config(&scene, policy);
+        config.workers = 1;
+        config
+    };
+    let agent = Agent::start(&scene, &with("default: allow"));
+    let signs = ["again", "not"].map(|name| scene.path(name));
+    let mut client = pod.command(hnp_tests::tools::python()).args(["-c", ASK]).args(&signs).spawn();
+    let mut hears = |what: &str, all: &str| {
+        eventually(SOON, what, || client.stdout() == all || !client.is_alive());
+        assert_eq!(client.stdout(), all, "{what}");
+    };
+    hears("the first answer", "200\n");
+    agent.reload(&with("default: deny"));
+    eventually(SOON, "it is taken back", || decisions(&agent, "revoke", "false") == 1.0);
+    agent.reload(&with("default: allow"));
+    let _drip = drip(&other);
+    eventually(SOON, "another one is under way", || decisions(&agent, "allow", "false") == 2.0);
+    agent.reload(&with("default: deny, dry_run: true"));
+    eventually(SOON, "they were looked at", || decisions(&agent, "revoke", "true") >= 1.0);
+    std::fs::write(&signs[0], "").expect("the world's directory is ours");
+    hears("its next request", "200\n200\n");
+    // The control: what is taken back in earnest, and stays so, ends it.
+    agent.reload(&with("default: deny"));
+    eventually(SOON, "both are told", || decisions(&agent, "revoke", "false") == 3.0);
+    std::fs::write(&signs[1], "").expect("the world's directory is ours");
+    hears("the last request", "200\n200\n403\n");
 }
 
 /// Routes to the manager and to one that speaks in lines, both with this policy.
@@ -308,7 +357,7 @@ fn config(scene: &Scene, policy: &str) -> Config {
         policy => route.set("policy", &format!("{{{policy}}}")),
     };
     // Longer than anything is waited for here.
-    let with = |route: Route| with(route).set("timeouts", "{connect: 60s, tls: 60s}");
+    let with = |route: Route| with(route).set("timeouts", "{connect: 10m, tls: 10m}");
     let mut config = scene.config().route(with(scene.route())).route(with(opaque));
     config.capture = format!("pod_logs: {}", logs(scene).display());
     config

@@ -150,6 +150,8 @@ impl Police {
         }
         let was_allowed = std::mem::replace(&mut using.allowed, false);
         if policy.dry_run {
+            // Nothing is to end now; what is under way once it is in earnest is told then.
+            using.cut = false;
             if was_allowed {
                 worker.stats.policy_decided(index, PolicyDecision::Revoke, true);
                 self.name(&using.route, &using.workload, decision);
@@ -215,13 +217,14 @@ impl Standing {
         // Where there is no policy nothing is asked that other workers share.
         let changes = || worker.police.directory.changes();
         let stamp = (worker.generation.number, plan.policy.as_ref().map_or(0, |_| changes()));
+        // What was taken back between two requests and is given again since, or is only reported by now, ends none.
+        self.revoked.take();
         if let Some(using) = &*self.using.borrow()
             && using.route == plan.name
             && using.stamp == stamp
         {
             return Ok(());
         }
-        self.revoked.take();
         let allowed = match &plan.policy {
             None => true,
             Some(policy) => {
@@ -238,6 +241,8 @@ impl Standing {
                 decision.allowed
             }
         };
+        // Nor does what was said meanwhile of the route before.
+        self.revoked.take();
         let (route, workload) = (Arc::clone(&plan.name), Arc::clone(workload));
         *self.using.borrow_mut() = Some(Using { route, workload, stamp, allowed, cut: false });
         Ok(())

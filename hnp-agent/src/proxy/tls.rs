@@ -268,6 +268,9 @@ async fn carry(
     let plan = &worker.plan.routes[route];
     recording.record.mode = if let Verdict::Tunnel = way { "tunnel" } else { "passthrough" };
     recording.show();
+    if let Verdict::Pass = way {
+        client.standing.leave();
+    }
     let cut = client.cut(worker);
     let dialled = if let Verdict::Tunnel = way {
         let has_left = || client.stream.has_left();

@@ -85,6 +85,8 @@ struct Patience<'a> {
     has_left: HasLeft<'a>,
     /// It has waited for an outage.
     waited: bool,
+    /// Called when it begins to: whoever waits may be dropped.
+    on_wait: &'a dyn Fn(),
     attempts: u32,
     /// When the last of them ended.
     tried: Option<Instant>,
@@ -113,6 +115,7 @@ impl Upstreams {
             end: started + whole,
             has_left,
             waited: false,
+            on_wait: &|| self.stats.outage_waited(route),
             attempts: 0,
             tried: None,
             failed: None,
@@ -121,7 +124,6 @@ impl Upstreams {
         if !patience.waited {
             return made.map(|(made, _)| (made, Duration::ZERO));
         }
-        self.stats.outage_waited(route);
         made.map(|(made, since)| (made, since.duration_since(started))).map_err(|error| {
             let outage = started.elapsed();
             let (times, all) = (patience.attempts, humane(Duration::from_millis(outage.as_millis() as u64)));
@@ -211,7 +213,9 @@ impl Patience<'_> {
             } else {
                 outage.next.get()
             };
-            self.waited = true;
+            if !std::mem::replace(&mut self.waited, true) {
+                (self.on_wait)();
+            }
             tokio::select! {
                 () = outage.changed.notified() => {}
                 () = sleep_until(until) => {}

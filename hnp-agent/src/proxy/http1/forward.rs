@@ -417,7 +417,8 @@ fn again(
     need: Need,
     attempts: u8,
 ) -> Option<Need> {
-    if incoming.whole_body.is_none() || failure.answer_begun {
+    let was_cut = matches!(failure.reason, Reason::PolicyRevoked | Reason::Drained);
+    if incoming.whole_body.is_none() || failure.answer_begun || was_cut {
         return None;
     }
     match connection.unprocessed() {

@@ -29,6 +29,7 @@ impl Upstream {
             end,
             has_left,
             waited: false,
+            on_wait: &|| (),
             attempts: 0,
             tried: None,
             failed: None,
