@@ -25,6 +25,10 @@ pub(crate) struct Options {
     /// (6.1); all that the package archive has unless told otherwise. With one, the node tier runs in guests, too.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     kernel: Vec<String>,
+    /// For the vm tier: parts of names of scenarios that one of its kernels runs beside those that all run,
+    /// such as 6.1=restart::,enforcement::; may be repeated.
+    #[arg(long, value_name = "KERNEL=PARTS", value_parser = vm::More::parse)]
+    more: Vec<vm::More>,
     /// For the node tier: the agent of the host tier in its image, a debug build, instead of the one that ships. Minutes sooner;
     /// what only the released one can show is left out, and named.
     #[arg(long)]
@@ -52,6 +56,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.kernel.is_empty() && !options.tier.iter().any(|tier| matches!(tier, Tier::Vm | Tier::Node)) {
         bail!("--kernel is for --tier vm and node; the host tier runs on this machine's kernel");
     }
+    if !options.more.is_empty() && !options.tier.contains(&Tier::Vm) {
+        bail!("--more is for --tier vm; no other tier chooses by kernel");
+    }
+    if !options.more.is_empty() && !vm::names_scenarios(&options.scenario_args) {
+        bail!("--more adds to the names behind --; without any, all scenarios run on all kernels");
+    }
     if options.debug_image && !options.tier.contains(&Tier::Node) {
         bail!("--debug-image is for --tier node; no other tier makes an image");
     }
@@ -60,7 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match tier {
             Tier::Unit => unit(&workspace)?,
             Tier::Host => host::run(&workspace, &options.scenario_args)?,
-            Tier::Vm => vm::run(&workspace, &options.kernel, &options.scenario_args)?,
+            Tier::Vm => vm::run(&workspace, &options.kernel, &options.more, &options.scenario_args)?,
             Tier::Node if options.kernel.is_empty() => node::run(&workspace, build, &options.scenario_args)?,
             Tier::Node => vm::run_node(&workspace, &options.kernel, build, &options.scenario_args)?,
         }

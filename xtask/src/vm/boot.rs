@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::initramfs;
 use super::packages::{Prepared, Tools};
+use super::scenarios::PartsByVersion;
+use super::{initramfs, scenarios};
 use crate::shell::{self, note};
 
 /// The guest's second script: the machine's own user land becomes a node.
@@ -45,14 +46,20 @@ pub(super) struct Job {
     pub(super) tests_crate: PathBuf,
     /// Its arguments.
     pub(super) arguments: Vec<String>,
-    /// The scenario that runs once more without the guard's modules, if any.
-    pub(super) without_modules: Option<&'static str>,
+    /// What some kernels run more.
+    pub(super) more: PartsByVersion,
+    /// Whether one that is chosen runs once more, without the guard's modules.
+    pub(super) without_modules: bool,
 }
 
 impl Job {
-    /// As lines of shell.
-    fn script(&self) -> String {
-        let arguments: Vec<String> = self.arguments.iter().map(|argument| shell::quote(argument)).collect();
+    /// As lines of shell, for a kernel.
+    fn script(&self, version: &str) -> String {
+        let more = self.more.get(version).into_iter().flatten();
+        let arguments: Vec<String> = self.arguments.iter().chain(more).cloned().collect();
+        let without_modules =
+            if self.without_modules { scenarios::without_modules(&arguments) } else { None };
+        let arguments: Vec<String> = arguments.iter().map(|argument| shell::quote(argument)).collect();
         // Clients that a version manager put somewhere are found as on this machine.
         let own =
             |key: &str, usual: &str| shell::quote(&std::env::var(key).unwrap_or_else(|_| usual.to_owned()));
@@ -64,15 +71,15 @@ impl Job {
             own("PATH", "/usr/bin"),
             own("HOME", "/root"),
             shell::quote(&self.tests_crate.to_string_lossy()),
-            self.without_modules.unwrap_or_default(),
+            without_modules.unwrap_or_default(),
             arguments.join(" ")
         )
     }
 
     /// Puts everything into the folder that the guest shares.
-    fn lay_out(&self, share: &Path) -> Result<()> {
+    fn lay_out(&self, share: &Path, version: &str) -> Result<()> {
         fs::write(share.join("guest.sh"), GUEST)?;
-        fs::write(share.join("job.sh"), self.script())?;
+        fs::write(share.join("job.sh"), self.script(version))?;
         fs::create_dir(share.join("programs"))?;
         let copy = |program: &Path, name: &std::ffi::OsStr| {
             let to = share.join("programs").join(name);
@@ -119,7 +126,8 @@ pub(super) fn run(tools: &Tools, prepared: &Prepared, job: &Job, dir: &Path) -> 
     fs::create_dir_all(&share).with_context(|| format!("cannot make {}", share.display()))?;
     let initramfs = dir.join("initramfs");
     initramfs::write(tools.busybox()?, &prepared.modules, &initramfs)?;
-    job.lay_out(&share).with_context(|| format!("cannot fill {}", share.display()))?;
+    let version = prepared.kernel.version();
+    job.lay_out(&share, &version).with_context(|| format!("cannot fill {}", share.display()))?;
 
     let mut command = tools.emulator();
     command
@@ -142,7 +150,6 @@ pub(super) fn run(tools: &Tools, prepared: &Prepared, job: &Job, dir: &Path) -> 
         .stderr(File::options().append(true).open(dir.join("qemu.log"))?);
     fs::write(dir.join("command"), shell::paste(&command) + "\n")?;
 
-    let version = prepared.kernel.version();
     let started = Instant::now();
     let mut guest = Guest(command.spawn().context("cannot start the emulator")?);
     let mut told = 0;

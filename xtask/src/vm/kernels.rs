@@ -102,12 +102,20 @@ impl Archive {
         }
         let mut chosen: Vec<Kernel> = Vec::new();
         for word in words {
-            let kernel = find(&self.kernels, word)?;
+            let kernel = self.find(word)?;
             if !chosen.contains(kernel) {
                 chosen.push(kernel.clone());
             }
         }
         Ok(chosen)
+    }
+
+    /// The kernel that a word means.
+    ///
+    /// # Errors
+    /// As for [`Archive::resolve`].
+    pub(super) fn find(&self, word: &str) -> Result<&Kernel> {
+        find(&self.kernels, word)
     }
 }
 

@@ -18,12 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use self::boot::Job;
 use self::kernels::Archive;
 use self::packages::{Prepared, Tools};
 use self::report::Report;
+use self::scenarios::PartsByVersion;
 use crate::apt::Debian;
 use crate::shell::{note, step};
 use crate::toolchain::Workspace;
@@ -32,19 +33,57 @@ use crate::{binaries, node};
 /// How many guests run at a time, by what was quicker on two processors.
 const AT_A_TIME: usize = 2;
 
+/// Scenarios that one kernel runs beside those that all run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct More {
+    /// One of the words that name kernels.
+    kernel: String,
+    /// Parts of their names.
+    parts: Vec<String>,
+}
+
+impl More {
+    /// Reads `6.1=restart::,enforcement::`.
+    ///
+    /// # Errors
+    /// It is not of this form.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let Some((kernel, parts)) = text.split_once('=') else {
+            bail!("no `=` between the kernel and the names")
+        };
+        let parts: Vec<String> = parts.split(',').map(str::to_owned).collect();
+        // An empty part would be in every name, and an option is for all kernels.
+        if kernel.is_empty() || parts.iter().any(|part| part.is_empty() || part.starts_with('-')) {
+            bail!("a kernel, `=`, and parts of names separated by commas, none of them empty or an option");
+        }
+        Ok(Self { kernel: kernel.to_owned(), parts })
+    }
+}
+
+/// Whether libtest's arguments choose scenarios by their names.
+pub(crate) fn names_scenarios(arguments: &[String]) -> bool {
+    scenarios::names(arguments).next().is_some()
+}
+
 /// Runs the scenarios on the kernels that `words` name, all that the archive has without one.
 ///
 /// # Errors
 /// When something is missing (the message says what), or a scenario does not hold on a kernel.
-pub(crate) fn run(workspace: &Workspace, words: &[String], arguments: &[String]) -> Result<()> {
-    let guests = Guests::prepare(workspace, words)?;
+pub(crate) fn run(
+    workspace: &Workspace,
+    words: &[String],
+    more: &[More],
+    arguments: &[String],
+) -> Result<()> {
+    let (guests, more) = Guests::prepare(workspace, words, more)?;
     let agent = binaries::agent(workspace)?;
     binaries::other_agents(workspace)?;
     let executable = binaries::test_named(workspace, "scenarios")?;
     let job = Job {
         programs: programs_beside(&agent)?,
-        arguments: scenarios::arguments(&executable, arguments)?,
-        without_modules: scenarios::without_modules(arguments),
+        arguments: scenarios::arguments(&executable, arguments, &more)?,
+        more,
+        without_modules: true,
         env: Vec::new(),
         scenarios: executable,
         tests_crate: workspace.root.join("tests"),
@@ -62,7 +101,7 @@ pub(crate) fn run_node(
     build: node::Build,
     arguments: &[String],
 ) -> Result<()> {
-    let guests = Guests::prepare(workspace, words)?;
+    let (guests, more) = Guests::prepare(workspace, words, &[])?;
     let ready = node::prepare(workspace, build, arguments)?;
     // Not more: a guest has one processor, and each scenario a runtime and pods. Not one: libtest would then write a
     // scenario's name before what the scenario says, and the line that the report looks for would be torn.
@@ -70,7 +109,8 @@ pub(crate) fn run_node(
     let job = Job {
         programs: vec![workspace.debug_bin("hnp-test-node")],
         arguments,
-        without_modules: None,
+        more,
+        without_modules: false,
         env: ready.env,
         scenarios: ready.executable,
         tests_crate: workspace.root.join("tests"),
@@ -86,8 +126,8 @@ struct Guests {
 }
 
 impl Guests {
-    /// Brings the kernels that `words` name, and the emulator.
-    fn prepare(workspace: &Workspace, words: &[String]) -> Result<Self> {
+    /// Brings the kernels that `words` name, and the emulator; and what one of them runs more, by its version.
+    fn prepare(workspace: &Workspace, words: &[String], more: &[More]) -> Result<(Self, PartsByVersion)> {
         if std::env::consts::ARCH != "x86_64" {
             bail!("guests are x86-64 machines: they use this machine's user land");
         }
@@ -98,12 +138,22 @@ impl Guests {
         // What is cheap first: nobody waits for a build to learn that a kernel's name is wrong.
         let archive = Archive::ask(&debian, &dir.join("apt"))?;
         let chosen = archive.resolve(words)?;
+        let mut parts = PartsByVersion::new();
+        for More { kernel: word, parts: own } in more {
+            let kernel = archive.find(word)?;
+            let version = kernel.version();
+            ensure!(
+                chosen.contains(kernel),
+                "--more {word} is Linux {version}, which is not among those to run: name it in --kernel, too"
+            );
+            parts.entry(version).or_default().extend_from_slice(own);
+        }
         let tools = Tools::ensure(&debian, &dir)?;
         let prepared = chosen
             .into_iter()
             .map(|kernel| packages::kernel(&archive, kernel, &dir))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { tools, prepared, dir })
+        Ok((Self { tools, prepared, dir }, parts))
     }
 
     /// Boots all of them with a job; what a guest leaves is in `target/vm/<kind>-<version>`.
@@ -174,4 +224,18 @@ fn boot_all(
     let mut done = done.into_inner().map_err(|_| anyhow!("a guest's thread panicked"))?;
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, report)| report).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_for_a_kernel_and_names_something() {
+        let more = More::parse("6.1=restart::,guard::it_holds").unwrap();
+        assert_eq!((more.kernel.as_str(), more.parts.len()), ("6.1", 2));
+        for wrong in ["6.1", "=restart::", "6.1=", "6.1=restart::,", "6.1=,guard::", "6.1=--exact"] {
+            assert!(More::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Which scenarios run in guests: all but those named here, each with its reason.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -65,6 +66,9 @@ const HOST_ONLY: [(&str, &str); 29] = [
     ("bad_responses::sixty_four_pods_never_see_each_others_bytes", "load of 64 pods at a time"),
 ];
 
+/// Parts of scenarios' names, by the version of the kernel that runs them beside those that all run.
+pub(super) type PartsByVersion = BTreeMap<String, Vec<String>>;
+
 /// Runs once more at the end, when the modules are gone that older kernels attach the guard by.
 const WITHOUT_MODULES: &str = "unguardable::strict_is_refused_by_name_where_it_cannot_be_guarded";
 
@@ -74,8 +78,8 @@ const THREADS: &str = "--test-threads=4";
 /// The arguments for the scenarios' executable: the user's own, and what leaves the exceptions out.
 ///
 /// # Errors
-/// When an exception names a scenario that does not exist.
-pub(super) fn arguments(executable: &Path, own: &[String]) -> Result<Vec<String>> {
+/// When an exception names a scenario that does not exist, or one of `more` is in no scenario's name.
+pub(super) fn arguments(executable: &Path, own: &[String], more: &PartsByVersion) -> Result<Vec<String>> {
     let list = shell::output(Command::new(executable).args(["--list", "--format=terse"]))?;
     let mut arguments = own.to_vec();
     note("these stay on the host tier:");
@@ -83,6 +87,11 @@ pub(super) fn arguments(executable: &Path, own: &[String]) -> Result<Vec<String>
     let named = HOST_ONLY.iter().map(|(name, _)| *name).chain([WITHOUT_MODULES]);
     if let Some(name) = named.into_iter().find(|name| !known(name)) {
         bail!("xtask/src/vm/scenarios.rs names {name}, and there is no such scenario");
+    }
+    for part in more.values().flatten() {
+        if !list.lines().any(|line| line.contains(part.as_str())) {
+            bail!("--more names {part}, which is in no scenario's name");
+        }
     }
     for (name, why) in HOST_ONLY {
         note(&format!("  {name} ({why})"));
@@ -94,9 +103,35 @@ pub(super) fn arguments(executable: &Path, own: &[String]) -> Result<Vec<String>
     Ok(arguments)
 }
 
-/// The scenario to run without the guard's modules; none, where the user's own arguments choose others.
-pub(super) fn without_modules(own: &[String]) -> Option<&'static str> {
-    let mut filters = own.iter().filter(|argument| !argument.starts_with('-')).peekable();
-    let chosen = filters.peek().is_none() || filters.any(|filter| WITHOUT_MODULES.contains(filter.as_str()));
+/// The scenario to run without the guard's modules; none, where the arguments choose others.
+pub(super) fn without_modules(arguments: &[String]) -> Option<&'static str> {
+    let mut names = names(arguments).peekable();
+    let chosen = names.peek().is_none() || names.any(|name| WITHOUT_MODULES.contains(name.as_str()));
     chosen.then_some(WITHOUT_MODULES)
+}
+
+/// The parts of names among libtest's arguments: what is no option, and no option's value.
+pub(super) fn names(arguments: &[String]) -> impl Iterator<Item = &String> {
+    const WITH_VALUE: [&str; 7] =
+        ["--skip", "--test-threads", "--format", "--color", "--logfile", "--shuffle-seed", "-Z"];
+    let mut is_value = false;
+    arguments.iter().filter(move |argument| {
+        let was_value = std::mem::replace(&mut is_value, WITH_VALUE.contains(&argument.as_str()));
+        !was_value && !argument.starts_with('-')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_is_no_option_and_no_options_value() {
+        let given = |words: &str| words.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let arguments = given("--nocapture guard:: --skip churn --test-threads 2 --test-threads=2 restart::");
+        assert_eq!(names(&arguments).collect::<Vec<_>>(), ["guard::", "restart::"]);
+        assert_eq!(without_modules(&arguments), None);
+        assert_eq!(without_modules(&given("--skip churn")), Some(WITHOUT_MODULES));
+        assert_eq!(without_modules(&given("guard:: unguardable")), Some(WITHOUT_MODULES));
+    }
 }
