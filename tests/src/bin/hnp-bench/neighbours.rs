@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use hnp_tests::agent::{Agent, Config, Route};
 use hnp_tests::cgroup::Driver;
 use hnp_tests::clock::monotonic_ns;
@@ -85,6 +86,8 @@ pub(crate) struct Row {
     pub(crate) quartiles: (f64, f64),
     /// What the agent took of one processor beside the attack here: the median of rounds.
     pub(crate) cpu: f64,
+    /// Connections a second that it was done with meanwhile, the median of rounds: the attack that was asked for took place.
+    pub(crate) ended: f64,
     /// The most that the agent held: descriptors, and resident MiB.
     pub(crate) descriptors: usize,
     pub(crate) resident_mib: f64,
@@ -114,11 +117,12 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "{:<30} {alone:>7.0} {elsewhere:>9.0} {here:>8.0} x {:>6.2} x {:>4.2} ({low:.2} to {high:.2})  \
-                 agent: {:.0} % CPU, {} descriptors, {:.0} MiB",
+                 agent: {:.0} % CPU, {:.0} connections/s, {} descriptors, {:.0} MiB",
                 row.what,
                 row.to_alone,
                 row.to_elsewhere,
                 row.cpu * 100.0,
+                row.ended,
                 row.descriptors,
                 row.resident_mib
             )?;
@@ -152,17 +156,25 @@ fn row(
     rounds: usize,
     window: Duration,
 ) -> Result<Row> {
-    let _managers = scenes.map(|scene| {
-        // Each has a thread: what handshakes cost a manager is none of the agent's.
-        let at = |port| Manager::strict(scene, "manager", port, &scene.server, &scene.clients);
-        [at(HTTP), at(OPAQUE)]
-    });
+    // What a manager does is on other machines: those that only the hostile pod asks give way, as it does. The one that the
+    // quiet pods ask cannot, so what the attack asks of it counts against the agent.
+    let _asked = manager(scenes[1], HTTP);
+    let _attacked: Vec<_> = [(scenes[0], HTTP), (scenes[0], OPAQUE), (scenes[1], OPAQUE)]
+        .into_iter()
+        .map(|(scene, port)| {
+            thread::scope(|scope| {
+                let started = scope.spawn(|| hostile::give_way().map(|()| manager(scene, port)));
+                started.join().map_err(|_| anyhow!("a manager did not start"))?
+            })
+        })
+        .collect::<Result<_>>()?;
     let agents = scenes.map(|scene| Agent::start(scene, &config(scene, attack.limits)));
     let attackers = scenes.map(|scene| scene.pod());
     let pods: Vec<Pod> = (0..QUIET).map(|_| scenes[1].pod()).collect();
     let agent = &agents[1];
     let (mut p50, mut p99) = (<[Vec<f64>; 3]>::default(), <[Vec<f64>; 3]>::default());
-    let (mut descriptors, mut resident, mut cpu) = (0, 0, Vec::new());
+    let (mut descriptors, mut resident, mut cpu, mut ended) = (0, 0, Vec::new(), Vec::new());
+    let so_far = || agent.metrics().sum("hnp_connections_total", &[]);
     // Pools are filled, and what grows with first use has grown.
     quiet(&pods, window)?;
     for round in 0..rounds {
@@ -172,13 +184,15 @@ fn row(
             let way = (round + turn) % 3;
             eprint!("\r{what}: round {} of {rounds}, {:<40}", round + 1, ["alone", "elsewhere", "here"][way]);
             let hostile = if way == 0 { None } else { Some(hostile(&attackers[way - 1], attack)?) };
-            let (began, spent) = (Instant::now(), load::cpu_seconds(agent.pid())?);
+            let (began, spent, before) = (Instant::now(), load::cpu_seconds(agent.pid())?, so_far());
             let took = quiet(&pods, window)?;
-            let spent = (load::cpu_seconds(agent.pid())? - spent) / began.elapsed().as_secs_f64();
+            let seconds = began.elapsed().as_secs_f64();
+            let spent = (load::cpu_seconds(agent.pid())? - spent) / seconds;
             p50[way].push(quantile(&took, 0.5));
             p99[way].push(quantile(&took, 0.99));
             if way == 2 {
                 cpu.push(spent);
+                ended.push((so_far() - before) / seconds);
                 descriptors = descriptors.max(agent.open_files());
                 resident = resident.max(agent.resident_bytes());
             }
@@ -198,9 +212,15 @@ fn row(
         p50: p50.map(|rounds| median(&rounds)),
         p99: p99.map(|rounds| median(&rounds)),
         cpu: median(&cpu),
+        ended: median(&ended),
         descriptors,
         resident_mib: resident as f64 / MIB,
     })
+}
+
+/// On a thread of its own.
+fn manager(scene: &Scene, port: u16) -> Manager {
+    Manager::strict(scene, "manager", port, &scene.server, &scene.clients)
 }
 
 fn config(scene: &Scene, limits: &str) -> Config {
