@@ -269,7 +269,8 @@ impl Cut {
         Self { kill, standing }
     }
 
-    /// What comes of `work`, unless what it is for ends before.
+    /// What comes of `work`, unless what it is for ends before. It is looked at first, so that what was permitted when it
+    /// began, and no longer is, moves nothing.
     ///
     /// # Errors
     /// It ended, and why.
@@ -283,11 +284,12 @@ impl Cut {
     }
 
     /// Whether to end now, and why.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Option<(Reason, String)> {
+    fn poll(&self, cx: &mut Context<'_>) -> Option<(Reason, String)> {
         if self.kill.is_cancelled() {
             return Some((Reason::Drained, "cut at the drain's deadline".to_owned()));
         }
-        if let Some(why) = self.standing.revoked.borrow_mut().take() {
+        // It stays so: whatever is tried again for the same request ends, too.
+        if let Some(why) = self.standing.revoked.borrow().clone() {
             return Some((Reason::PolicyRevoked, why));
         }
         let mut waker = self.standing.waker.borrow_mut();

@@ -62,11 +62,7 @@ pub async fn relay(
     let mut down = Direction::new(down);
     let mut last = Instant::now();
     let mut timer = pin!(sleep_until(last + idle));
-    let (reason, detail) = poll_fn(|cx| {
-        // First, so that what was permitted when it began, and no longer is, moves nothing.
-        if let Some((reason, why)) = cut.poll(cx) {
-            return Poll::Ready((reason, Some(why)));
-        }
+    let relayed = poll_fn(|cx| {
         let before = (up.bytes, down.bytes, up.read_ended, down.read_ended);
         // Down first: when both fail at once, the upstream's alert says more than the broken pipe.
         let down_end = down.poll(upstream, client, cx);
@@ -96,8 +92,8 @@ pub async fn relay(
             timer.as_mut().reset(last + idle);
         }
         Poll::Pending
-    })
-    .await;
+    });
+    let (reason, detail) = cut.unless(relayed).await.unwrap_or_else(|(reason, why)| (reason, Some(why)));
     if reason != Reason::Ok {
         client.reset_on_close();
     }

@@ -123,11 +123,7 @@ pub async fn run(
         begun: false,
     };
     let mut timer = pin!(sleep_until(exchange.expires()));
-    let end = poll_fn(|cx| {
-        // First, so that what was permitted when it began, and no longer is, moves nothing.
-        if let Some((reason, detail)) = terms.cut.poll(cx) {
-            return Poll::Ready(End::Failed(exchange.failure(reason, detail)));
-        }
+    let ended = poll_fn(|cx| {
         if let Poll::Ready(end) = exchange.poll(client, upstream, cx) {
             return Poll::Ready(end);
         }
@@ -144,8 +140,11 @@ pub async fn run(
             timer.as_mut().reset(expires);
         }
         Poll::Pending
-    })
-    .await;
+    });
+    let end = match terms.cut.unless(ended).await {
+        Ok(end) => end,
+        Err((reason, detail)) => End::Failed(exchange.failure(reason, detail)),
+    };
     Ended {
         end,
         up: exchange.up.bytes,

@@ -417,8 +417,7 @@ fn again(
     need: Need,
     attempts: u8,
 ) -> Option<Need> {
-    let was_cut = matches!(failure.reason, Reason::PolicyRevoked | Reason::Drained);
-    if incoming.whole_body.is_none() || failure.answer_begun || was_cut {
+    if incoming.whole_body.is_none() || failure.answer_begun {
         return None;
     }
     match connection.unprocessed() {
